@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * `ringpoll bench NAME ARGUMENTS`: becomes the bench driver, a program of its
+ * own (it wants libevent, which nothing else here needs). It is told where this
+ * installation's shim is, so that it measures that one.
+ */
+#include "command.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int print_help(void)
+{
+    fputs("Usage: ringpoll bench NAME [ARGUMENT]...\n"
+          "Measure ringpoll against epoll on this machine.\n\n"
+          "  readiness   cycles and system calls per request, epoll and ring side by side\n\n"
+          "'ringpoll bench NAME --help' tells what NAME takes. See ringpoll-bench(1).\n",
+          stdout);
+    return finish_output();
+}
+
+int bench_main(int argc, char **argv)
+{
+    if (argc < 2) {
+        complain("'ringpoll bench' needs the name of a measurement, such as readiness (see 'ringpoll bench --help').");
+        return STATUS_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
+        return print_help();
+    char driver[PATH_MAX];
+    if (!find_bench_driver(driver, sizeof(driver)))
+        return STATUS_NOT_FOUND;
+    if (setting("RINGPOLL_PRELOAD") == NULL) {
+        char shim[PATH_MAX];
+        if (!find_preload(shim, sizeof(shim)))
+            return STATUS_REFUSED;
+        if (setenv("RINGPOLL_PRELOAD", shim, 1) != 0) {
+            complain("no memory for the environment.");
+            return STATUS_REFUSED;
+        }
+    }
+    argv[0] = driver;
+    execv(driver, argv);
+    int error = errno;
+    complain("cannot start '%s': %s.", driver, strerror(error));
+    return error == ENOENT ? STATUS_NOT_FOUND : STATUS_CANNOT_RUN;
+}
