@@ -1,0 +1,151 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+#
+# Installs what is missing, builds, and runs every test there is:
+#
+#   build/plain     all warnings fatal; make check (unit, conformance, shim,
+#                   command, real programs; a million differential operations)
+#   build/asan      address and undefined-behaviour sanitizers: unit, conformance
+#   build/tsan      thread sanitizer: unit, conformance
+#   build/no-uring  --with-uring=no: conformance
+#   build/clang     compiles with clang, where there is one
+#   make distcheck, the tarball against the list of files in git, and that a
+#   build leaves nothing behind in the sources
+#
+#   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang dist
+#
+# The last line is "N passed, N failed, N skipped". Exit 0 when nothing failed
+# and something ran. RINGPOLL_DIFFERENTIAL_OPS overrides the length of the
+# differential run of build/plain.
+set -u
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+exec < /dev/null
+
+stages=${*:-plain asan tsan no-uring clang dist}
+for stage in $stages; do
+    case $stage in
+        plain | asan | tsan | no-uring | clang | dist) ;;
+        *) die "no stage is called '$stage': plain asan tsan no-uring clang dist" ;;
+    esac
+done
+wanted() { [[ " $stages " == *" $1 "* ]]; }
+
+# What the caller's environment says about the shim is not for the tests.
+unset RINGPOLL RINGPOLL_MASK RINGPOLL_PROFILE RINGPOLL_STATS LD_PRELOAD
+export LC_ALL=C
+plain_ops=${RINGPOLL_DIFFERENTIAL_OPS:-1000000}
+
+work=$top/build
+mkdir -p "$work"
+untracked() { git -C "$top" status --porcelain --untracked-files=all 2> /dev/null | grep '^??' | sort; }
+untracked_before=$(untracked)
+started=$SECONDS
+
+testsuite_of_python() { python3 -c 'import sys; print("libpython%d.%d-testsuite" % sys.version_info[:2])'; }
+install_missing required "${build_needs[@]}" g++:g++ '/usr/include/gtest/gtest.h:libgtest-dev' python3:python3 \
+    timeout:coreutils
+install_missing wanted '/usr/include/event2/event.h:libevent-dev' '/usr/include/uv.h:libuv1-dev' \
+    '/usr/include/liburing.h:liburing-dev' memcached:memcached redis-server:redis-server \
+    redis-benchmark:redis-tools nginx:nginx haproxy:haproxy node:nodejs tmux:tmux wrk:wrk strace:strace \
+    "/usr/lib/python3*/test/test_epoll.py:$(testsuite_of_python)"
+generate_configure
+
+# check_tree NAME TARGETS CONFIGURE-FLAGS…: configure, build, test, count.
+check_tree() {
+    local name=$1 targets=$2 tree=$work/$1 begin=$SECONDS
+    shift 2
+    say "$name: configure $*"
+    if ! configure_tree "$tree" "$@" || ! make_tree "$tree" all; then
+        count failed "build/$name does not build"
+        return
+    fi
+    find "$tree" -name '*.trs' -delete
+    # The harness fails when a test does; the logs tell more, so its own word
+    # matters only when they are silent.
+    # shellcheck disable=SC2086
+    if ! make -C "$tree" -j "$jobs" -k $targets > "$tree/check.out" 2>&1; then
+        if ! grep -q '^# TOTAL' "$tree/check.out"; then
+            grep -nE 'error|undefined reference|\*\*\*' "$tree/check.out" | head -n 20
+            tail -n 40 "$tree/check.out"
+            count failed "build/$name: the tests do not build"
+        elif grep -qE '^make.*\*\*\* .*\.(l?o|test)\]|No rule to make target' "$tree/check.out"; then
+            grep -nE 'error|\*\*\*' "$tree/check.out" | head -n 20
+            count failed "build/$name: not all tests build"
+        fi
+    fi
+    tally_tree "$tree"
+    echo "build/$name took $((SECONDS - begin)) s"
+}
+
+if wanted plain; then
+    export RINGPOLL_DIFFERENTIAL_OPS=$plain_ops
+    check_tree plain check --enable-werror
+    why_skipped "$work/plain"
+fi
+export RINGPOLL_DIFFERENTIAL_OPS=30000
+if wanted asan; then
+    # The shim is loaded before the runtime it needs, which comes with the
+    # program: that order is meant.
+    export ASAN_OPTIONS=verify_asan_link_order=0:detect_stack_use_after_return=1:abort_on_error=0
+    export UBSAN_OPTIONS=print_stacktrace=1
+    check_tree asan check-rooms --disable-static --enable-sanitize=address,undefined 'CFLAGS=-O1 -g' 'CXXFLAGS=-O1 -g'
+fi
+if wanted tsan; then
+    export TSAN_OPTIONS=halt_on_error=0:second_deadlock_stack=1
+    check_tree tsan check-rooms --disable-static --enable-sanitize=thread 'CFLAGS=-O1 -g' 'CXXFLAGS=-O1 -g'
+fi
+unset ASAN_OPTIONS UBSAN_OPTIONS TSAN_OPTIONS
+if wanted no-uring; then
+    check_tree no-uring 'check-rooms ROOMS=conformance' --disable-static --with-uring=no --enable-werror 'CXXFLAGS=-O0'
+fi
+if wanted clang; then
+    say "clang"
+    if ! have clang; then
+        count skipped "there is no clang"
+    elif configure_tree "$work/clang" CC=clang --disable-tests --enable-werror && make_tree "$work/clang" all; then
+        count ok "it compiles with clang"
+    else
+        count failed "it compiles with clang"
+    fi
+fi
+
+# ---------------------------------------------------------------- the tarball
+if wanted dist; then
+    say "distcheck"
+    tree=$work/dist
+    if configure_tree "$tree" && make_tree "$tree" distcheck \
+        DISTCHECK_CONFIGURE_FLAGS='--disable-tests --enable-werror'; then
+        count ok "make distcheck"
+    else
+        count failed "make distcheck"
+    fi
+    tarball=$(find "$tree" -maxdepth 1 -name 'ringpoll-*.tar.gz' | head -n 1)
+    if [ -z "$tarball" ]; then
+        count skipped "the tarball has every file: there is none"
+    elif [ ! -e "$top/.git" ]; then
+        count skipped "the tarball has every file: this is no git tree"
+    else
+        lost=$(comm -23 <(git -C "$top" ls-files | grep -vxF .gitignore | sort) \
+            <(tar tzf "$tarball" | sed 's,^[^/]*/,,' | sort))
+        if [ -z "$lost" ]; then
+            count ok "the tarball has every file"
+        else
+            echo "git has these, the tarball does not (EXTRA_DIST):"
+            sed 's/^/    /' <<< "$lost"
+            count failed "the tarball has every file"
+        fi
+    fi
+fi
+if [ -e "$top/.git" ]; then
+    litter=$(comm -13 <(echo "$untracked_before") <(untracked))
+    if [ -z "$litter" ]; then
+        count ok "building and testing leaves nothing in the sources"
+    else
+        sed 's/^/    /' <<< "$litter"
+        count failed "building and testing leaves nothing in the sources"
+    fi
+fi
+
+say "all took $((SECONDS - started)) s"
+echo "$total_passed passed, $total_failed failed, $total_skipped skipped"
+[ "$total_failed" -eq 0 ] && [ "$total_passed" -gt 0 ]
