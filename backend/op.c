@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Slots for operations in flight; the states and who owns what stand in op.h.
+ *
+ * Invariants:
+ *  - A slot's address never changes, and its memory lives as long as the table:
+ *    a completion that comes late finds a slot, if only to see that it is stale.
+ *  - A generation belongs to one life of a slot. It changes on the step to FREE,
+ *    so whatever the kernel still says about the last life does not match.
+ *    The generation is 24 bits wide and never 0: no user_data of an op is 0.
+ *  - count[] sums up to the number of slots; FREE ones stand in the free list,
+ *    the last freed first (it is the one in the cache).
+ *
+ * Memory comes in pages from the kernel, not from malloc: the table may grow
+ * inside a program's malloc replacement or signal handler.
+ */
+#include "op.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "sys.h"
+
+/* generation | slot | kind in 24, 32 and 8 bits. */
+#define KIND_BITS 8
+#define SLOT_BITS 32
+#define GENERATION_MASK 0xffffffu
+#define PAGE_BYTES (RP_OP_PAGE * sizeof(struct rp_op))
+#define FIRST_CAPACITY 512u /* one 4 KiB page of pointers: 131072 slots */
+
+static const uint8_t edges[RP_OP_STATES] = {
+    [RP_OP_FREE] = 1u << RP_OP_QUEUED,
+    [RP_OP_QUEUED] = 1u << RP_OP_INFLIGHT | 1u << RP_OP_ORPHANED | 1u << RP_OP_FREE,
+    [RP_OP_INFLIGHT] = 1u << RP_OP_CANCELING | 1u << RP_OP_ORPHANED | 1u << RP_OP_FREE,
+    [RP_OP_CANCELING] = 1u << RP_OP_ORPHANED | 1u << RP_OP_FREE,
+    [RP_OP_ORPHANED] = 1u << RP_OP_FREE,
+};
+
+void rp_op_table_init(struct rp_op_table *table)
+{
+    memset(table, 0, sizeof(*table));
+}
+
+void rp_op_table_fini(struct rp_op_table *table)
+{
+    if (!table)
+        return;
+    for (uint32_t page = 0; page < table->pages_used; page++)
+        rp_sys_pages_free(table->pages[page], PAGE_BYTES);
+    if (table->pages)
+        rp_sys_pages_free(table->pages, table->pages_capacity * sizeof(*table->pages));
+    rp_op_table_init(table);
+}
+
+static bool grow(struct rp_op_table *table)
+{
+    if (table->pages_used == table->pages_capacity) {
+        uint32_t capacity = table->pages_capacity ? table->pages_capacity * 2 : FIRST_CAPACITY;
+        struct rp_op **pages = rp_sys_pages(capacity * sizeof(*pages));
+        if (!pages)
+            return false;
+        if (table->pages) {
+            memcpy(pages, table->pages, table->pages_used * sizeof(*pages));
+            rp_sys_pages_free(table->pages, table->pages_capacity * sizeof(*pages));
+        }
+        table->pages = pages;
+        table->pages_capacity = capacity;
+    }
+    struct rp_op *ops = rp_sys_pages(PAGE_BYTES);
+    if (!ops)
+        return false;
+    uint32_t first = table->pages_used * RP_OP_PAGE;
+    for (uint32_t i = 0; i < RP_OP_PAGE; i++) {
+        ops[i].slot = first + i;
+        ops[i].generation = 1;
+        ops[i].next_free = i + 1 < RP_OP_PAGE ? first + i + 2 : 0;
+    }
+    table->pages[table->pages_used++] = ops;
+    table->free_head = first + 1;
+    table->count[RP_OP_FREE] += RP_OP_PAGE;
+    return true;
+}
+
+static inline struct rp_op *op_at(const struct rp_op_table *table, uint32_t slot)
+{
+    return &table->pages[slot / RP_OP_PAGE][slot % RP_OP_PAGE];
+}
+
+struct rp_op *rp_op_new(struct rp_op_table *table, enum rp_op_kind kind, void *owner)
+{
+    assert(kind != RP_OP_NONE);
+    if (table->free_head == 0 && !grow(table))
+        return NULL;
+    struct rp_op *op = op_at(table, table->free_head - 1);
+    op->kind = (uint8_t)kind;
+    op->owner = owner;
+    rp_op_step(table, op, RP_OP_QUEUED);
+    return op;
+}
+
+uint64_t rp_op_user_data(const struct rp_op_table *table, const struct rp_op *op)
+{
+    (void)table;
+    return (uint64_t)op->generation << (SLOT_BITS + KIND_BITS) | (uint64_t)op->slot << KIND_BITS | op->kind;
+}
+
+struct rp_op *rp_op_find(struct rp_op_table *table, uint64_t user_data)
+{
+    if ((uint8_t)user_data == RP_OP_NONE)
+        return NULL;
+    uint32_t slot = (uint32_t)(user_data >> KIND_BITS);
+    if (slot / RP_OP_PAGE < table->pages_used) {
+        struct rp_op *op = op_at(table, slot);
+        /* A FREE op's generation has never been handed out, but its number could be guessed. */
+        if (op->generation == user_data >> (SLOT_BITS + KIND_BITS) && op->kind == (uint8_t)user_data &&
+            op->state != RP_OP_FREE)
+            return op;
+    }
+    table->stale++;
+    return NULL;
+}
+
+void rp_op_step(struct rp_op_table *table, struct rp_op *op, enum rp_op_state to)
+{
+    bool legal = (unsigned)to < RP_OP_STATES && (edges[op->state] >> to & 1u);
+    assert(legal);
+    if (!legal) /* built with NDEBUG: a table that stays whole is worth more than the step */
+        return;
+    table->count[op->state]--;
+    table->count[to]++;
+    if (op->state == RP_OP_FREE) {
+        assert(table->free_head == op->slot + 1);
+        table->free_head = op->next_free;
+    }
+    op->state = (uint8_t)to;
+    if (to == RP_OP_ORPHANED) {
+        op->owner = NULL;
+    } else if (to == RP_OP_FREE) {
+        op->owner = NULL;
+        op->generation = op->generation == GENERATION_MASK ? 1 : op->generation + 1;
+        op->next_free = table->free_head;
+        table->free_head = op->slot + 1;
+    }
+}
+
+uint32_t rp_op_busy(const struct rp_op_table *table)
+{
+    return table->count[RP_OP_QUEUED] + table->count[RP_OP_INFLIGHT] + table->count[RP_OP_CANCELING] +
+           table->count[RP_OP_ORPHANED];
+}

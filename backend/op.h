@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * In-flight operation slots.
+ *
+ *   FREE → QUEUED → INFLIGHT → CANCELING → FREE
+ *                      └→ FREE      (final completion)
+ *   QUEUED may end at once (→ FREE) when its SQE was never handed over.
+ *   An op whose owner has gone is ORPHANED: the same as CANCELING, but its
+ *   completion is dropped.  QUEUED | INFLIGHT | CANCELING → ORPHANED → FREE.
+ *
+ * The set owns an op from QUEUED to its final completion (no F_MORE). user_data
+ * is generation | slot | kind, never a pointer: a completion whose generation
+ * is not the slot's is stale, is counted and dropped. One function,
+ * rp_op_step(), makes every edge and asserts that it is one of the above.
+ */
+#ifndef RP_OP_H
+#define RP_OP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum rp_op_state { RP_OP_FREE, RP_OP_QUEUED, RP_OP_INFLIGHT, RP_OP_CANCELING, RP_OP_ORPHANED, RP_OP_STATES };
+
+enum rp_op_kind {
+    RP_OP_NONE = 0, /* completions that nobody wants: cancels, updates */
+    RP_OP_POLL,     /* owner: struct rp_watch */
+    RP_OP_KERNEL,   /* the hidden epoll instance; owner: struct rp_set */
+    RP_OP_TEST,     /* unit tests */
+};
+
+struct rp_op {
+    void *owner;        /* NULL when ORPHANED or FREE */
+    uint32_t generation; /* 24 bits used; never 0 */
+    uint32_t next_free;
+    uint32_t slot;      /* its number in the table */
+    uint8_t state;      /* enum rp_op_state */
+    uint8_t kind;       /* enum rp_op_kind */
+};
+
+struct rp_op_table {
+    struct rp_op **pages; /* each of RP_OP_PAGE slots; slots never move */
+    uint32_t pages_used, pages_capacity;
+    uint32_t free_head;   /* slot + 1, 0: none */
+    uint32_t count[RP_OP_STATES];
+    uint64_t stale;
+};
+#define RP_OP_PAGE 256u
+
+void rp_op_table_init(struct rp_op_table *table);
+void rp_op_table_fini(struct rp_op_table *table);
+/* A slot in state QUEUED, or NULL (no memory). */
+struct rp_op *rp_op_new(struct rp_op_table *table, enum rp_op_kind kind, void *owner);
+uint64_t rp_op_user_data(const struct rp_op_table *table, const struct rp_op *op);
+/* The op that this user_data names, or NULL when it is stale (counted) or of
+ * kind NONE (not counted). */
+struct rp_op *rp_op_find(struct rp_op_table *table, uint64_t user_data);
+void rp_op_step(struct rp_op_table *table, struct rp_op *op, enum rp_op_state to);
+/* Ops in any state but FREE. */
+uint32_t rp_op_busy(const struct rp_op_table *table);
+
+#endif

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One io_uring: the only file pair that touches SQ and CQ memory and barriers.
+ * Nothing here knows what an operation means. A ring belongs to the thread that
+ * made it; no function may be called by another thread.
+ */
+#ifndef RP_RING_H
+#define RP_RING_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "abi.h"
+
+struct rp_ring_options {
+    unsigned sq_entries, cq_entries;
+    bool sqpoll, sq_aff;
+    unsigned sq_thread_cpu, sq_thread_idle_ms;
+    uint64_t features; /* RINGPOLL_FEATURE_* that may be used */
+    bool single_thread; /* the process has one thread: register the ring fd */
+};
+
+struct rp_ring {
+    int fd;              /* -1: not made */
+    int enter_fd;        /* fd, or the registered index */
+    unsigned enter_flags; /* always or-ed in: REGISTERED_RING, NO_IOWAIT */
+    unsigned setup_flags;
+    unsigned kernel_features; /* IORING_FEAT_* */
+    uint64_t features;        /* RINGPOLL_FEATURE_* this ring really runs with */
+    /* submission */
+    uint32_t *sq_head, *sq_tail, *sq_flags, *sq_array;
+    struct rp_sqe *sqes;
+    uint32_t sq_mask, sq_entries;
+    uint32_t sqe_tail;  /* ours: next to fill */
+    uint32_t sqe_head;  /* ours: first not yet handed to the kernel */
+    /* completion */
+    uint32_t *cq_head, *cq_tail, *cq_overflow;
+    struct rp_cqe *cqes;
+    uint32_t cq_mask, cq_entries;
+    /* mappings */
+    void *map_sq, *map_cq, *map_sqes;
+    size_t map_sq_size, map_cq_size, map_sqes_size;
+    /* counters, for stats */
+    uint64_t enters, sqes_submitted, cqes_reaped, overflows;
+};
+
+/* Makes a ring, descending the flag ladder on EINVAL (DEFER_TASKRUN |
+ * SINGLE_ISSUER, COOP_TASKRUN | TASKRUN_FLAG, SINGLE_ISSUER…, none; then without
+ * SUBMIT_ALL, CLAMP, CQSIZE, NO_SQARRAY) and halving sq_entries and cq_entries
+ * on ENOMEM. 0 or -errno; nothing is left behind on failure. */
+int rp_ring_init(struct rp_ring *ring, const struct rp_ring_options *options);
+/* Unmaps and closes. The caller has seen to it that nothing is in flight. NULL
+ * and never-made rings are fine. */
+void rp_ring_fini(struct rp_ring *ring);
+/* After a fork, in the child: closes the inherited fd, touches nothing else. */
+void rp_ring_abandon(struct rp_ring *ring);
+/* Gives up the registered ring fd (the process has got a second thread). */
+void rp_ring_unregister_fd(struct rp_ring *ring);
+
+/* A zeroed SQE to fill, or NULL when the SQ is full (then enter first). It is
+ * queued from this moment on. */
+struct rp_sqe *rp_ring_get_sqe(struct rp_ring *ring);
+/* SQEs filled and not yet taken by the kernel. */
+static inline unsigned rp_ring_queued(const struct rp_ring *ring)
+{
+    return ring->sqe_tail - ring->sqe_head;
+}
+
+/* Hands all queued SQEs to the kernel, runs pending task work (GETEVENTS is
+ * always passed) and waits until the CQ holds `min_complete` completions.
+ * `timeout` is relative, NULL for ever (ignored when min_complete is 0);
+ * `sigmask` NULL leaves the mask alone; both need EXT_ARG. Returns the number
+ * of SQEs taken, or -errno: -EINTR, -ETIME, -EBUSY, -EAGAIN (task memory; SQEs
+ * stay queued), -EBADR (a completion was dropped), -EEXIST (another thread's
+ * ring), -EPERM, -EBADFD, -ENXIO. Each meaning stands at its place in ring.c.
+ * SQPOLL is woken when it sleeps. */
+int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct timespec *timeout,
+                  const sigset_t *sigmask);
+
+/* Work waits that only an enter with GETEVENTS runs (TASKRUN), or the kernel
+ * holds completions back (CQ_OVERFLOW). Always false on a ring without
+ * TASKRUN_FLAG and overflow. */
+static inline bool rp_ring_wants_enter(const struct rp_ring *ring)
+{
+    return (__atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE) & (RP_SQ_TASKRUN | RP_SQ_CQ_OVERFLOW)) != 0;
+}
+
+/* The CQE at the head or NULL. It stays valid until rp_ring_seen(). */
+static inline struct rp_cqe *rp_ring_peek(const struct rp_ring *ring)
+{
+    uint32_t head = *ring->cq_head;
+    if (head == __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE))
+        return NULL;
+    return &ring->cqes[head & ring->cq_mask];
+}
+static inline void rp_ring_seen(struct rp_ring *ring)
+{
+    ring->cqes_reaped++;
+    __atomic_store_n(ring->cq_head, *ring->cq_head + 1, __ATOMIC_RELEASE);
+}
+
+#endif
