@@ -69,7 +69,7 @@ services_may_start() {
 }
 at_leave services_may_start
 
-apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 "$@" < /dev/null; }
+apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@" < /dev/null; }
 
 # install_missing required|wanted THING:PACKAGE…
 # What is required and cannot be had ends the script; what is only wanted is
