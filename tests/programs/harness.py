@@ -1,0 +1,660 @@
+# SPDX-License-Identifier: MIT
+"""Real programs, real clients: what all tests of this folder share.
+
+A suite is a list of cases. The body of a case starts an unmodified program,
+talks to it as its users do, and returns what it saw. The harness runs every
+body twice, on plain epoll (the oracle) and with its polls on a ring
+(RINGPOLL=require and the preload library), and a case passes when neither run
+failed a check and both returned the same. So a test can hardly be wrong about
+what a program does: it only has to ask for the same thing twice.
+
+What is promised of every case, beside its own checks:
+ - All processes have ended, by their pids. The test process is the subreaper
+   of all that it starts, so daemons and orphans are seen too; one that is left
+   over fails the case (and is killed).
+ - Where a program listened, the port can be bound at the first try as soon as
+   the program was waited for.
+ - In ring mode the program's report ($RINGPOLL_STATS) shows that a ring carried
+   events, or says why not, where the case asks for that.
+ - A case that hangs is ended by a watchdog, which says what every process
+   waited for.
+
+Servers listen on an address of their own in 127/8: a client's ephemeral port is
+always on 127.0.0.1, so a port that was free stays free, also when several tests
+run at once.
+
+Environment: RINGPOLL_PRELOAD (path of the preload library), RINGPOLL_TEST_CASES
+(comma-separated names: only these), RINGPOLL_TEST_MODES (epoll,ring),
+RINGPOLL_TEST_KEEP=1 (keep the directories and logs), RINGPOLL_TEST_SEED.
+"""
+
+import ctypes
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+
+PR_SET_CHILD_SUBREAPER = 36
+SKIP = 77
+HERE = os.path.dirname(os.path.abspath(__file__))
+# Long enough for a machine that runs eight of these at once, short beside the
+# "for ever" of an event that is lost.
+PATIENCE_S = 30.0
+
+
+class Failure(AssertionError):
+    """A check of a case that did not hold."""
+
+
+class Skipped(Exception):
+    """A case that cannot be run here, with its reason."""
+
+
+class Hung(Failure):
+    """The watchdog's exception."""
+
+
+def find_program(name):
+    path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin"
+    return shutil.which(name, path=path)
+
+
+def find_preload():
+    """The preload library: named, or where the build leaves it."""
+    named = os.environ.get("RINGPOLL_PRELOAD")
+    if named:
+        return named
+    tops = [os.environ.get("top_builddir") or ".", os.path.join(HERE, "..", "..")]
+    for top in tops:
+        path = os.path.join(top, "adapters", "preload", ".libs", "libringpoll-preload.so")
+        if os.path.exists(path):
+            return os.path.abspath(path)
+    return None
+
+
+def with_sanitizer(preload):
+    """A library built with a sanitizer needs the sanitizer's runtime before it."""
+    try:
+        out = subprocess.run(["ldd", preload.split()[-1]], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                             text=True, check=False).stdout
+    except OSError:
+        return preload
+    runtimes = re.findall(r"=> (\S*lib(?:asan|tsan|ubsan)\.so\S*)", out)
+    return " ".join(runtimes + [preload])
+
+
+def clean_environment():
+    return {key: value for key, value in os.environ.items()
+            if not key.startswith("RINGPOLL") and key != "LD_PRELOAD"}
+
+
+def ring_is_available(preload):
+    """None, or in one sentence why the ring's half of the tests cannot run."""
+    env = clean_environment()
+    env.update(LD_PRELOAD=preload, RINGPOLL="require")
+    code = "import select; e = select.epoll(); e.poll(0)"
+    done = subprocess.run(["/usr/bin/python3", "-I", "-c", code], env=env, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False)
+    if done.returncode == 0:
+        if "cannot be preloaded" in done.stderr:
+            return done.stderr.strip()
+        return None
+    return "an epoll program under RINGPOLL=require ended with status %d: %s" % (
+        done.returncode, done.stderr.strip() or "(silently)")
+
+
+def descendants():
+    """{pid: name} of every process below this one."""
+    parent_of, name_of = {}, {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open("/proc/%s/stat" % entry) as file:
+                text = file.read()
+        except OSError:
+            continue
+        name, rest = text[text.index("(") + 1:text.rindex(")")], text[text.rindex(")") + 2:].split()
+        parent_of[int(entry)], name_of[int(entry)] = int(rest[1]), name
+    found, me = {}, os.getpid()
+    for pid in parent_of:
+        above, hops = pid, 0
+        while above in parent_of and above != me and hops < 100:
+            above, hops = parent_of[above], hops + 1
+        if above == me and pid != me:
+            found[pid] = name_of[pid]
+    return found
+
+
+def describe_process(pid):
+    """What each thread of a process waits for, as far as /proc tells."""
+    lines = []
+    try:
+        for task in sorted(os.listdir("/proc/%d/task" % pid), key=int):
+            base = "/proc/%d/task/%s/" % (pid, task)
+            words = []
+            for item in ("comm", "wchan", "syscall"):
+                try:
+                    with open(base + item) as file:
+                        words.append(file.read().strip())
+                except OSError as error:
+                    words.append(error.strerror)
+            lines.append("      thread %s: %s" % (task, " | ".join(words)))
+    except OSError:
+        lines.append("      (gone)")
+    return "\n".join(lines)
+
+
+class Process:
+    """A started program. Its output goes to files, so that no pipe can fill."""
+
+    def __init__(self, run, argv, env, stdin, cwd, name, preexec):
+        self.run, self.name = run, name
+        self.out_path = os.path.join(run.directory, "%s.%d.out" % (name, len(run.processes)))
+        self.err_path = self.out_path[:-3] + "err"
+        with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
+            self.popen = subprocess.Popen(argv, env=env, stdin=stdin, stdout=out, stderr=err,
+                                          cwd=cwd or run.directory, start_new_session=True, preexec_fn=preexec)
+        self.pid, self.argv = self.popen.pid, argv
+        run.processes.append(self)
+
+    def output(self):
+        with open(self.out_path, errors="replace") as file:
+            return file.read()
+
+    def errors(self):
+        with open(self.err_path, errors="replace") as file:
+            return file.read()
+
+    def alive(self):
+        return self.popen.poll() is None
+
+    def send_signal(self, number):
+        self.popen.send_signal(number)
+
+    def wait(self, timeout=PATIENCE_S):
+        try:
+            return self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise Failure("%s (pid %d) does not end:\n%s" % (self.name, self.pid, describe_process(self.pid))) from None
+
+    def finish(self, status=0, timeout=PATIENCE_S):
+        """Waits for a program that ends by itself; returns its output."""
+        got = self.wait(timeout)
+        if status is not None and got != status:
+            raise Failure("%s ended with status %d, not %d: %s" %
+                          (self.name, got, status, (self.errors() or self.output())[-2000:]))
+        return self.output()
+
+    def end(self, number=signal.SIGTERM, status=None, timeout=PATIENCE_S):
+        """Ends it by a signal, waits, and returns its status."""
+        if self.alive():
+            self.send_signal(number)
+        got = self.wait(timeout)
+        if status is not None:
+            check(got in (status if isinstance(status, tuple) else (status,)),
+                  "%s ended with status %d, not %s: %s", self.name, got, status, self.errors()[-2000:])
+        return got
+
+
+class Run:
+    """One run of one case's body in one mode."""
+
+    def __init__(self, suite, case, mode):
+        self.suite, self.case, self.mode = suite, case, mode
+        self.directory = tempfile.mkdtemp(prefix="ringpoll-%s-" % suite.name)
+        self.processes, self.notes, self.expected_rings = [], [], []
+        self.stats_directory = os.path.join(self.directory, "stats")
+        os.mkdir(self.stats_directory)
+        self.sockets = []
+
+    # -- starting programs ---------------------------------------------------
+
+    def environment(self, extra=None, shim=True):
+        env = clean_environment()
+        env.update(LC_ALL="C.UTF-8", HOME=self.directory, TMPDIR=self.directory)
+        env.update(extra or {})
+        if shim and self.mode == "ring":
+            env.update(self.ring_variables())
+        return env
+
+    def ring_variables(self):
+        return {"LD_PRELOAD": self.suite.preload, "RINGPOLL": "require", "RINGPOLL_PROFILE": self.suite.profile,
+                "RINGPOLL_STATS": os.path.join(self.stats_directory, "%p"),
+                "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0"}
+
+    def start(self, argv, env=None, shim=True, stdin=subprocess.DEVNULL, cwd=None, name=None, preexec=None):
+        program = find_program(argv[0]) or argv[0]
+        return Process(self, [program] + [str(word) for word in argv[1:]], self.environment(env, shim), stdin, cwd,
+                       name or os.path.basename(argv[0]), preexec)
+
+    def call(self, argv, timeout=PATIENCE_S, status=0, **options):
+        """Runs a program to its end; returns its output."""
+        return self.start(argv, **options).finish(status, timeout)
+
+    def file(self, name, content=b""):
+        path = os.path.join(self.directory, name)
+        with open(path, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    # -- talking to them -----------------------------------------------------
+
+    def free_port(self):
+        with socket.socket() as probe:
+            probe.bind((self.suite.address, 0))
+            return probe.getsockname()[1]
+
+    def connect(self, where, timeout=PATIENCE_S):
+        """A connected stream socket; `where` is a port, or the path of a socket."""
+        if isinstance(where, int):
+            conn = socket.socket(socket.AF_INET)
+            target = (self.suite.address, where)
+        else:
+            conn, target = socket.socket(socket.AF_UNIX), where
+        conn.settimeout(timeout)
+        conn.connect(target)
+        if isinstance(where, int):
+            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sockets.append(conn)
+        return conn
+
+    def wait_for_listener(self, process, where, timeout=PATIENCE_S):
+        """Until `where` is listened on; without a connection, so that the
+        program under test has seen none."""
+        deadline = time.monotonic() + timeout
+        while not (self.is_tcp_listener(where) if isinstance(where, int) else self.is_unix_listener(where)):
+            if not process.alive():
+                raise Failure("%s ended at once with status %d: %s" %
+                              (process.name, process.popen.returncode, (process.errors() or process.output())[-2000:]))
+            if time.monotonic() > deadline:
+                raise Failure("%s never listened on %s:\n%s" % (process.name, where, describe_process(process.pid)))
+            select.select([], [], [], 0.005)
+
+    def is_tcp_listener(self, port):
+        wanted = "%08X:%04X" % (int.from_bytes(socket.inet_aton(self.suite.address), "little"), port)
+        with open("/proc/net/tcp") as file:
+            return any(words[1] == wanted and words[3] == "0A" for words in map(str.split, file))
+
+    def is_unix_listener(self, path):
+        with open("/proc/net/unix") as file:
+            return any(words[-1] == path and words[3] == "00010000" for words in map(str.split, file))
+
+    def check_port_is_free(self, port, reuse):
+        """The first try to bind must succeed: call it right after the wait."""
+        with socket.socket() as probe:
+            if reuse:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.suite.address, port))
+                probe.listen(1)
+            except OSError as error:
+                began = time.monotonic()
+                while time.monotonic() < began + 5:
+                    try:
+                        with socket.socket() as again:
+                            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if reuse else 0)
+                            again.bind((self.suite.address, port))
+                            again.listen(1)
+                        raise Failure("the port could be bound only %.1f ms after the end of the program" %
+                                      ((time.monotonic() - began) * 1e3)) from None
+                    except OSError:
+                        select.select([], [], [], 0.001)
+                raise Failure("the port cannot be bound again: %s" % error.strerror) from None
+
+    def kill_and_rebind(self, process, port, conns=()):
+        """SIGKILL of a program and all its children; the listener's port must be
+        free as soon as they were waited for, and the peers must see the end."""
+        below = self.family(process.pid)
+        for pid in below:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        process.wait()
+        for pid in below:
+            if pid != process.pid:
+                try:
+                    os.waitpid(pid, 0)
+                except ChildProcessError:
+                    pass
+        self.check_port_is_free(port, reuse=bool(conns))
+        for conn in conns:
+            check_ended(conn)
+
+    def family(self, pid):
+        """`pid` and all its descendants."""
+        found = [pid]
+        for member in found:
+            try:
+                for task in os.listdir("/proc/%d/task" % member):
+                    with open("/proc/%d/task/%s/children" % (member, task)) as file:
+                        found += [int(word) for word in file.read().split()]
+            except OSError:
+                continue
+        return found
+
+    # -- the ring's own word -------------------------------------------------
+
+    def expect_ring(self, process=None, at_least_rings=1, cqes=1):
+        """In ring mode the reports of this case must show rings that carried events."""
+        self.expected_rings.append((process.pid if process else None, at_least_rings, cqes))
+
+    def reports(self):
+        """{pid: {key: value}}: what the library wrote at the end of each process."""
+        found = {}
+        for name in sorted(os.listdir(self.stats_directory)):
+            pid = int(name) if name.isdigit() else 0
+            with open(os.path.join(self.stats_directory, name), errors="replace") as file:
+                for line in file:
+                    words = re.match(r"\s*([A-Za-z_][A-Za-z_0-9-]*)\s*[:= ]\s*(.*)", line)
+                    if not words:
+                        continue
+                    report, key, value = found.setdefault(pid, {}), words.group(1), words.group(2).strip()
+                    if re.fullmatch(r"-?\d+", value):
+                        report[key] = report.get(key, 0) + int(value)
+                    else:
+                        report.setdefault(key, value)
+        return found
+
+    def check_reports(self):
+        if self.mode != "ring":
+            return
+        reports = self.reports()
+        summary = {}
+        for pid, report in reports.items():
+            for key in ("rings_made", "waits", "events", "enters", "cqes", "kernel_waits", "demotions", "ops_in_flight"):
+                if isinstance(report.get(key), int):
+                    summary[key] = summary.get(key, 0) + report[key]
+            if report.get("ops_in_flight", 0) != 0:
+                self.notes.append("pid %d still had %d operations in flight at its end" %
+                                  (pid, report["ops_in_flight"]))
+        reasons = sorted({str(report.get("reason")) for report in reports.values()
+                          if report.get("reason") not in (None, "", "none", "-", 0)})
+        self.summary = "%d reports, %s%s" % (len(reports), " ".join("%s=%d" % item for item in summary.items()),
+                                             ("; reasons: " + ", ".join(reasons)) if reasons else "")
+        for pid, rings, cqes in self.expected_rings:
+            chosen = [report for key, report in reports.items() if pid in (None, key)]
+            if not chosen:
+                raise Failure("no report at the end of %s" % (pid or "any process"))
+            got_rings = sum(report.get("rings_made", 0) for report in chosen)
+            got_cqes = sum(report.get("cqes", 0) for report in chosen)
+            if got_rings < rings or got_cqes < cqes:
+                raise Failure("the ring carried nothing: %d rings, %d completions (at least %d, %d expected); %s" %
+                              (got_rings, got_cqes, rings, cqes, self.summary))
+
+    # -- the end ---------------------------------------------------------------
+
+    def end(self):
+        """Ends what is left; returns its description, empty when nothing was."""
+        for conn in self.sockets:
+            conn.close()
+        left = {}
+        # A process that was told to end may take its moment.
+        deadline = time.monotonic() + 2.0
+        while True:
+            for process in self.processes:
+                process.popen.poll()
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                pass
+            left = descendants()
+            if not left or time.monotonic() > deadline:
+                break
+            select.select([], [], [], 0.01)
+        text = "\n".join("    left over: %s (pid %d)\n%s" % (name, pid, describe_process(pid))
+                         for pid, name in left.items())
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        for process in self.processes:
+            if process.popen.poll() is None:
+                process.popen.wait()
+        try:
+            while True:
+                os.waitpid(-1, 0)
+        except ChildProcessError:
+            pass
+        return text
+
+    def remove(self):
+        if not os.environ.get("RINGPOLL_TEST_KEEP"):
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def check(condition, text="check failed", *values):
+    if not condition:
+        raise Failure(text % values if values else text)
+
+
+def check_equal(got, want, what="value"):
+    if got != want:
+        raise Failure("%s is %s, expected %s" % (what, shorten(got), shorten(want)))
+
+
+def shorten(value, limit=400):
+    text = repr(value)
+    return text if len(text) <= limit else "%s… (%d characters)" % (text[:limit], len(text))
+
+
+def read_exactly(conn, count):
+    parts, have = [], 0
+    while have < count:
+        part = conn.recv(min(count - have, 1 << 20))
+        if not part:
+            raise Failure("the peer closed after %d of %d bytes" % (have, count))
+        parts.append(part)
+        have += len(part)
+    return b"".join(parts)
+
+
+def read_until(conn, mark, limit=1 << 24):
+    """Up to and with `mark`; only for lock-step talk (it must be the last thing sent)."""
+    data = bytearray()
+    while not data.endswith(mark):
+        part = conn.recv(65536)
+        if not part:
+            raise Failure("the peer closed after %s" % shorten(bytes(data)))
+        data += part
+        if len(data) > limit:
+            raise Failure("no end after %d bytes" % len(data))
+    return bytes(data)
+
+
+def check_ended(conn, timeout=3.0):
+    """The peer's FIN (or reset) must come: 'fin' or 'rst'."""
+    conn.settimeout(timeout)
+    try:
+        while conn.recv(65536):
+            pass
+        return "fin"
+    except (ConnectionResetError, BrokenPipeError):
+        return "rst"
+    except (TimeoutError, socket.timeout):
+        raise Failure("no FIN within %.0f s" % timeout) from None
+
+
+def wait_until(condition, what, timeout=PATIENCE_S, pause=0.01):
+    """Waits for a thing that only can be asked for."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise Failure("not within %.0f s: %s" % (timeout, what))
+        select.select([], [], [], pause)
+
+
+def in_threads(jobs):
+    """Runs all at once and returns their results; the first exception is raised."""
+    results, errors = [None] * len(jobs), []
+
+    def work(index, job):
+        try:
+            results[index] = job()
+        except BaseException as error:  # pylint: disable=broad-except
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=item, daemon=True) for item in enumerate(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+class Suite:
+    def __init__(self, name, needs=(), profile="readiness"):
+        self.name, self.needs, self.cases = name, needs, []
+        self.profile = os.environ.get("RINGPOLL_PROFILE", profile)
+        self.preload = None
+        pid = os.getpid()
+        self.address = "127.%d.%d.%d" % (16 + (pid >> 14 & 0x3f), pid >> 7 & 0x7f, 1 + (pid & 0x7f))
+        self.seed = int(os.environ.get("RINGPOLL_TEST_SEED", "1"))
+
+    def case(self, function=None, *, timeout=60):
+        def add(body):
+            body.timeout = timeout
+            self.cases.append(body)
+            return body
+        return add(function) if function else add
+
+    def run_once(self, body, mode):
+        """('pass', value, run) · ('fail', text, run) · ('skip', text, run)"""
+        run = Run(self, body.__name__, mode)
+        run.summary = ""
+
+        def on_alarm(_number, _frame):
+            lines = ["hung; its processes:"]
+            for pid, name in descendants().items():
+                lines.append("    %s (pid %d)\n%s" % (name, pid, describe_process(pid)))
+            # The body may be waiting in a loop of its own: end what it waits for.
+            raise Hung("\n".join(lines))
+
+        signal.signal(signal.SIGALRM, on_alarm)
+        signal.alarm(body.timeout)
+        try:
+            value = body(run)
+            verdict = ("pass", plain(value))
+        except Skipped as reason:
+            verdict = ("skip", str(reason))
+        except Failure as failure:
+            verdict = ("fail", str(failure))
+        except Exception:  # pylint: disable=broad-except
+            verdict = ("fail", traceback.format_exc(limit=-4).strip())
+        finally:
+            signal.alarm(0)
+        if verdict[0] == "fail":
+            details = ["    --- %s, status %s: %s" % (p.name, p.popen.poll(), (p.errors() or p.output())[-1200:].strip())
+                       for p in run.processes if p.errors() or p.popen.poll() not in (None, 0)]
+            verdict = ("fail", "\n".join([verdict[1]] + details[-4:]))
+        left = run.end()
+        if verdict[0] == "pass" and left:
+            verdict = ("fail", left)
+        if verdict[0] == "pass":
+            try:
+                run.check_reports()
+            except Failure as failure:
+                verdict = ("fail", str(failure))
+        return verdict + (run,)
+
+    def main(self):
+        sys.stdout.reconfigure(line_buffering=True)
+        for name in self.needs:
+            if not find_program(name):
+                print("%s: skipped: %s is not installed" % (self.name, name))
+                self.finish(0, 0, len(self.cases))
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        modes = os.environ.get("RINGPOLL_TEST_MODES", "epoll,ring").split(",")
+        if "ring" in modes:
+            self.preload = find_preload()
+            reason = None
+            if not self.preload:
+                reason = "the preload library is not built (RINGPOLL_PRELOAD names it)"
+            else:
+                self.preload = with_sanitizer(self.preload)
+                reason = ring_is_available(self.preload)
+            if reason:
+                print("%s: skipped: %s" % (self.name, reason))
+                self.finish(0, 0, len(self.cases))
+        chosen = os.environ.get("RINGPOLL_TEST_CASES")
+        passed = failed = skipped = 0
+        for body in self.cases:
+            if chosen and body.__name__ not in chosen.split(","):
+                continue
+            values, verdict = {}, "passed"
+            for mode in modes:
+                began = time.monotonic()
+                outcome, value, run = self.run_once(body, mode)
+                took = time.monotonic() - began
+                if outcome == "pass":
+                    values[mode] = value
+                    print("  %-28s %-5s ok      %5.1f s  %s" % (body.__name__, mode, took, run.summary))
+                    for note in run.notes:
+                        print("    note: %s" % note)
+                elif outcome == "skip":
+                    verdict = "skipped"
+                    print("  %-28s %-5s skipped: %s" % (body.__name__, mode, value))
+                else:
+                    verdict = "failed"
+                    print("  %-28s %-5s FAILED  %5.1f s  %s" % (body.__name__, mode, took, value))
+                run.remove()
+                if outcome != "pass" and mode == "epoll":
+                    break
+            if len(values) == 2 and values["epoll"] != values["ring"]:
+                verdict = "failed"
+                print("  %-28s differs: %s" % (body.__name__, first_difference(values["epoll"], values["ring"])))
+            if verdict == "passed":
+                passed += 1
+            elif verdict == "skipped":
+                skipped += 1
+            else:
+                failed += 1
+        self.finish(passed, failed, skipped)
+
+    def finish(self, passed, failed, skipped):
+        print("%s: %d passed, %d failed, %d skipped" % (self.name, passed, failed, skipped))
+        sys.stdout.flush()
+        # Threads of a case that hung may still wait for a peer: leave at once.
+        os._exit(1 if failed else (SKIP if not passed else 0))
+
+
+def plain(value):
+    """A result without tuples, bytes and other things that do not compare or print well."""
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(plain(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode("latin-1")
+    return value
+
+
+def first_difference(on_epoll, on_ring, path=""):
+    """Where two results part, in words."""
+    if isinstance(on_epoll, dict) and isinstance(on_ring, dict):
+        for key in sorted(set(on_epoll) | set(on_ring)):
+            if on_epoll.get(key) != on_ring.get(key) or (key in on_epoll) != (key in on_ring):
+                return first_difference(on_epoll.get(key), on_ring.get(key), "%s.%s" % (path, key))
+    if isinstance(on_epoll, list) and isinstance(on_ring, list):
+        for index, pair in enumerate(zip(on_epoll, on_ring)):
+            if pair[0] != pair[1]:
+                return first_difference(pair[0], pair[1], "%s[%d]" % (path, index))
+        return "%s: %d items on epoll, %d on the ring" % (path or "result", len(on_epoll), len(on_ring))
+    return "%s: on epoll %s, on the ring %s" % (path or "result", shorten(on_epoll), shorten(on_ring))
