@@ -9,8 +9,10 @@
 #   build/tsan      thread sanitizer: unit, conformance
 #   build/no-uring  --with-uring=no: conformance
 #   build/clang     compiles with clang, where there is one
-#   make distcheck, the tarball against the list of files in git, and that a
-#   build leaves nothing behind in the sources
+#   build/dist      make distcheck; the tarball against the list of files in git;
+#                   make install, a program that is built by pkg-config against
+#                   what was installed, make uninstall
+#   and that all this leaves nothing behind in the sources
 #
 #   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang dist
 #
@@ -109,31 +111,97 @@ if wanted clang; then
     fi
 fi
 
-# ---------------------------------------------------------------- the tarball
-if wanted dist; then
-    say "distcheck"
-    tree=$work/dist
-    if configure_tree "$tree" && make_tree "$tree" distcheck \
-        DISTCHECK_CONFIGURE_FLAGS='--disable-tests --enable-werror'; then
-        count ok "make distcheck"
+# ------------------------------------------------- the tarball, the installation
+
+# Runs NAME COMMAND…: counts it, and shows what it printed when it fails.
+try() {
+    local name=$1
+    shift
+    if "$@" > "$work/try.out" 2>&1; then
+        count ok "$name"
     else
-        count failed "make distcheck"
+        tail -n 40 "$work/try.out"
+        count failed "$name"
     fi
-    tarball=$(find "$tree" -maxdepth 1 -name 'ringpoll-*.tar.gz' | head -n 1)
-    if [ -z "$tarball" ]; then
-        count skipped "the tarball has every file: there is none"
-    elif [ ! -e "$top/.git" ]; then
-        count skipped "the tarball has every file: this is no git tree"
+}
+
+tarball_is_complete() { # DIRECTORY
+    local tarball lost
+    tarball=$(find "$1" -maxdepth 1 -name 'ringpoll-*.tar.gz' | head -n 1)
+    [ -n "$tarball" ] || { echo "there is no tarball"; return 1; }
+    lost=$(comm -23 <(git -C "$top" ls-files | grep -vxF .gitignore | sort) \
+        <(tar tzf "$tarball" | sed 's,^[^/]*/,,' | sort))
+    [ -z "$lost" ] || { printf 'git has these, the tarball does not (EXTRA_DIST):\n%s\n' "$lost"; return 1; }
+}
+
+# What a stranger does who has only what was installed.
+consumer() { # PREFIX shared|static COMPILER STANDARD
+    local prefix=$1 kind=$2 compiler=$3 standard=$4 program=$work/consumer-$2
+    local -a static=()
+    [ "$kind" = shared ] || static=(-static)
+    export PKG_CONFIG_PATH=$prefix/lib/pkgconfig
+    cat > "$program.c" << 'END'
+#include <ringpoll/ringpoll.h>
+#include <stdio.h>
+#include <unistd.h>
+
+int main(void)
+{
+    int ends[2], set = ringpoll_create(NULL);
+    struct epoll_event event = {}, got = {};
+    struct timespec soon = {5, 0};
+    event.events = EPOLLIN;
+    event.data.u64 = 42;
+    if (set < 0 || pipe(ends) || ringpoll_ctl(set, EPOLL_CTL_ADD, ends[0], &event) || write(ends[1], "x", 1) != 1)
+        return 1;
+    if (ringpoll_wait(set, &got, 1, &soon, NULL) != 1 || got.data.u64 != 42 || got.events != EPOLLIN)
+        return 2;
+    printf("%s\n", ringpoll_version());
+    return ringpoll_close(ends[0]) || ringpoll_close(set);
+}
+END
+    # shellcheck disable=SC2046
+    "$compiler" "-std=$standard" -D_GNU_SOURCE -Wall -Wextra -Werror -Wno-missing-field-initializers \
+        $([ "$compiler" = g++ ] && echo -x c++) "$program.c" -x none "${static[@]}" -o "$program" \
+        $(pkg-config --cflags --libs ${static:+--static} ringpoll) || return 1
+    [ "$(LD_LIBRARY_PATH=$prefix/lib "$program")" = "$(pkg-config --modversion ringpoll)" ]
+}
+
+installed_command_runs() { # PREFIX
+    "$1/bin/ringpoll" --version && "$1/bin/ringpoll" run -- python3 -c '
+import os, select
+reader, writer = os.pipe()
+poll = select.epoll()
+poll.register(reader, select.EPOLLIN)
+os.write(writer, b"x")
+assert poll.poll(5) == [(reader, select.EPOLLIN)]
+'
+}
+
+nothing_is_left() { # PREFIX
+    local left
+    left=$(find "$1" ! -type d)
+    [ -z "$left" ] || { printf 'uninstall leaves:\n%s\n' "$left"; return 1; }
+}
+
+if wanted dist; then
+    say "the tarball and the installation"
+    tree=$work/dist prefix=$work/dist/prefix
+    rm -rf "$prefix"
+    if ! configure_tree "$tree" "--prefix=$prefix" --disable-tests; then
+        count failed "build/dist: configure"
     else
-        lost=$(comm -23 <(git -C "$top" ls-files | grep -vxF .gitignore | sort) \
-            <(tar tzf "$tarball" | sed 's,^[^/]*/,,' | sort))
-        if [ -z "$lost" ]; then
-            count ok "the tarball has every file"
-        else
-            echo "git has these, the tarball does not (EXTRA_DIST):"
-            sed 's/^/    /' <<< "$lost"
-            count failed "the tarball has every file"
+        try "make distcheck" make_tree "$tree" distcheck DISTCHECK_CONFIGURE_FLAGS='--disable-tests --enable-werror'
+        if [ -e "$top/.git" ]; then
+            try "the tarball has every file that git has" tarball_is_complete "$tree"
         fi
+        try "make install" make_tree "$tree" install
+        try "a C11 program builds by pkg-config and runs" consumer "$prefix" shared gcc gnu11
+        try "the same with the static library" consumer "$prefix" static gcc gnu11
+        try "the same in C++17" consumer "$prefix" shared g++ gnu++17
+        try "the installed command runs a program" installed_command_runs "$prefix"
+        try "make uninstall" make_tree "$tree" uninstall
+        try "make uninstall leaves nothing" nothing_is_left "$prefix"
     fi
 fi
 if [ -e "$top/.git" ]; then
