@@ -15,8 +15,8 @@
  *          the installation is incomplete
  *   126    the program was found and could not be started
  *   127    the program was not found
- * 125 to 127 are what env(1), nohup(1) and timeout(1) answer. Every status but
- * the program's own goes with exactly one sentence on stderr.
+ * 125 to 127 are what env(1), nohup(1) and timeout(1) answer. From 2 on,
+ * every status but the program's own goes with one sentence on stderr.
  */
 #ifndef TOOLS_COMMAND_H
 #define TOOLS_COMMAND_H
@@ -65,6 +65,14 @@ const char *setting(const char *name);
  * of a readable file in path[size]; false, after a sentence, otherwise. */
 bool find_preload(char *path, size_t size);
 bool find_bench_driver(char *path, size_t size);
+
+/* engine.c: what a set of this process would run on. */
+struct engine {
+    bool is_ring;
+    uint32_t reason; /* RINGPOLL_REASON_*: why it is kernel epoll */
+    int error;       /* with RINGPOLL_REASON_NO_RING: negative errno */
+};
+void find_engine(struct engine *engine);
 
 /* program.c: which file a command word stands for, and what will keep the
  * loader from preloading the shim into it. */

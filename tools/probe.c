@@ -19,7 +19,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -77,9 +76,7 @@ struct findings {
     int64_t seccomp_filters; /* how many */
     int64_t memlock_bytes, open_files; /* soft limits */
     bool is_off;             /* RINGPOLL=off */
-    uint32_t engine;         /* RINGPOLL_ENGINE_RING or _KERNEL: what a set runs on */
-    uint32_t reason;         /* RINGPOLL_REASON_*, with _KERNEL */
-    int error;               /* negative errno, with REASON_NO_RING */
+    struct engine engine;
 };
 
 /* ---------------------------------------------------------------- finding */
@@ -126,39 +123,6 @@ static int64_t soft_limit(int resource)
     return limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur > INT64_MAX ? UNLIMITED : (int64_t)limit.rlim_cur;
 }
 
-/* Makes a set, watches something, waits and looks what became of it. */
-static void try_set(struct findings *findings)
-{
-    findings->engine = RINGPOLL_ENGINE_KERNEL;
-    findings->reason = RINGPOLL_REASON_NO_RING;
-    findings->error = findings->probe.error;
-    if (findings->is_off) {
-        findings->reason = RINGPOLL_REASON_ASKED;
-        return;
-    }
-    struct ringpoll_options options = {.size = sizeof(options), .flags = RINGPOLL_CLOEXEC};
-    int set = ringpoll_create(&options);
-    if (set < 0) {
-        findings->error = set;
-        return;
-    }
-    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    struct epoll_event event = {.events = EPOLLIN};
-    struct timespec at_once = {0, 0};
-    struct ringpoll_stats stats = {.size = sizeof(stats)};
-    if (fd >= 0)
-        ringpoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
-    ringpoll_wait(set, &event, 1, &at_once, NULL);
-    if (ringpoll_stats(set, &stats) == 0 && stats.engine != RINGPOLL_ENGINE_NEW) {
-        findings->engine = stats.engine;
-        findings->reason = stats.reason;
-        findings->error = stats.error;
-    }
-    if (fd >= 0)
-        ringpoll_close(fd);
-    ringpoll_close(set);
-}
-
 static int find_all(struct findings *findings)
 {
     memset(findings, 0, sizeof(*findings));
@@ -173,7 +137,10 @@ static int find_all(struct findings *findings)
     findings->memlock_bytes = soft_limit(RLIMIT_MEMLOCK);
     findings->open_files = soft_limit(RLIMIT_NOFILE);
     findings->is_off = setting("RINGPOLL") != NULL && strcmp(setting("RINGPOLL"), "off") == 0;
-    try_set(findings);
+    if (findings->is_off)
+        findings->engine = (struct engine){.reason = RINGPOLL_REASON_ASKED};
+    else
+        find_engine(&findings->engine);
     return 0;
 }
 
@@ -293,13 +260,14 @@ static void print_settings(const struct findings *findings)
 static void print_engine(const struct findings *findings)
 {
     char buffer[ERRNO_NAME_SIZE];
-    if (findings->engine == RINGPOLL_ENGINE_RING)
+    const struct engine *engine = &findings->engine;
+    if (engine->is_ring)
         puts("sets      run on a ring");
-    else if (findings->reason == RINGPOLL_REASON_NO_RING && findings->error != 0)
-        printf("sets      run on kernel epoll: %s (%s)\n", ringpoll_reason_text(findings->reason),
-               errno_name(findings->error, buffer, sizeof(buffer)));
+    else if (engine->error != 0)
+        printf("sets      run on kernel epoll: %s (%s)\n", ringpoll_reason_text(engine->reason),
+               errno_name(engine->error, buffer, sizeof(buffer)));
     else
-        printf("sets      run on kernel epoll: %s\n", ringpoll_reason_text(findings->reason));
+        printf("sets      run on kernel epoll: %s\n", ringpoll_reason_text(engine->reason));
 }
 
 static void print_people(const struct findings *findings)
@@ -430,12 +398,11 @@ static void print_json(const struct findings *findings)
     fputs(", \"open_files\": ", stdout);
     json_number(findings->open_files);
 
-    printf("},\n  \"sets\": {\"engine\": \"%s\", \"reason\": ",
-           findings->engine == RINGPOLL_ENGINE_RING ? "ring" : "kernel");
-    bool on_ring = findings->engine == RINGPOLL_ENGINE_RING;
-    json_string(on_ring ? NULL : ringpoll_reason_text(findings->reason));
+    const struct engine *engine = &findings->engine;
+    printf("},\n  \"sets\": {\"engine\": \"%s\", \"reason\": ", engine->is_ring ? "ring" : "kernel");
+    json_string(engine->is_ring ? NULL : ringpoll_reason_text(engine->reason));
     fputs(", ", stdout);
-    json_errno(on_ring ? 0 : findings->error);
+    json_errno(engine->is_ring ? 0 : engine->error);
 
     fputs("},\n  \"features\": [", stdout);
     for (unsigned i = 0; i < RINGPOLL_FEATURE_COUNT; i++) {
@@ -520,5 +487,5 @@ int probe_main(int argc, char **argv)
     int status = finish_output();
     if (status != STATUS_OK)
         return STATUS_REFUSED;
-    return findings.engine == RINGPOLL_ENGINE_RING ? STATUS_OK : STATUS_NO;
+    return findings.engine.is_ring ? STATUS_OK : STATUS_NO;
 }

@@ -150,22 +150,18 @@ static bool preload(const char *shim)
  * asks again when the program makes its first set. */
 static bool ring_can_be_had(void)
 {
-    struct ringpoll_options options = {
-        .size = sizeof(options),
-        .flags = RINGPOLL_REQUIRE | RINGPOLL_CLOEXEC,
-    };
-    int set = ringpoll_create(&options);
-    if (set >= 0) {
-        ringpoll_close(set);
+    struct engine engine;
+    find_engine(&engine);
+    if (engine.is_ring)
         return true;
-    }
-    char buffer[ERRNO_NAME_SIZE];
+    char buffer[ERRNO_NAME_SIZE], cause[256] = "";
     struct ringpoll_probe found = {.size = sizeof(found)};
-    const char *why = "";
-    if (ringpoll_probe(&found) == 0 && found.knob != RINGPOLL_KNOB_NONE)
-        why = ringpoll_knob_text(found.knob);
-    complain("a ring is required and cannot be had: %s%s%s ('ringpoll probe' tells more).",
-             errno_name(set, buffer, sizeof(buffer)), *why != '\0' ? ", " : "", why);
+    if (engine.error != 0 && ringpoll_probe(&found) == 0) {
+        snprintf(cause, sizeof(cause), " (%s: %s)", errno_name(engine.error, buffer, sizeof(buffer)),
+                 ringpoll_knob_text(found.knob));
+    }
+    complain("a ring is required and cannot be had: %s%s; 'ringpoll probe' tells more.",
+             ringpoll_reason_text(engine.reason), cause);
     return false;
 }
 
@@ -176,13 +172,13 @@ static bool apply(const struct request *request)
            (request->stats == NULL || setenv("RINGPOLL_STATS", request->stats, 1) == 0);
 }
 
-/* Does not come back when it works. As execvp(3), a text without "#!" is the
- * shell's. */
+/* Does not come back when it works. As with execvp(3), a file in no known
+ * format is a script of the shell's. */
 static int become(const struct program *program, char **argv)
 {
     execve(program->path, argv, environ);
     int error = errno;
-    if (error == ENOEXEC) {
+    if (error == ENOEXEC && program->runs[0] == '\0') {
         size_t count = 0;
         while (argv[count] != NULL)
             count++;
