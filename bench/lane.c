@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Workers are this same binary, executed again: both sides run the same code at
+ * the same addresses' distances, and what differs is the environment.
+ *
+ * A worker's environment is this process's without anything that speaks to the
+ * library (LD_PRELOAD, RINGPOLL, …), plus what its side asks for; RINGPOLL_MASK
+ * stays, so that an older kernel's features can be measured. Workers die with
+ * the driver.
+ */
+#include "lane.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef BENCH_PKGLIBDIR
+#define BENCH_PKGLIBDIR "/usr/lib/ringpoll"
+#endif
+
+extern char **environ;
+
+const char *side_name(enum side side)
+{
+    static const char *const sides[] = {"epoll", "ring", "shim off"};
+    return sides[side];
+}
+
+static int fail(struct lane *lane, const char *what, int error)
+{
+    if (lane->failure[0] == '\0') {
+        if (error != 0)
+            snprintf(lane->failure, sizeof lane->failure, "%s side: %s: %s", side_name(lane->side), what,
+                     strerror(error));
+        else
+            snprintf(lane->failure, sizeof lane->failure, "%s side: %s", side_name(lane->side), what);
+    }
+    return -1;
+}
+
+/* ------------------------------------------------------------- environment */
+
+const char *shim_path(void)
+{
+    static char path[4096];
+    static const char *const places[] = {
+        "/../adapters/preload/.libs/libringpoll-preload.so",    /* beside a build's bench/ */
+        "/../../adapters/preload/.libs/libringpoll-preload.so", /* … and its .libs/ */
+    };
+    const char *said = getenv("RINGPOLL_PRELOAD");
+    char self[2048];
+    if (said != NULL && *said != '\0')
+        return access(said, R_OK) == 0 ? said : NULL;
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (length > 0) {
+        self[length] = '\0';
+        char *slash = strrchr(self, '/');
+        if (slash != NULL)
+            *slash = '\0';
+        for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+            snprintf(path, sizeof path, "%s%s", self, places[i]);
+            if (access(path, R_OK) == 0)
+                return path;
+        }
+    }
+    snprintf(path, sizeof path, "%s/libringpoll-preload.so", BENCH_PKGLIBDIR);
+    return access(path, R_OK) == 0 ? path : NULL;
+}
+
+static bool speaks_to_library(const char *entry)
+{
+    static const char *const ours[] = {"LD_PRELOAD=", "RINGPOLL=", "RINGPOLL_PROFILE=", "RINGPOLL_STATS="};
+    for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
+        if (strncmp(entry, ours[i], strlen(ours[i])) == 0)
+            return true;
+    return false;
+}
+
+/* One block, so that a child can have it before exec without allocating. */
+static char **environment_of(enum side side)
+{
+    static char preload[4096 + sizeof "LD_PRELOAD="];
+    size_t count = 0;
+    while (environ[count] != NULL)
+        count++;
+    char **environment = malloc((count + 4) * sizeof environment[0]);
+    if (environment == NULL)
+        return NULL;
+    size_t used = 0;
+    for (size_t i = 0; i < count; i++)
+        if (!speaks_to_library(environ[i]))
+            environment[used++] = environ[i];
+    if (side != SIDE_EPOLL) {
+        const char *shim = shim_path();
+        snprintf(preload, sizeof preload, "LD_PRELOAD=%s", shim != NULL ? shim : "");
+        environment[used++] = preload;
+        environment[used++] = (char *)"RINGPOLL_PROFILE=readiness";
+    }
+    environment[used++] = (char *)(side == SIDE_RING ? "RINGPOLL=require" : "RINGPOLL=off");
+    environment[used] = NULL;
+    return environment;
+}
+
+/* --------------------------------------------------------------- processes */
+
+static int take(int control, void *message, size_t size)
+{
+    ssize_t got;
+    do
+        got = recv(control, message, size, MSG_WAITALL);
+    while (got < 0 && errno == EINTR);
+    return got == (ssize_t)size ? 0 : -1;
+}
+
+/* The child end keeps its number over exec; the parent's does not. */
+static pid_t spawn(const char *role, const char *const *more, char **environment, int *ret_control)
+{
+    int pair[2];
+    char number[16];
+    const char *argv[8] = {"ringpoll-bench", role, number};
+    for (size_t i = 0; more != NULL && more[i] != NULL && i < 4; i++)
+        argv[3 + i] = more[i];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
+        return -1;
+    snprintf(number, sizeof number, "%d", pair[1]);
+    pid_t parent = getpid();
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        int child_end = dup(pair[1]); /* without close-on-exec */
+        snprintf(number, sizeof number, "%d", child_end);
+        if (getppid() == parent && child_end >= 0)
+            execve("/proc/self/exe", (char *const *)argv, environment);
+        _exit(127);
+    }
+    int error = errno;
+    close(pair[1]);
+    if (pid < 0) {
+        close(pair[0]);
+        errno = error;
+        return -1;
+    }
+    *ret_control = pair[0];
+    return pid;
+}
+
+static int start_idler(struct lane *lane)
+{
+    char family[16], count[16], address[2 * sizeof lane->hello.address + 1];
+    const uint8_t *bytes = (const uint8_t *)&lane->hello.address;
+    const char *more[] = {family, count, address, NULL};
+    char **environment = environment_of(SIDE_EPOLL);
+    snprintf(family, sizeof family, "%u", lane->workload.family);
+    snprintf(count, sizeof count, "%u", lane->workload.idle);
+    for (socklen_t i = 0; i < lane->hello.address_length; i++)
+        snprintf(address + 2 * i, 3, "%02x", bytes[i]);
+    if (environment == NULL)
+        return fail(lane, "no memory", 0);
+    lane->idler = spawn("--idler", more, environment, &lane->idler_control);
+    free(environment);
+    if (lane->idler < 0) {
+        lane->idler = 0;
+        return fail(lane, "the process of the idle connections could not be started", errno);
+    }
+    return 0;
+}
+
+int lane_start(struct lane *lane)
+{
+    char byte;
+    lane->failure[0] = '\0';
+    lane->control = lane->idler_control = -1;
+    lane->pid = lane->idler = 0;
+    if (lane->side != SIDE_EPOLL && shim_path() == NULL)
+        return fail(lane, "libringpoll-preload.so is not found (RINGPOLL_PRELOAD=PATH names it)", 0);
+    char **environment = environment_of(lane->side);
+    if (environment == NULL)
+        return fail(lane, "no memory", 0);
+    pid_t pid = spawn("--worker", NULL, environment, &lane->control);
+    int error = errno;
+    free(environment);
+    if (pid < 0)
+        return fail(lane, "the worker could not be started", error);
+    lane->pid = pid;
+    if (send(lane->control, &lane->workload, sizeof lane->workload, MSG_NOSIGNAL) !=
+            (ssize_t)sizeof lane->workload ||
+        take(lane->control, &lane->hello, sizeof lane->hello) != 0)
+        return fail(lane, "the worker ended before it was ready", 0);
+    if (lane->hello.error != 0)
+        return fail(lane, lane->hello.message, 0);
+    if (lane->workload.idle > 0) {
+        struct answer answer;
+        if (start_idler(lane) != 0 || lane_order(lane, WORKER_ACCEPT, lane->workload.idle, &answer) != 0)
+            return -1;
+        if (take(lane->idler_control, &byte, 1) != 0)
+            return fail(lane, "the process of the idle connections ended", 0);
+    }
+    return 0;
+}
+
+static int read_answer(struct lane *lane, struct answer *ret_answer)
+{
+    if (take(lane->control, ret_answer, sizeof *ret_answer) != 0)
+        return fail(lane, "the worker ended, or was ended because it hung", 0);
+    if (ret_answer->error != 0)
+        return fail(lane, ret_answer->message, 0);
+    return 0;
+}
+
+static int send_order(struct lane *lane, enum worker_command command, uint32_t rounds)
+{
+    struct order order = {command, rounds};
+    if (send(lane->control, &order, sizeof order, MSG_NOSIGNAL) != (ssize_t)sizeof order)
+        return fail(lane, "the worker has ended", 0);
+    return 0;
+}
+
+int lane_order(struct lane *lane, enum worker_command command, uint32_t rounds, struct answer *ret_answer)
+{
+    if (send_order(lane, command, rounds) != 0)
+        return -1;
+    return read_answer(lane, ret_answer);
+}
+
+int lane_count(struct lane *lane, uint32_t rounds, struct call_counts *ret_counts, struct answer *ret_answer)
+{
+    memset(ret_counts, 0, sizeof *ret_counts);
+    if (count_attach(lane->pid) != 0)
+        return 1;
+    if (send_order(lane, WORKER_COUNT, rounds) != 0)
+        return -1;
+    int status = 0;
+    int rc = count_until_done(lane->pid, ret_counts, &status);
+    if (rc == -ESRCH) {
+        lane->pid = 0;
+        return fail(lane, "the worker ended while its system calls were counted", 0);
+    }
+    if (read_answer(lane, ret_answer) != 0)
+        return -1;
+    return rc == 0 ? 0 : 1;
+}
+
+bool lane_holds_ring(const struct lane *lane)
+{
+    char path[64], target[64];
+    bool found = false;
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)lane->pid);
+    DIR *directory = opendir(path);
+    if (directory == NULL)
+        return false;
+    for (struct dirent *entry = readdir(directory); entry != NULL && !found; entry = readdir(directory)) {
+        ssize_t length = readlinkat(dirfd(directory), entry->d_name, target, sizeof target - 1);
+        target[length > 0 ? length : 0] = '\0';
+        found = strcmp(target, "anon_inode:[io_uring]") == 0;
+    }
+    closedir(directory);
+    return found;
+}
+
+int lane_stop(struct lane *lane)
+{
+    struct answer answer;
+    int status = 0;
+    bool clean = lane->failure[0] == '\0';
+    if (lane->pid > 0) {
+        if (clean)
+            (void)lane_order(lane, WORKER_QUIT, 0, &answer);
+        else
+            kill(lane->pid, SIGKILL);
+        while (waitpid(lane->pid, &status, 0) < 0 && errno == EINTR)
+            ;
+        if (clean && !(WIFEXITED(status) && WEXITSTATUS(status) == 0))
+            (void)fail(lane, "the worker did not end as it should", 0);
+        lane->pid = 0;
+    }
+    if (lane->control >= 0)
+        close(lane->control);
+    if (lane->idler_control >= 0)
+        close(lane->idler_control); /* its sign to end */
+    if (lane->idler > 0) {
+        while (waitpid(lane->idler, &status, 0) < 0 && errno == EINTR)
+            ;
+        lane->idler = 0;
+    }
+    lane->control = lane->idler_control = -1;
+    return lane->failure[0] == '\0' ? 0 : -1;
+}

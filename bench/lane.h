@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One side of a comparison: a worker process with its environment, and the
+ * samples that it has given so far.
+ */
+#ifndef BENCH_LANE_H
+#define BENCH_LANE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "count.h"
+#include "worker.h"
+
+enum side {
+    SIDE_EPOLL, /* nothing preloaded */
+    SIDE_RING,  /* the shim, RINGPOLL=require */
+    SIDE_OFF,   /* the shim, RINGPOLL=off: what interposition alone costs */
+};
+const char *side_name(enum side side);
+
+struct lane {
+    enum side side;
+    struct workload workload;
+    pid_t pid, idler;      /* 0: not running */
+    int control, idler_control;
+    struct hello hello;
+    char failure[256];     /* "": none */
+};
+
+/* Where the shim is: $RINGPOLL_PRELOAD, the build tree, or the installed one.
+ * NULL when there is none. */
+const char *shim_path(void);
+
+/* All of these: 0, or -1 with lane->failure set. */
+int lane_start(struct lane *lane);
+int lane_order(struct lane *lane, enum worker_command command, uint32_t rounds, struct answer *ret_answer);
+/* Counts system calls over `rounds` rounds. 1: ptrace is not to be had. */
+int lane_count(struct lane *lane, uint32_t rounds, struct call_counts *ret_counts, struct answer *ret_answer);
+/* Whether the worker holds a ring right now. */
+bool lane_holds_ring(const struct lane *lane);
+/* Asks it to end, and sees that it does. NULL-safe for one that never started. */
+int lane_stop(struct lane *lane);
+
+#endif

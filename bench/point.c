@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * How two sides are compared on a machine that is not quiet. Both workers are
+ * alive at once and pinned to the same CPU; they take turns in blocks of some
+ * milliseconds, in random order within each pair of blocks. What the machine
+ * does meanwhile (frequency, neighbours) happens to both, and the figure that is
+ * judged is the median of the ratios of neighbouring blocks. A pair of processes
+ * is replaced by a fresh one several times, because where a process's pages
+ * happen to lie in the caches moves its figures by a percent for its whole life.
+ */
+#include "point.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cycles.h"
+#include "program.h"
+
+#define SAMPLES_MAX 4096
+
+/* Short connections are bounded in number: each leaves a TIME_WAIT behind. */
+#define CHURN_PER_BLOCK 400
+#define ROUNDS_MAX 50000
+
+struct samples {
+    unsigned count;
+    double clock[LANES_MAX][SAMPLES_MAX];
+    double whole[LANES_MAX][SAMPLES_MAX];
+};
+
+static int by_value(const void *a, const void *b)
+{
+    double left = *(const double *)a, right = *(const double *)b;
+    return (left > right) - (left < right);
+}
+
+static struct ratio median_of(const double *values, unsigned count)
+{
+    static double sorted[SAMPLES_MAX];
+    struct ratio ratio;
+    memcpy(sorted, values, count * sizeof sorted[0]);
+    qsort(sorted, count, sizeof sorted[0], by_value);
+    ratio.value = count % 2 ? sorted[count / 2] : (sorted[count / 2 - 1] + sorted[count / 2]) / 2;
+    /* The number of values below the median is binomial: its 95 % gives ranks. */
+    double reach = 0.98 * sqrt(count);
+    int low = (int)floor((count - 1) / 2.0 - reach), high = (int)ceil((count - 1) / 2.0 + reach);
+    ratio.low = sorted[low < 0 ? 0 : low];
+    ratio.high = sorted[high >= (int)count ? (int)count - 1 : high];
+    return ratio;
+}
+
+static struct ratio ratio_of(const double *over, const double *under, unsigned count)
+{
+    static double ratios[SAMPLES_MAX];
+    for (unsigned i = 0; i < count; i++)
+        ratios[i] = over[i] / under[i];
+    return median_of(ratios, count);
+}
+
+static void shuffle(unsigned *order, unsigned count, uint64_t *random)
+{
+    for (unsigned i = count; i > 1; i--) {
+        *random = *random * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+        unsigned other = (unsigned)((*random >> 33) % i);
+        unsigned kept = order[i - 1];
+        order[i - 1] = order[other];
+        order[other] = kept;
+    }
+}
+
+/* How many rounds make a block of the wanted length. */
+static int calibrate(struct lane *lane, const struct plan *plan, uint32_t *ret_rounds)
+{
+    struct answer answer;
+    uint32_t rounds = 4;
+    for (int i = 0; i < 3; i++) {
+        if (lane_order(lane, WORKER_BLOCK, rounds, &answer) != 0)
+            return -1;
+        double per_round = (double)answer.elapsed_ns / (rounds + rounds / 16 + 2);
+        double wanted = plan->block_ms * 1e6 / per_round;
+        rounds = wanted < 4 ? 4 : wanted > ROUNDS_MAX ? ROUNDS_MAX : (uint32_t)wanted;
+        if (lane->workload.kind != BENCH_ECHO && rounds * lane->workload.connections > CHURN_PER_BLOCK)
+            rounds = CHURN_PER_BLOCK / lane->workload.connections;
+        if (rounds < 4)
+            rounds = 4;
+    }
+    *ret_rounds = rounds;
+    return 0;
+}
+
+static int look_inside(struct lane *lane, struct figure *figure)
+{
+    struct answer answer;
+    uint32_t rounds = 400 / lane->workload.connections;
+    if (rounds < 8)
+        rounds = 8;
+    int rc = lane_count(lane, rounds, &figure->counts, &answer);
+    if (rc < 0)
+        return -1;
+    figure->counted = rc == 0;
+    figure->counted_requests = rounds * lane->workload.connections;
+    if (figure->counted) {
+        uint64_t own = count_reads_and_writes(&figure->counts);
+        figure->calls = (double)figure->counts.total / figure->counted_requests;
+        figure->turns = (double)answer.turns / rounds;
+        figure->beside = (double)(figure->counts.total - own) / (double)answer.turns;
+        figure->spurious = (double)answer.spurious / figure->counted_requests;
+    }
+    if (lane_order(lane, WORKER_INSTRUCTIONS, rounds * 4, &answer) != 0)
+        return -1;
+    figure->instructions = answer.instructions;
+    figure->held_ring = lane_holds_ring(lane);
+    memcpy(figure->program, lane->hello.program, sizeof figure->program);
+    if (lane->side == SIDE_RING && !figure->held_ring) {
+        snprintf(lane->failure, sizeof lane->failure, "ring side: the worker holds no ring: it ran on kernel epoll");
+        return -1;
+    }
+    return 0;
+}
+
+static int measure_pair(struct point *point, const struct plan *plan, struct lane *lanes, struct samples *samples,
+                        bool last, uint64_t *random)
+{
+    unsigned order[LANES_MAX];
+    uint32_t rounds = 0;
+    for (unsigned i = 0; i < point->lanes; i++) {
+        uint32_t own_rounds;
+        order[i] = i;
+        if (calibrate(&lanes[i], plan, &own_rounds) != 0)
+            return -1;
+        rounds = rounds > own_rounds ? rounds : own_rounds;
+    }
+    for (unsigned block = 0; block < plan->blocks && samples->count < SAMPLES_MAX; block++) {
+        shuffle(order, point->lanes, random);
+        for (unsigned i = 0; i < point->lanes; i++) {
+            struct answer answer;
+            if (lane_order(&lanes[order[i]], WORKER_BLOCK, rounds, &answer) != 0)
+                return -1;
+            samples->clock[order[i]][samples->count] = answer.clock;
+            samples->whole[order[i]][samples->count] = answer.whole;
+        }
+        samples->count++;
+    }
+    for (unsigned i = 0; last && i < point->lanes; i++)
+        if (look_inside(&lanes[i], &point->figures[i]) != 0)
+            return -1;
+    return 0;
+}
+
+int point_measure(struct point *point, const struct plan *plan, char *failure, size_t failure_size)
+{
+    static struct samples samples;
+    static uint64_t random;
+    int rc = 0;
+    random ^= wall_ns();
+    samples.count = 0;
+    point->lanes = point->workload.idle > 0 ? 4 : 2;
+    for (unsigned pair = 0; rc == 0 && pair < plan->pairs; pair++) {
+        struct lane lanes[LANES_MAX];
+        unsigned started = 0;
+        memset(lanes, 0, sizeof lanes);
+        /* Which side is the elder is left to chance too. */
+        unsigned flip = (unsigned)(random >> 40) & 1;
+        for (unsigned i = 0; i < point->lanes; i++) {
+            lanes[i].side = plan->sides[i % 2];
+            lanes[i].workload = point->workload;
+            lanes[i].workload.cpu = plan->cpu;
+            if (point->lanes == 4 && i < 2)
+                lanes[i].workload.idle = 0;
+        }
+        for (; rc == 0 && started < point->lanes; started++)
+            rc = lane_start(&lanes[started ^ flip]);
+        if (rc == 0)
+            rc = measure_pair(point, plan, lanes, &samples, pair + 1 == plan->pairs, &random);
+        for (unsigned i = 0; i < started; i++) {
+            struct lane *lane = &lanes[i ^ flip];
+            int stopped = lane_stop(lane);
+            if (rc == 0)
+                rc = stopped;
+            if (lane->failure[0] != '\0')
+                snprintf(failure, failure_size, "%s, %s", point->name, lane->failure);
+        }
+    }
+    if (rc != 0)
+        return -1;
+    for (unsigned i = 0; i < point->lanes; i++) {
+        point->figures[i].clock = median_of(samples.clock[i], samples.count).value;
+        point->figures[i].whole = median_of(samples.whole[i], samples.count).value;
+    }
+    unsigned loaded = point->lanes - 2;
+    point->ratio = ratio_of(samples.clock[loaded + 1], samples.clock[loaded], samples.count);
+    point->whole_ratio = ratio_of(samples.whole[loaded + 1], samples.whole[loaded], samples.count).value;
+    if (point->lanes == 4) {
+        point->alone = ratio_of(samples.clock[1], samples.clock[0], samples.count);
+        for (unsigned side = 0; side < 2; side++)
+            point->idle[side] = ratio_of(samples.clock[2 + side], samples.clock[side], samples.count);
+    }
+    point->blocks = samples.count;
+    point->done = true;
+    return 0;
+}
+
+/* ------------------------------------------------------------------- table */
+
+struct point points[POINTS_MAX];
+unsigned points_count;
+
+static void add(enum group group, const char *prefix, struct workload workload)
+{
+    struct point *point = &points[points_count++];
+    point->group = group;
+    point->workload = workload;
+    snprintf(point->name, sizeof point->name, "%s/%s/%u", prefix, workload.family == AF_INET ? "tcp" : "unix",
+             workload.connections);
+}
+
+void points_init(uint32_t idle)
+{
+    static const uint32_t families[] = {AF_INET, AF_UNIX};
+    static const uint32_t sizes[] = {1, 8, 64, 256};
+    static const uint32_t churn_sizes[] = {1, 8, 64};
+    static const struct {
+        enum group group;
+        const char *name;
+        struct workload workload;
+    } echoes[] = {
+        {GROUP_ECHO, "echo", {.program = BENCH_LIBEVENT, .kind = BENCH_ECHO}},
+        {GROUP_RAW, "raw", {.program = BENCH_RAW, .kind = BENCH_ECHO}},
+        {GROUP_THREADS, "threads", {.program = BENCH_LIBEVENT, .kind = BENCH_ECHO, .threads = 1}},
+    };
+    static const struct {
+        const char *name;
+        enum bench_kind kind;
+    } churns[] = {{"churn", BENCH_CHURN}, {"churn-eof", BENCH_CHURN_EOF}};
+    points_count = 0;
+    for (unsigned i = 0; i < 3; i++)
+        for (unsigned family = 0; family < 2; family++)
+            for (unsigned size = 0; size < 4; size++) {
+                struct workload workload = echoes[i].workload;
+                workload.family = families[family];
+                workload.connections = sizes[size];
+                add(echoes[i].group, echoes[i].name, workload);
+            }
+    for (unsigned i = 0; i < 2; i++)
+        for (unsigned family = 0; family < 2; family++)
+            for (unsigned size = 0; size < 3; size++) {
+                struct workload workload = {.program = BENCH_LIBEVENT, .kind = churns[i].kind};
+                workload.family = families[family];
+                workload.connections = churn_sizes[size];
+                add(GROUP_CHURN, churns[i].name, workload);
+            }
+    for (unsigned family = 0; idle > 0 && family < 2; family++) {
+        struct workload workload = {.program = BENCH_LIBEVENT, .kind = BENCH_ECHO, .connections = 16};
+        workload.family = families[family];
+        workload.idle = idle;
+        add(GROUP_IDLE, "idle", workload);
+    }
+    /* Without libevent its loop is not to be had, and the raw one stands in. */
+    for (unsigned i = 0; program_libevent == NULL && i < points_count; i++)
+        points[i].workload.program = BENCH_RAW;
+}

@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A round, in lock-step:
+ *
+ *     clock stands    the client sends one request on each of N connections
+ *     clock runs      the program's loop turns until it has written N replies
+ *     clock stands    the client takes N replies without waiting, and checks them
+ *
+ * What a round yields is ticks / N, and what a block of rounds yields is their
+ * median: a round that was interrupted does not move it. A churn round has the
+ * client connect before, and see the end of the connection after; where the
+ * client closes first, the clock runs twice.
+ *
+ * A worker that hangs is ended by its own alarm, so that nobody has to guess how
+ * long to wait for it.
+ */
+#include "worker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/perf_event.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "client.h"
+#include "count.h"
+#include "cycles.h"
+#include "program.h"
+
+#define ORDER_LIMIT_S 60
+
+enum edges { EDGES_CLOCK, EDGES_MARKS, EDGES_INSTRUCTIONS };
+
+struct worker {
+    struct workload workload;
+    struct program program;
+    struct client client;
+    enum edges edges; /* what is done where the clock starts and stops */
+    int counter_fd;   /* instructions; -1 */
+    uint64_t ticks;   /* of this round */
+    char failure[128];
+};
+
+static int fail(struct worker *worker, const char *what, int error)
+{
+    if (worker->failure[0] == '\0') {
+        if (error < 0)
+            snprintf(worker->failure, sizeof worker->failure, "%s: %s", what, strerror(-error));
+        else
+            snprintf(worker->failure, sizeof worker->failure, "%s", what);
+    }
+    return -1;
+}
+
+/* ------------------------------------------------------------------ rounds */
+
+/* The program, by the clock, until one of its counters has grown by `by`. */
+static int measured_run(struct worker *worker, const uint64_t *counter, uint64_t target)
+{
+    int rc;
+    switch (worker->edges) {
+    case EDGES_MARKS:
+        mark_begin();
+        rc = program_run(&worker->program, counter, target);
+        mark_end();
+        break;
+    case EDGES_INSTRUCTIONS:
+        raw_call(SYS_ioctl, worker->counter_fd, PERF_EVENT_IOC_ENABLE, 0, 0, 0, 0);
+        rc = program_run(&worker->program, counter, target);
+        raw_call(SYS_ioctl, worker->counter_fd, PERF_EVENT_IOC_DISABLE, 0, 0, 0, 0);
+        break;
+    default: {
+        uint64_t start = cycles_now();
+        rc = program_run(&worker->program, counter, target);
+        worker->ticks += cycles_now() - start;
+        break;
+    }
+    }
+    return rc == 0 ? 0 : fail(worker, "the program's loop failed", rc);
+}
+
+static int round_of_echo(struct worker *worker)
+{
+    struct program *program = &worker->program;
+    if (client_send_all(&worker->client) != 0)
+        return -1;
+    if (measured_run(worker, &program->replied, program->replied + worker->client.connections) != 0)
+        return -1;
+    return client_take_all(&worker->client);
+}
+
+static int round_of_churn(struct worker *worker)
+{
+    struct program *program = &worker->program;
+    struct client *client = &worker->client;
+    uint64_t all_closed = program->closed + client->connections;
+    if (client_connect_all(client) != 0 || client_send_all(client) != 0)
+        return -1;
+    if (worker->workload.kind == BENCH_CHURN) {
+        if (measured_run(worker, &program->closed, all_closed) != 0)
+            return -1;
+        if (client_take_all(client) != 0 || client_prove_closed(client) != 0)
+            return -1;
+        client_close_all(client);
+        return 0;
+    }
+    if (measured_run(worker, &program->replied, program->replied + client->connections) != 0)
+        return -1;
+    if (client_take_all(client) != 0)
+        return -1;
+    client_close_all(client);
+    return measured_run(worker, &program->closed, all_closed);
+}
+
+static int one_round(struct worker *worker)
+{
+    uint64_t errors = worker->program.errors;
+    worker->ticks = 0;
+    int rc = worker->workload.kind == BENCH_ECHO ? round_of_echo(worker) : round_of_churn(worker);
+    if (rc != 0)
+        return fail(worker, worker->client.failure, 0);
+    if (worker->program.errors != errors)
+        return fail(worker, "the program met an error on a connection", 0);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ orders */
+
+static int by_value(const void *a, const void *b)
+{
+    double left = *(const double *)a, right = *(const double *)b;
+    return (left > right) - (left < right);
+}
+
+static double median(double *values, uint32_t count)
+{
+    qsort(values, count, sizeof values[0], by_value);
+    return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
+}
+
+static int run_block(struct worker *worker, uint32_t rounds, struct answer *answer)
+{
+    uint32_t warm_up = rounds / 16 + 2;
+    double per = worker->workload.connections;
+    double *clocks = malloc(rounds * sizeof clocks[0]);
+    double *wholes = malloc(rounds * sizeof wholes[0]);
+    int rc = clocks != NULL && wholes != NULL && rounds > 0 ? 0 : fail(worker, "no memory for the rounds", -ENOMEM);
+    for (uint32_t i = 0; rc == 0 && i < warm_up; i++)
+        rc = one_round(worker);
+    uint64_t turns = worker->program.turns, spurious = worker->program.spurious;
+    for (uint32_t i = 0; rc == 0 && i < rounds; i++) {
+        uint64_t start = cycles_now();
+        rc = one_round(worker);
+        wholes[i] = (double)(cycles_now() - start) / per;
+        clocks[i] = (double)worker->ticks / per;
+    }
+    if (rc == 0) {
+        answer->turns = worker->program.turns - turns;
+        answer->spurious = worker->program.spurious - spurious;
+        answer->clock = median(clocks, rounds);
+        answer->whole = median(wholes, rounds);
+    }
+    free(clocks);
+    free(wholes);
+    return rc;
+}
+
+static int run_counted(struct worker *worker, uint32_t rounds, struct answer *answer)
+{
+    int rc = 0;
+    for (int i = 0; rc == 0 && i < 3; i++)
+        rc = one_round(worker);
+    uint64_t turns = worker->program.turns, spurious = worker->program.spurious;
+    worker->edges = EDGES_MARKS;
+    for (uint32_t i = 0; rc == 0 && i < rounds; i++)
+        rc = one_round(worker);
+    worker->edges = EDGES_CLOCK;
+    mark_done();
+    answer->turns = worker->program.turns - turns;
+    answer->spurious = worker->program.spurious - spurious;
+    return rc;
+}
+
+static int run_instructions(struct worker *worker, uint32_t rounds, struct answer *answer)
+{
+    struct perf_event_attr attr;
+    uint64_t count = 0;
+    int rc = 0;
+    memset(&attr, 0, sizeof attr);
+    attr.size = sizeof attr;
+    attr.type = PERF_TYPE_HARDWARE;
+    attr.config = PERF_COUNT_HW_INSTRUCTIONS;
+    attr.disabled = 1;
+    worker->counter_fd = (int)raw_call(SYS_perf_event_open, (long)&attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC, 0);
+    if (worker->counter_fd < 0)
+        return 0; /* no such counter on this machine: `instructions` stays 0 */
+    for (int i = 0; rc == 0 && i < 3; i++)
+        rc = one_round(worker);
+    worker->edges = EDGES_INSTRUCTIONS;
+    for (uint32_t i = 0; rc == 0 && i < rounds; i++)
+        rc = one_round(worker);
+    worker->edges = EDGES_CLOCK;
+    if (raw_call(SYS_read, worker->counter_fd, (long)&count, sizeof count, 0, 0, 0) == (long)sizeof count)
+        answer->instructions = (double)count / rounds / worker->workload.connections;
+    raw_call(SYS_close, worker->counter_fd, 0, 0, 0, 0, 0);
+    worker->counter_fd = -1;
+    return rc;
+}
+
+/* ------------------------------------------------------------------- start */
+
+static void *sleeper(void *argument)
+{
+    sem_t *never = argument;
+    for (;;)
+        sem_wait(never);
+    return NULL;
+}
+
+static int make_listener(struct worker *worker, struct hello *hello)
+{
+    socklen_t length = 0;
+    memset(&hello->address, 0, sizeof hello->address);
+    if (worker->workload.family == AF_INET) {
+        struct sockaddr_in *address = (struct sockaddr_in *)&hello->address;
+        address->sin_family = AF_INET;
+        address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        length = sizeof *address;
+    } else {
+        hello->address.ss_family = AF_UNIX; /* and no name: the kernel gives an abstract one */
+        length = sizeof hello->address.ss_family;
+    }
+    int listener = socket((int)worker->workload.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (listener < 0)
+        return fail(worker, "socket", -errno);
+    hello->address_length = sizeof hello->address;
+    if (bind(listener, (struct sockaddr *)&hello->address, length) != 0 || listen(listener, 4096) != 0 ||
+        getsockname(listener, (struct sockaddr *)&hello->address, &hello->address_length) != 0) {
+        int error = errno;
+        close(listener);
+        return fail(worker, "bind and listen", -error);
+    }
+    return listener;
+}
+
+static int start(struct worker *worker, struct hello *hello)
+{
+    static sem_t never;
+    const struct workload *workload = &worker->workload;
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    CPU_SET((unsigned)workload->cpu, &cpus);
+    if (sched_setaffinity(0, sizeof cpus, &cpus) != 0)
+        return fail(worker, "this CPU is not to be had", -errno);
+    sem_init(&never, 0, 0);
+    for (uint32_t i = 0; i < workload->threads; i++) {
+        pthread_t thread;
+        int rc = pthread_create(&thread, NULL, sleeper, &never);
+        if (rc != 0)
+            return fail(worker, "pthread_create", -rc);
+        pthread_detach(thread);
+    }
+    worker->program.ops = workload->program == BENCH_RAW ? &program_raw : program_libevent;
+    if (worker->program.ops == NULL)
+        return fail(worker, "built without libevent", 0);
+    worker->program.read_size = READ_SIZE;
+    worker->program.close_after_reply = workload->kind == BENCH_CHURN;
+    int listener = make_listener(worker, hello);
+    if (listener < 0)
+        return -1;
+    int rc = worker->program.ops->open(&worker->program, listener);
+    if (rc != 0)
+        return fail(worker, "the program did not start", rc);
+    snprintf(hello->program, sizeof hello->program, "%s", worker->program.ops->describe());
+    if (client_init(&worker->client, (int)workload->family, &hello->address, hello->address_length,
+                    workload->connections) != 0)
+        return fail(worker, worker->client.failure, 0);
+    return 0;
+}
+
+static int connect_for_echo(struct worker *worker)
+{
+    if (worker->workload.kind != BENCH_ECHO)
+        return 0;
+    if (client_connect_all(&worker->client) != 0)
+        return fail(worker, worker->client.failure, 0);
+    int rc = program_run(&worker->program, &worker->program.accepted,
+                         worker->program.accepted + worker->client.connections);
+    return rc == 0 ? 0 : fail(worker, "the program did not accept", rc);
+}
+
+static int take(int control, void *message, size_t size)
+{
+    long got;
+    do
+        got = raw_call(SYS_recvfrom, control, (long)message, (long)size, MSG_WAITALL, 0, 0);
+    while (got == -EINTR);
+    return got == (long)size ? 0 : -1;
+}
+
+static int give(int control, const void *message, size_t size)
+{
+    return raw_call(SYS_sendto, control, (long)message, (long)size, MSG_NOSIGNAL, 0, 0) == (long)size ? 0 : -1;
+}
+
+int worker_main(int control)
+{
+    static struct worker worker;
+    struct hello hello;
+    struct order order;
+    worker.counter_fd = -1;
+    memset(&hello, 0, sizeof hello);
+    if (take(control, &worker.workload, sizeof worker.workload) != 0)
+        return 1;
+    alarm(ORDER_LIMIT_S);
+    if (start(&worker, &hello) != 0 || connect_for_echo(&worker) != 0) {
+        hello.error = 1;
+        memcpy(hello.message, worker.failure, sizeof hello.message);
+        (void)give(control, &hello, sizeof hello);
+        return 1;
+    }
+    if (give(control, &hello, sizeof hello) != 0)
+        return 1;
+    for (;;) {
+        struct answer answer;
+        int rc = 0;
+        memset(&answer, 0, sizeof answer);
+        alarm(0);
+        if (take(control, &order, sizeof order) != 0)
+            return 1;
+        alarm(ORDER_LIMIT_S);
+        uint64_t began = wall_ns();
+        answer.rounds = order.rounds;
+        answer.requests = (uint64_t)order.rounds * worker.workload.connections;
+        switch (order.command) {
+        case WORKER_ACCEPT:
+            rc = program_run(&worker.program, &worker.program.accepted, worker.program.accepted + order.rounds);
+            break;
+        case WORKER_BLOCK:
+            rc = run_block(&worker, order.rounds, &answer);
+            break;
+        case WORKER_COUNT:
+            rc = run_counted(&worker, order.rounds, &answer);
+            break;
+        case WORKER_INSTRUCTIONS:
+            rc = run_instructions(&worker, order.rounds, &answer);
+            break;
+        default:
+            break;
+        }
+        answer.error = rc;
+        answer.elapsed_ns = wall_ns() - began;
+        memcpy(answer.message, worker.failure, sizeof answer.message);
+        if (order.command == WORKER_QUIT) {
+            client_fini(&worker.client);
+            worker.program.ops->close(&worker.program);
+            (void)give(control, &answer, sizeof answer);
+            return 0;
+        }
+        if (give(control, &answer, sizeof answer) != 0 || rc != 0)
+            return 1;
+    }
+}
+
+int idler_main(int control, int family, const struct sockaddr_storage *address, socklen_t length, uint32_t count)
+{
+    struct client client;
+    char byte = 1;
+    if (client_init(&client, family, address, length, count) != 0 || client_connect_all(&client) != 0) {
+        fprintf(stderr, "ringpoll-bench: idle connections: %s\n", client.failure);
+        return 1;
+    }
+    if (give(control, &byte, 1) != 0)
+        return 1;
+    (void)take(control, &byte, 1); /* until the driver closes its end */
+    client_fini(&client);
+    return 0;
+}

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One measured process: program and client in one thread, pinned to one CPU. The
+ * driver starts it (once plainly, once under the shim), tells it over a
+ * socketpair what to do, and reads one answer per order. The socketpair is no
+ * part of the program's loop and is only touched while the clock stands.
+ */
+#ifndef BENCH_WORKER_H
+#define BENCH_WORKER_H
+
+#include <stdint.h>
+#include <sys/socket.h>
+
+enum bench_program { BENCH_LIBEVENT, BENCH_RAW };
+enum bench_kind {
+    BENCH_ECHO,      /* a request, a reply, on connections that stay */
+    BENCH_CHURN,     /* accept, a request, a reply, the program closes */
+    BENCH_CHURN_EOF, /* accept, a request, a reply, the client closes, the program sees it and closes */
+};
+
+/* What a worker does. The whole is the first message of the driver. */
+struct workload {
+    uint32_t program; /* enum bench_program */
+    uint32_t family;  /* AF_INET or AF_UNIX */
+    uint32_t kind;    /* enum bench_kind */
+    uint32_t connections;
+    uint32_t idle;    /* connections that a second process holds and never uses */
+    uint32_t threads; /* beside the measured one, asleep */
+    int32_t cpu;
+};
+
+struct hello {
+    int32_t error; /* 0: the listener is up */
+    socklen_t address_length;
+    struct sockaddr_storage address;
+    char program[64];
+    char message[128];
+};
+
+enum worker_command {
+    WORKER_ACCEPT, /* accept `rounds` idle connections */
+    WORKER_BLOCK,  /* `rounds` rounds by the clock, after some to warm up */
+    WORKER_COUNT,  /* `rounds` rounds between marks, then mark_done() */
+    WORKER_INSTRUCTIONS, /* `rounds` rounds by the instruction counter */
+    WORKER_QUIT,
+};
+struct order {
+    uint32_t command, rounds;
+};
+
+struct answer {
+    int32_t error;      /* 0, or -errno; then `message` says what failed */
+    uint32_t rounds;
+    uint64_t requests;  /* in all measured rounds */
+    uint64_t turns;     /* of the program's loop in them */
+    uint64_t spurious;  /* reads in vain */
+    uint64_t elapsed_ns; /* of the whole order */
+    double clock;       /* per request, median of the rounds: the program */
+    double whole;       /* the same with the client's sending and receiving */
+    double instructions; /* per request; 0: not available */
+    char message[128];
+};
+
+/* The worker's main(): speaks on `control` until told to quit. */
+int worker_main(int control);
+/* The second process of a workload with idle connections: makes `count` to
+ * `address`, says so with one byte on `control`, and holds them until that
+ * ends. */
+int idler_main(int control, int family, const struct sockaddr_storage *address, socklen_t length, uint32_t count);
+
+#endif
