@@ -7,13 +7,14 @@
 #include "command.h"
 
 #include <string.h>
-#include <sys/eventfd.h>
+#include <sys/socket.h>
 
 #include <ringpoll/ringpoll.h>
 
 void find_engine(struct engine *engine)
 {
-    struct ringpoll_options options = {.size = sizeof(options), .flags = RINGPOLL_CLOEXEC};
+    struct ringpoll_options options = {.size = sizeof(options), .flags = RINGPOLL_CLOEXEC | RINGPOLL_TRACKED};
+    int pair[2] = {-1, -1};
     memset(engine, 0, sizeof(*engine));
     int set = ringpoll_create(&options);
     if (set < 0) {
@@ -21,19 +22,24 @@ void find_engine(struct engine *engine)
         engine->error = set;
         return;
     }
-    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    struct epoll_event event = {.events = EPOLLIN};
+    /* The kind of fd that a ring always serves: a set without one makes none. */
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0) {
+        struct epoll_event event = {.events = EPOLLIN};
+        ringpoll_fd_opened(pair[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+        ringpoll_ctl(set, EPOLL_CTL_ADD, pair[0], &event);
+    }
+    struct epoll_event happened;
     struct timespec at_once = {0, 0};
     struct ringpoll_stats stats = {.size = sizeof(stats)};
-    if (fd >= 0)
-        ringpoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
-    ringpoll_wait(set, &event, 1, &at_once, NULL);
+    ringpoll_wait(set, &happened, 1, &at_once, NULL);
     if (ringpoll_stats(set, &stats) == 0) {
         engine->is_ring = stats.engine == RINGPOLL_ENGINE_RING;
         engine->reason = stats.reason;
         engine->error = stats.reason == RINGPOLL_REASON_NO_RING ? stats.error : 0;
     }
-    if (fd >= 0)
-        ringpoll_close(fd);
+    for (int i = 0; i < 2; i++) {
+        if (pair[i] >= 0)
+            ringpoll_close(pair[i]);
+    }
     ringpoll_close(set);
 }

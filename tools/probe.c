@@ -38,7 +38,7 @@ static const struct {
     {"5.18", "one bad request does not hold up the others"},
     {"5.5", "room for more completions than requests"},
     {"5.6", "sizes above the kernel's limit are cut, not refused"},
-    {"5.1", "a kernel thread submits (never a default)"},
+    {"5.11", "a kernel thread submits (never a default)"},
     {"6.6", "one indirection less in each submission"},
     {"5.11", "timeout and signal mask in the wait itself"},
     {"5.5", "no completion is ever dropped"},
