@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What the library knows of each fd number: what it is, whether anybody else
+ * may hold the same file, which sets watch it, which set it names.
+ *
+ * Entries live in pages that are made on demand and never move or go away, so
+ * that a look-up is two loads and needs no lock: an fd's flags are atomics, the
+ * list of its watches is changed under rp_fdtab_lock (a leaf: nothing else is
+ * locked while it is held).
+ *
+ * "Shared" is what decides between the fast and the exact: a file that only one
+ * fd of this process refers to dies with its close, and nobody but the program
+ * reads from it. A file that was duplicated, passed, or there when a child was
+ * made (its epoch is then older than the process's) gets epoll's full meaning
+ * by a registration in kernel epoll at its close, and no read proves it empty.
+ */
+#ifndef RP_FDTAB_H
+#define RP_FDTAB_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "lock.h"
+
+struct rp_set;
+struct rp_watch;
+
+/* Beside RINGPOLL_FD_KIND, _CONNECTED and _NONBLOCK. */
+#define RP_FD_KNOWN (1u << 8)    /* its birth was reported */
+#define RP_FD_SHARED (1u << 9)
+#define RP_FD_LEAVE (1u << 10)   /* kernel epoll for good */
+#define RP_FD_INTERNAL (1u << 11) /* the library's own */
+#define RP_FD_HINTED (1u << 12)  /* its reads are reported */
+
+struct rp_fd {
+    struct rp_watch *watches; /* by next_of_fd */
+    struct rp_set *set;       /* the set that it names, or NULL */
+    uint32_t flags;
+    uint32_t epoch; /* rp_fork_epoch at birth */
+};
+
+#define RP_FD_PAGE 1024u
+#define RP_FD_PAGES 4096u /* 4 million fds; higher ones are unknown for ever */
+
+extern struct rp_fd *rp_fd_pages[RP_FD_PAGES];
+extern struct rp_lock rp_fdtab_lock;
+extern uint32_t rp_fork_epoch;
+
+/* The entry, or NULL where none was ever made. */
+static inline struct rp_fd *rp_fd_peek(int fd)
+{
+    unsigned page = (unsigned)fd / RP_FD_PAGE;
+    if (page >= RP_FD_PAGES)
+        return NULL;
+    struct rp_fd *entries = __atomic_load_n(&rp_fd_pages[page], __ATOMIC_ACQUIRE);
+    return entries ? &entries[(unsigned)fd % RP_FD_PAGE] : NULL;
+}
+/* The same, making its page; NULL: no memory, or out of range. */
+struct rp_fd *rp_fd_get(int fd);
+
+static inline uint32_t rp_fd_flags(const struct rp_fd *entry)
+{
+    return __atomic_load_n(&entry->flags, __ATOMIC_RELAXED);
+}
+static inline bool rp_fd_shared(const struct rp_fd *entry)
+{
+    return (rp_fd_flags(entry) & RP_FD_SHARED) || entry->epoch != __atomic_load_n(&rp_fork_epoch, __ATOMIC_RELAXED);
+}
+void rp_fd_set_flags(struct rp_fd *entry, uint32_t on, uint32_t off);
+/* A born fd: forgets what the number was. */
+void rp_fd_opened(int fd, uint32_t flags);
+void rp_fd_internal(int fd, bool on);
+
+void rp_fd_link(struct rp_fd *entry, struct rp_watch *watch);
+void rp_fd_unlink(struct rp_fd *entry, struct rp_watch *watch);
+struct rp_watch *rp_fd_watch_of(struct rp_fd *entry, const struct rp_set *set);
+
+#endif

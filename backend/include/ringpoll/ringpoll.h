@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ringpoll: epoll's calls, carried by io_uring.
+ *
+ * A *set* looks like an epoll instance and is named by a file descriptor that
+ * really is one (the identity): it can be duplicated, passed, nested and
+ * polled like any other epoll fd. Underneath, one io_uring carries the polls of
+ * those fds that it serves exactly as epoll does; a kernel epoll instance
+ * serves the rest, and all of them where there is no io_uring.
+ *
+ * Conventions, for every function here unless it says otherwise:
+ *  - Errors are negative errno values; errno itself is left alone. Where epoll
+ *    has the same call, the value is the one that epoll gives.
+ *  - Nothing is printed, no callback runs, no signal disposition changes.
+ *  - Any thread may call any function at any time. Exactly one thread should
+ *    wait on a set: the first that does so owns its ring. When another one
+ *    waits too, the set moves to kernel epoll for good, losing no event.
+ *  - No function keeps a pointer that it was given.
+ *
+ * Who tells the library what: io_uring holds a reference on a file while a
+ * poll on it is in flight, so a close that the library does not see leaves the
+ * peer without its FIN. A program that uses this header itself closes watched
+ * fds by ringpoll_close() (or takes them out by EPOLL_CTL_DEL and calls
+ * ringpoll_fd_closing() first). The LD_PRELOAD shim does so for any program.
+ */
+#ifndef RINGPOLL_RINGPOLL_H
+#define RINGPOLL_RINGPOLL_H
+
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <time.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define RINGPOLL_API __attribute__((visibility("default")))
+#else
+#define RINGPOLL_API
+#endif
+
+#define RINGPOLL_VERSION_MAJOR 0
+#define RINGPOLL_VERSION_MINOR 1
+#define RINGPOLL_VERSION_PATCH 0
+
+/* The version of the library that is loaded, as "0.1.0". Static storage. */
+RINGPOLL_API const char *ringpoll_version(void);
+
+/* ---------------------------------------------------------------- options */
+
+/* The identity fd is close-on-exec, as by EPOLL_CLOEXEC. */
+#define RINGPOLL_CLOEXEC (1u << 0)
+/* Never a ring: the set is a kernel epoll instance and nothing else. */
+#define RINGPOLL_KERNEL (1u << 1)
+/* ringpoll_create() fails (with the kernel's errno) where no ring can be had,
+ * instead of making a set that runs on kernel epoll. */
+#define RINGPOLL_REQUIRE (1u << 2)
+/* The caller reports every fd's birth, duplication and close by the
+ * ringpoll_fd_ functions. A known fd then costs no system call in
+ * ringpoll_ctl(); one that was never reported is served by kernel epoll. */
+#define RINGPOLL_TRACKED (1u << 3)
+/* Accept a ring without IORING_SETUP_DEFER_TASKRUN (Linux before 6.1). There a
+ * poll that fires makes other blocking calls of the thread that owns the ring
+ * return EINTR, so only a program that expects that should ask for it.
+ * Without this flag such kernels serve the set by kernel epoll. */
+#define RINGPOLL_ANY_RING (1u << 4)
+/* A kernel thread submits (IORING_SETUP_SQPOLL). It spins for
+ * sq_thread_idle_ms and keeps the credentials of the ring's creator; on most
+ * machines it costs more than it saves. Implies RINGPOLL_ANY_RING. */
+#define RINGPOLL_SQPOLL (1u << 5)
+/* With RINGPOLL_SQPOLL: bind that thread to sq_thread_cpu. */
+#define RINGPOLL_SQ_AFF (1u << 6)
+
+struct ringpoll_options {
+    uint32_t size;              /* sizeof(struct ringpoll_options) */
+    uint32_t flags;             /* RINGPOLL_*; an unknown bit is -EINVAL */
+    uint32_t sq_entries;        /* 0: 256. At most 32768 */
+    uint32_t cq_entries;        /* 0: 4096. At least sq_entries, at most 65536 */
+    uint32_t sq_thread_cpu;     /* with RINGPOLL_SQ_AFF */
+    uint32_t sq_thread_idle_ms; /* with RINGPOLL_SQPOLL; 0: 1000 */
+    uint64_t masked_features;   /* bits of RINGPOLL_FEATURE_* to do without,
+                                   beside those of $RINGPOLL_MASK */
+};
+
+/* ------------------------------------------------------------------- sets */
+
+/* Makes a set and returns its identity fd, which the caller owns and ends by
+ * ringpoll_close(). `options` may be NULL (all zero). No ring is made yet: the
+ * first wait makes it, in the thread that waits.
+ * -EINVAL: options->size is 0 or larger than this library knows with non-zero
+ * bytes beyond, an unknown flag, or a number out of range; -EMFILE, -ENFILE,
+ * -ENOMEM as epoll_create1(); with RINGPOLL_REQUIRE also what io_uring_setup()
+ * answered. Needs no kernel feature. */
+RINGPOLL_API int ringpoll_create(const struct ringpoll_options *options);
+
+/* epoll_ctl(2): the same operations, flags and errors. `epfd` may be any
+ * kernel epoll fd too, and is then passed on. The change takes effect at once
+ * as seen by the program; the kernel hears of it with the next wait, so adding,
+ * removing and adding one fd between two waits costs nothing. */
+RINGPOLL_API int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event);
+
+/* epoll_pwait2(2): returns the number of events, 0 at the timeout, or a
+ * negative errno. `timeout` NULL waits for ever; `sigmask` NULL leaves the
+ * signal mask alone. Like epoll's it is never restarted after a signal: EINTR.
+ * Where IORING_FEAT_EXT_ARG is missing (before 5.11) the set is kernel epoll. */
+RINGPOLL_API int ringpoll_wait(int epfd, struct epoll_event *events, int maxevents,
+                               const struct timespec *timeout, const sigset_t *sigmask);
+
+/* Moves a set to kernel epoll for good, losing no event: from then on the
+ * identity fd can be nested in, or polled by, anything. -EBADF: not open;
+ * -EINVAL: not a set. */
+RINGPOLL_API int ringpoll_demote(int epfd);
+
+/* close(2) for any fd: tells the library (ringpoll_fd_closing) and closes. A
+ * set whose identity has no other duplicate ends with it. */
+RINGPOLL_API int ringpoll_close(int fd);
+
+/* ------------------------------------------------------- the life of an fd
+ *
+ * What the program does to its fds, as far as the library must know. They are
+ * async-signal-safe, return nothing and never fail: in doubt the library
+ * serves the fd by kernel epoll. An fd that no set watches costs one table
+ * look-up. The set of an fd that was duplicated, inherited by a child or passed
+ * to another process keeps epoll's meaning: when such an fd is closed, its
+ * registration moves to kernel epoll and lives on as long as the file does. */
+
+#define RINGPOLL_FD_OTHER 0u     /* anything else: kernel epoll */
+#define RINGPOLL_FD_TCP 1u       /* AF_INET or AF_INET6 stream socket */
+#define RINGPOLL_FD_UNIX 2u      /* AF_UNIX stream socket */
+#define RINGPOLL_FD_PIPE 3u      /* pipe or FIFO */
+#define RINGPOLL_FD_EVENTFD 4u   /* eventfd without EFD_SEMAPHORE */
+#define RINGPOLL_FD_KIND 0x0fu   /* mask of the above */
+#define RINGPOLL_FD_CONNECTED (1u << 4) /* connected, or connecting */
+#define RINGPOLL_FD_NONBLOCK (1u << 5)  /* O_NONBLOCK is set */
+
+/* `fd` has just been made; nobody else has it. A set is told of its own
+ * identity by ringpoll_create(). */
+RINGPOLL_API void ringpoll_fd_opened(int fd, uint32_t kind_and_flags);
+/* connect(2) on it succeeded or is in progress. */
+RINGPOLL_API void ringpoll_fd_connected(int fd);
+/* O_NONBLOCK was switched on (1) or off (0). */
+RINGPOLL_API void ringpoll_fd_nonblock(int fd, int on);
+/* `fd` will be closed by the next call, or replaced by dup2 or dup3. Returns
+ * when no poll of the calling process holds it any more. */
+RINGPOLL_API void ringpoll_fd_closing(int fd);
+/* The same for all of first..last, both included, except the library's own. */
+RINGPOLL_API void ringpoll_fd_closing_range(unsigned first, unsigned last);
+/* `to` is a duplicate of `from` (dup, dup2, dup3, F_DUPFD). */
+RINGPOLL_API void ringpoll_fd_duplicated(int from, int to);
+/* Another process may have it from now on (SCM_RIGHTS), or the library may
+ * miss what is done to it. */
+RINGPOLL_API void ringpoll_fd_shared(int fd);
+/* It will be closed, or used, in ways that nobody reports (fdopen), or is a
+ * listener now: kernel epoll serves it for good. */
+RINGPOLL_API void ringpoll_fd_leave(int fd);
+/* A read of any kind took place: `asked` bytes were wanted and `result` is
+ * their number or a negative errno. A hint: it spares the library a look at an
+ * fd that was seen drained. Only for reads without flags beyond MSG_DONTWAIT
+ * and MSG_NOSIGNAL; report others with `asked` 0. */
+RINGPOLL_API void ringpoll_fd_read(int fd, size_t asked, long result);
+/* 1: `fd` belongs to the library (a ring, a hidden epoll instance): a close
+ * loop must leave it alone. 0: it does not. */
+RINGPOLL_API int ringpoll_fd_is_internal(int fd);
+/* 1: `fd` is a set's identity, or a duplicate of one. 0: it is not. */
+RINGPOLL_API int ringpoll_fd_is_set(int fd);
+
+/* ------------------------------------------------------------ the process */
+
+/* Around fork(2), in the forking thread: prepare before, then parent in the
+ * parent and child in the child. A child never touches its parent's rings: its
+ * first use of an inherited set makes a private one on kernel epoll. */
+RINGPOLL_API void ringpoll_fork_prepare(void);
+RINGPOLL_API void ringpoll_fork_parent(void);
+RINGPOLL_API void ringpoll_fork_child(void);
+/* A child was, or will be, made that has all fds for a while and that the three
+ * calls above do not cover (vfork, posix_spawn). */
+RINGPOLL_API void ringpoll_fork_elsewhere(void);
+/* This process will exec: sets whose identity survives it move to kernel
+ * epoll. */
+RINGPOLL_API void ringpoll_exec_prepare(void);
+/* io_uring may be forbidden from now on, or must not keep today's credentials:
+ * every ring of the process is given up (its set moves to kernel epoll at the
+ * latest with its next call) and, with `for_good`, no new one is made. Call it
+ * before prctl(PR_SET_SECCOMP), seccomp() and the set*id calls. */
+RINGPOLL_API void ringpoll_process_restricted(int for_good);
+/* Cancels everything in flight of the rings that the calling thread owns, so
+ * that files are free the moment the process is gone. For exit handlers. */
+RINGPOLL_API void ringpoll_process_exiting(void);
+
+/* ------------------------------------------------------------------ probe */
+
+#define RINGPOLL_FEATURE_URING (UINT64_C(1) << 0)            /* io_uring_setup works */
+#define RINGPOLL_FEATURE_DEFER (UINT64_C(1) << 1)            /* DEFER_TASKRUN, 6.1 */
+#define RINGPOLL_FEATURE_SINGLE_ISSUER (UINT64_C(1) << 2)    /* 6.0 */
+#define RINGPOLL_FEATURE_COOP (UINT64_C(1) << 3)             /* COOP_TASKRUN, 5.19 */
+#define RINGPOLL_FEATURE_TASKRUN_FLAG (UINT64_C(1) << 4)     /* 5.19 */
+#define RINGPOLL_FEATURE_SUBMIT_ALL (UINT64_C(1) << 5)       /* 5.18 */
+#define RINGPOLL_FEATURE_CQSIZE (UINT64_C(1) << 6)           /* 5.5 */
+#define RINGPOLL_FEATURE_CLAMP (UINT64_C(1) << 7)            /* 5.6 */
+#define RINGPOLL_FEATURE_SQPOLL (UINT64_C(1) << 8)           /* 5.1; unprivileged 5.11 */
+#define RINGPOLL_FEATURE_NO_SQARRAY (UINT64_C(1) << 9)       /* 6.6 */
+#define RINGPOLL_FEATURE_EXT_ARG (UINT64_C(1) << 10)         /* 5.11 */
+#define RINGPOLL_FEATURE_NODROP (UINT64_C(1) << 11)          /* 5.5 */
+#define RINGPOLL_FEATURE_REGISTERED_RING (UINT64_C(1) << 12) /* 5.18 */
+#define RINGPOLL_FEATURE_MULTISHOT_POLL (UINT64_C(1) << 13)  /* 5.13 */
+#define RINGPOLL_FEATURE_POLL_UPDATE (UINT64_C(1) << 14)     /* 5.13 */
+#define RINGPOLL_FEATURE_CQE_SKIP (UINT64_C(1) << 15)        /* 5.17 */
+#define RINGPOLL_FEATURE_CANCEL_FD (UINT64_C(1) << 16)       /* 5.19 */
+#define RINGPOLL_FEATURE_SYNC_CANCEL (UINT64_C(1) << 17)     /* 6.0 */
+#define RINGPOLL_FEATURE_MULTISHOT_ACCEPT (UINT64_C(1) << 18) /* 5.19 */
+#define RINGPOLL_FEATURE_BUF_RING (UINT64_C(1) << 19)        /* 5.19 */
+#define RINGPOLL_FEATURE_MULTISHOT_RECV (UINT64_C(1) << 20)  /* 6.0 */
+#define RINGPOLL_FEATURE_SPARSE_FILES (UINT64_C(1) << 21)    /* 5.19 */
+#define RINGPOLL_FEATURE_SEND_ZC (UINT64_C(1) << 22)         /* 6.0 */
+#define RINGPOLL_FEATURE_NO_IOWAIT (UINT64_C(1) << 23)       /* 6.15 */
+#define RINGPOLL_FEATURE_ABS_TIMER (UINT64_C(1) << 24)       /* 6.12 */
+#define RINGPOLL_FEATURE_READ_MULTISHOT (UINT64_C(1) << 25)  /* 6.7 */
+#define RINGPOLL_FEATURE_RECV_BUNDLE (UINT64_C(1) << 26)     /* 6.10 */
+#define RINGPOLL_FEATURE_NAPI (UINT64_C(1) << 27)            /* 6.9 */
+#define RINGPOLL_FEATURE_RESIZE (UINT64_C(1) << 28)          /* 6.13 */
+#define RINGPOLL_FEATURE_COUNT 29
+
+/* The name of feature bit `index`, as in $RINGPOLL_MASK after "no-" and in
+ * `ringpoll probe` ("defer", "multishot-poll", …). Static storage; NULL when
+ * index >= RINGPOLL_FEATURE_COUNT. */
+RINGPOLL_API const char *ringpoll_feature_name(unsigned index);
+
+/* Reads a mask: words "no-NAME", or "as-6.1", "as-5.19", "as-5.13", "as-5.10"
+ * (all that those kernels lack), separated by commas; "" is no mask. 0, or
+ * -EINVAL with *ret_bad_word at the word's begin and *ret_bad_length its length
+ * (either may be NULL). *ret_mask is untouched on failure. */
+RINGPOLL_API int ringpoll_mask_parse(const char *text, uint64_t *ret_mask, const char **ret_bad_word,
+                                     size_t *ret_bad_length);
+
+/* Why a "no" is a no. */
+#define RINGPOLL_KNOB_NONE 0u
+#define RINGPOLL_KNOB_KERNEL 1u  /* the kernel is older, or built without it */
+#define RINGPOLL_KNOB_SYSCTL 2u  /* kernel.io_uring_disabled */
+#define RINGPOLL_KNOB_SECCOMP 3u /* a seccomp filter */
+#define RINGPOLL_KNOB_MEMLOCK 4u /* RLIMIT_MEMLOCK */
+#define RINGPOLL_KNOB_MASK 5u    /* $RINGPOLL_MASK, or the options */
+#define RINGPOLL_KNOB_FILES 6u   /* RLIMIT_NOFILE */
+#define RINGPOLL_KNOB_BUILD 7u   /* built --without-uring */
+
+struct ringpoll_probe {
+    uint32_t size;      /* in: sizeof(struct ringpoll_probe) */
+    int32_t error;      /* 0, or the negative errno of io_uring_setup() */
+    uint32_t knob;      /* RINGPOLL_KNOB_*: what explains the error */
+    uint32_t reserved;
+    uint64_t kernel;    /* features that the kernel has (found by trying) */
+    uint64_t masked;    /* features taken away by $RINGPOLL_MASK */
+    uint64_t usable;    /* kernel & ~masked, and what they depend on */
+    int32_t feature_error[64]; /* per feature bit: 0, or why not */
+};
+
+/* Finds out by trying (it makes and ends small rings; some milliseconds).
+ * 0; -EINVAL: size. A kernel without io_uring is an answer, not a failure. */
+RINGPOLL_API int ringpoll_probe(struct ringpoll_probe *probe);
+
+/* ------------------------------------------------------------------ stats */
+
+#define RINGPOLL_ENGINE_NEW 0u    /* nobody has waited yet */
+#define RINGPOLL_ENGINE_RING 1u
+#define RINGPOLL_ENGINE_KERNEL 2u
+
+#define RINGPOLL_REASON_NONE 0u
+#define RINGPOLL_REASON_ASKED 1u      /* RINGPOLL_KERNEL, RINGPOLL=off, ringpoll_demote() */
+#define RINGPOLL_REASON_NO_RING 2u    /* the kernel said no: see `error` */
+#define RINGPOLL_REASON_OLD_KERNEL 3u /* a ring without DEFER_TASKRUN */
+#define RINGPOLL_REASON_NESTED 4u     /* watched by another epoll, poll or select */
+#define RINGPOLL_REASON_WAITERS 5u    /* a second thread waits */
+#define RINGPOLL_REASON_FORK 6u       /* inherited from the parent */
+#define RINGPOLL_REASON_RESTRICTED 7u /* seccomp or changed credentials */
+#define RINGPOLL_REASON_UNFIT 8u      /* its fds are better served by kernel epoll */
+#define RINGPOLL_REASON_SHARED 9u     /* the identity was passed, or survives exec */
+
+/* A short English phrase for a RINGPOLL_REASON_*, RINGPOLL_KNOB_* or
+ * RINGPOLL_ENGINE_*. Static storage, never NULL. */
+RINGPOLL_API const char *ringpoll_reason_text(uint32_t reason);
+RINGPOLL_API const char *ringpoll_knob_text(uint32_t knob);
+RINGPOLL_API const char *ringpoll_engine_text(uint32_t engine);
+
+struct ringpoll_stats {
+    uint32_t size;   /* in: sizeof(struct ringpoll_stats) */
+    uint32_t engine; /* RINGPOLL_ENGINE_* (of a single set) */
+    uint32_t reason; /* why it is not RING */
+    int32_t error;   /* with RINGPOLL_REASON_NO_RING: negative errno */
+    uint64_t sets, rings;              /* now */
+    uint64_t sets_made, rings_made;    /* ever */
+    uint64_t waits;                    /* calls of wait */
+    uint64_t events;                   /* delivered */
+    uint64_t enters;                   /* io_uring_enter calls */
+    uint64_t rechecks;                 /* poll(2) calls to re-check */
+    uint64_t rechecked_fds;            /* fds in them */
+    uint64_t kernel_waits;             /* epoll_wait calls on a kernel instance */
+    uint64_t kernel_ctls;              /* epoll_ctl calls on a kernel instance */
+    uint64_t sqes;                     /* submitted */
+    uint64_t cqes;                     /* reaped */
+    uint64_t polls_armed;              /* now */
+    uint64_t watches_ring;             /* now, served by the ring */
+    uint64_t watches_kernel;           /* now, served by kernel epoll */
+    uint64_t cancels_on_close;         /* closes that had to cancel first */
+    uint64_t handovers;                /* registrations moved ring → kernel epoll */
+    uint64_t stale_cqes;               /* completions of forgotten operations */
+    uint64_t rearms;                   /* polls armed again after they ended */
+    uint64_t cq_overflows;
+    uint64_t ops_in_flight;            /* now; 0 when nothing is held */
+    uint64_t demotions;                /* sets that left their ring */
+};
+
+/* Counters of one set, or, with epfd -1, of the whole process (engine, reason
+ * and error then tell of the newest set). 0; -EBADF, -EINVAL as above. */
+RINGPOLL_API int ringpoll_stats(int epfd, struct ringpoll_stats *stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What the program does to its fds and to itself, as far as sets must know:
+ * births, duplicates, closes; children, exec, filters, the end.
+ *
+ * Children. A page that the kernel wipes on fork tells a child that it is one,
+ * even when the fork was made by a bare clone. The child closes its copies of
+ * the parent's ring fds (they would keep the parent's polls, and with them its
+ * connections, alive), forgets what was armed and marks its sets inherited.
+ *
+ * Signal handlers. closing() may come while this thread holds a lock. Then the
+ * fd's watches are only marked; rp_process_deferred() forgets them when the
+ * interrupted section ends. See lock.h.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "fdtab.h"
+#include "lock.h"
+#include "set.h"
+#include "watch.h"
+
+static uint32_t *alive; /* 1 here, 0 in a child that nobody announced */
+static struct rp_lock alive_lock;
+
+/* ------------------------------------------------------------------ births */
+
+void ringpoll_fd_opened(int fd, uint32_t kind_and_flags)
+{
+    struct rp_fd *entry = rp_fd_get(fd);
+    if (!entry)
+        return;
+    /* A number that still has watches was closed unseen. */
+    if (entry->watches || entry->set)
+        ringpoll_fd_closing(fd);
+    rp_fd_opened(fd, RP_FD_KNOWN | (kind_and_flags & (RINGPOLL_FD_KIND | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK)));
+}
+
+static void change_flags(int fd, uint32_t on, uint32_t off)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (entry && (rp_fd_flags(entry) || entry->watches))
+        rp_fd_set_flags(entry, on, off);
+}
+
+void ringpoll_fd_connected(int fd)
+{
+    change_flags(fd, RINGPOLL_FD_CONNECTED, 0);
+}
+
+void ringpoll_fd_nonblock(int fd, int on)
+{
+    change_flags(fd, on ? RINGPOLL_FD_NONBLOCK : 0, on ? 0 : RINGPOLL_FD_NONBLOCK);
+}
+
+void ringpoll_fd_shared(int fd)
+{
+    change_flags(fd, RP_FD_SHARED, 0);
+}
+
+void ringpoll_fd_duplicated(int from, int to)
+{
+    struct rp_fd *source = rp_fd_peek(from);
+    if (!source || from == to)
+        return;
+    struct rp_set *set = __atomic_load_n(&source->set, __ATOMIC_ACQUIRE);
+    uint32_t flags = rp_fd_flags(source);
+    if (!set && !flags && !source->watches)
+        return;
+    struct rp_fd *target = rp_fd_get(to);
+    if (!target)
+        return;
+    if (set) {
+        rp_set_lock(set);
+        set->names++;
+        rp_set_unlock(set);
+        rp_fd_opened(to, RP_FD_KNOWN);
+        __atomic_store_n(&target->set, set, __ATOMIC_RELEASE);
+        return;
+    }
+    rp_fd_set_flags(source, RP_FD_SHARED, 0);
+    rp_fd_opened(to, (flags & ~(uint32_t)RP_FD_INTERNAL) | RP_FD_SHARED);
+    target->epoch = source->epoch;
+}
+
+void ringpoll_fd_leave(int fd)
+{
+    struct rp_fd *entry = rp_fd_get(fd);
+    if (!entry)
+        return;
+    rp_fd_set_flags(entry, RP_FD_LEAVE, 0);
+    if (rp_self.locks_held)
+        return;
+    rp_lock(&rp_fdtab_lock);
+    struct rp_set *sets[8];
+    unsigned count = 0;
+    for (struct rp_watch *watch = entry->watches; watch && count < 8; watch = watch->next_of_fd)
+        sets[count++] = watch->set;
+    rp_unlock(&rp_fdtab_lock);
+    for (unsigned i = 0; i < count; i++) {
+        rp_set_lock(sets[i]);
+        struct rp_watch *watch = rp_fd_watch_of(entry, sets[i]);
+        if (watch && !watch->deleted && !watch->disabled && watch->home == RP_HOME_RING &&
+            rp_set_engine(sets[i]) != RINGPOLL_ENGINE_KERNEL && (!sets[i]->owner || rp_set_is_mine(sets[i])))
+            rp_set_move_to_kernel(sets[i], watch);
+        rp_set_unlock(sets[i]);
+    }
+}
+
+int ringpoll_fd_is_internal(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    return entry && (rp_fd_flags(entry) & RP_FD_INTERNAL) != 0;
+}
+
+int ringpoll_fd_is_set(int fd)
+{
+    return rp_set_of(fd) != NULL;
+}
+
+/* ------------------------------------------------------------------- reads */
+
+void ringpoll_fd_read(int fd, size_t asked, long result)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry)
+        return;
+    struct rp_watch *watch = __atomic_load_n(&entry->watches, __ATOMIC_RELAXED);
+    if (!watch)
+        return;
+    if (!(entry->flags & RP_FD_HINTED))
+        rp_fd_set_flags(entry, RP_FD_HINTED, 0);
+    struct rp_set *set = __atomic_load_n(&watch->set, __ATOMIC_RELAXED);
+    if (!set || rp_set_engine(set) != RINGPOLL_ENGINE_RING || watch->home != RP_HOME_RING)
+        return;
+    if (!rp_set_is_mine(set) || watch->next_of_fd || rp_self.locks_held) {
+        /* Somebody else reads along: its wake-ups prove nothing from now on. */
+        rp_fd_set_flags(entry, RP_FD_SHARED, 0);
+        return;
+    }
+    bool drained = asked > 0 && (result == -EAGAIN || (result > 0 && watch->kind == RINGPOLL_FD_EVENTFD));
+    rp_watch_read(watch, entry, drained, result > 0 && (size_t)result < asked);
+}
+
+/* ------------------------------------------------------------------ closes */
+
+static void close_deferred(struct rp_fd *entry)
+{
+    for (struct rp_watch *watch = entry->watches; watch; watch = watch->next_of_fd)
+        watch->closed_in_handler = true;
+    rp_self.deferred = 1;
+}
+
+void ringpoll_fd_closing(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry)
+        return;
+    uint32_t flags = rp_fd_flags(entry);
+    if (flags & RP_FD_INTERNAL)
+        return;
+    if (__atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE)) {
+        if (rp_self.locks_held) {
+            close_deferred(entry);
+        } else {
+            rp_process_check();
+            for (;;) {
+                rp_lock(&rp_fdtab_lock);
+                struct rp_watch *watch = entry->watches;
+                struct rp_set *set = watch ? watch->set : NULL;
+                rp_unlock(&rp_fdtab_lock);
+                if (!watch || !set)
+                    break;
+                rp_set_lock(set);
+                if (rp_fd_watch_of(entry, set) != NULL) {
+                    watch = rp_fd_watch_of(entry, set);
+                    rp_set_fd_closing(set, watch, entry);
+                }
+                rp_set_unlock(set);
+            }
+        }
+    }
+    struct rp_set *set = __atomic_load_n(&entry->set, __ATOMIC_ACQUIRE);
+    if (set && !rp_self.locks_held) {
+        rp_process_check();
+        __atomic_store_n(&entry->set, NULL, __ATOMIC_RELEASE);
+        rp_set_lock(set);
+        rp_set_name_closing(set, fd);
+        rp_set_unlock(set);
+    }
+    if (flags)
+        __atomic_store_n(&entry->flags, 0, __ATOMIC_RELEASE);
+    if (__atomic_load_n(&rp_zombies, __ATOMIC_RELAXED))
+        rp_set_end_zombies();
+}
+
+void ringpoll_fd_closing_range(unsigned first, unsigned last)
+{
+    for (unsigned page = first / RP_FD_PAGE; page < RP_FD_PAGES && page <= last / RP_FD_PAGE; page++) {
+        if (!__atomic_load_n(&rp_fd_pages[page], __ATOMIC_ACQUIRE))
+            continue;
+        for (unsigned i = 0; i < RP_FD_PAGE; i++) {
+            unsigned fd = page * RP_FD_PAGE + i;
+            if (fd >= first && fd <= last)
+                ringpoll_fd_closing((int)fd);
+        }
+    }
+}
+
+int ringpoll_close(int fd)
+{
+    if (fd < 0 || ringpoll_fd_is_internal(fd))
+        return -EBADF;
+    ringpoll_fd_closing(fd);
+    return rp_sys_close(fd);
+}
+
+void rp_process_deferred(void)
+{
+    rp_self.deferred = 0;
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set; set = set->next_set) {
+        rp_lock(&set->lock);
+        for (struct rp_watch *watch = set->watches, *next; watch && set->in_use; watch = next) {
+            next = watch->next_of_set;
+            if (!watch->closed_in_handler)
+                continue;
+            watch->closed_in_handler = false;
+            if (watch->home == RP_HOME_KERNEL && !watch->op)
+                rp_set_forget_watch(set, watch);
+            else {
+                /* The file is gone already: no hand-over, only the cancel. */
+                struct rp_fd *entry = rp_fd_peek(watch->fd);
+                if (entry)
+                    rp_fd_unlink(entry, watch);
+                watch->fd = -1;
+                watch->deleted = true;
+                rp_set_dirty(set, watch);
+                if (set->ring.fd >= 0 && rp_set_is_mine(set) && watch->op) {
+                    struct rp_op *op = NULL;
+                    if (rp_watch_disarm(set, watch, &op) == 0)
+                        rp_ring_enter(&set->ring, 0, NULL, NULL);
+                }
+            }
+        }
+        rp_unlock(&set->lock);
+    }
+    rp_unlock(&rp_sets_lock);
+}
+
+/* ---------------------------------------------------------------- children */
+
+void rp_process_made_set(void)
+{
+    if (__atomic_load_n(&alive, __ATOMIC_ACQUIRE))
+        return;
+    rp_lock(&alive_lock);
+    if (!alive) {
+        uint32_t *page = rp_sys_pages_wipe_on_fork(4096);
+        if (page) {
+            *page = 1;
+            __atomic_store_n(&alive, page, __ATOMIC_RELEASE);
+        }
+    }
+    rp_unlock(&alive_lock);
+}
+
+static void become_child(void)
+{
+    rp_sets_lock.word = rp_fdtab_lock.word = alive_lock.word = 0;
+    rp_self.locks_held = 0;
+    rp_self.deferred = 0;
+    __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
+    rp_self.id = 0;
+    for (struct rp_set *set = rp_sets; set; set = set->next_set)
+        rp_set_after_fork(set);
+    if (alive)
+        *alive = 1;
+}
+
+void rp_process_check(void)
+{
+    uint32_t *page = __atomic_load_n(&alive, __ATOMIC_ACQUIRE);
+    if (page && __atomic_load_n(page, __ATOMIC_RELAXED) == 0)
+        become_child();
+}
+
+/* All locks, so that the child finds every table whole. */
+void ringpoll_fork_prepare(void)
+{
+    if (rp_self.locks_held) /* a signal handler forks inside our section: the child repairs */
+        return;
+    rp_process_check();
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set; set = set->next_set)
+        rp_lock(&set->lock);
+    rp_lock(&rp_fdtab_lock);
+}
+
+void ringpoll_fork_parent(void)
+{
+    __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
+    if (rp_fdtab_lock.word == 0 || rp_self.locks_held == 0)
+        return;
+    rp_unlock(&rp_fdtab_lock);
+    for (struct rp_set *set = rp_sets; set; set = set->next_set)
+        rp_unlock(&set->lock);
+    rp_unlock(&rp_sets_lock);
+}
+
+void ringpoll_fork_child(void)
+{
+    become_child();
+}
+
+void ringpoll_fork_elsewhere(void)
+{
+    __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
+}
+
+/* ------------------------------------------------- exec, filters, the end */
+
+void ringpoll_exec_prepare(void)
+{
+    rp_process_check();
+    if (rp_self.locks_held)
+        return;
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set; set = set->next_set) {
+        rp_lock(&set->lock);
+        if (set->in_use && set->identity >= 0 && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL &&
+            (rp_sys_fcntl(set->identity, 1 /* F_GETFD */, 0) & 1) == 0)
+            rp_set_demote(set, RINGPOLL_REASON_SHARED, 0);
+        rp_unlock(&set->lock);
+    }
+    rp_unlock(&rp_sets_lock);
+}
+
+void ringpoll_process_restricted(int for_good)
+{
+    rp_process_check();
+    if (for_good)
+        __atomic_store_n(&rp_process_no_rings, true, __ATOMIC_RELEASE);
+    if (rp_self.locks_held)
+        return;
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set; set = set->next_set) {
+        rp_lock(&set->lock);
+        if (set->in_use && !set->inherited && rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
+            (for_good || (set->flags & RINGPOLL_SQPOLL)))
+            rp_set_demote(set, RINGPOLL_REASON_RESTRICTED, -EPERM);
+        rp_unlock(&set->lock);
+    }
+    rp_unlock(&rp_sets_lock);
+}
+
+void ringpoll_process_exiting(void)
+{
+    uint32_t *page = __atomic_load_n(&alive, __ATOMIC_ACQUIRE);
+    if (!page || *page == 0 || rp_self.locks_held)
+        return;
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set; set = set->next_set) {
+        rp_lock(&set->lock);
+        if (set->in_use && set->ring.fd >= 0 && rp_set_is_mine(set)) {
+            /* The set stays usable for what still runs: on kernel epoll. */
+            if (rp_set_engine(set) == RINGPOLL_ENGINE_RING)
+                rp_set_demote(set, RINGPOLL_REASON_ASKED, 0);
+            else
+                rp_set_end_ring(set);
+        }
+        rp_unlock(&set->lock);
+    }
+    rp_unlock(&rp_sets_lock);
+}

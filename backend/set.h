@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The epoll-shaped object. What it is and who owns what stands in set.c.
+ */
+#ifndef RP_SET_H
+#define RP_SET_H
+
+#include "fdtab.h"
+#include "lock.h"
+#include "op.h"
+#include "ring.h"
+#include "ringpoll/ringpoll.h"
+#include "watch.h"
+
+struct rp_set {
+    /* --- under `lock` */
+    struct rp_lock lock;
+    uint32_t engine; /* RINGPOLL_ENGINE_*; only ever goes up. Read anywhere */
+    uint32_t reason;
+    int error;
+    uint32_t flags; /* RINGPOLL_* options */
+    int identity;       /* lowest fd number that names the set; -1: ending */
+    uint32_t names;     /* fd numbers that do */
+    bool identity_foreign; /* a parent shares the identity's file */
+    int hidden;         /* kernel epoll of HOME_KERNEL watches, or -1 */
+    int waiters;        /* threads inside a wait */
+    bool owner_inside;  /* the owner is about to be, or is, inside a blocking enter */
+    bool wake_sent;     /* the wake fd stands in `hidden` */
+    bool zombie;        /* engine KERNEL, but the owner has yet to end the ring */
+    uint32_t demote_reason; /* asked of the owner; 0: not */
+    uint32_t serviced;  /* futex: grows when the owner has seen to requests */
+    struct rp_watch *watches; /* all */
+    struct rp_watch *dirty;
+    unsigned ring_watches; /* HOME_RING records */
+    unsigned leftovers; /* engine KERNEL: records of disabled one-shots, see move_all() */
+    bool inherited;     /* a fork's child has yet to make it its own */
+    bool requests;      /* the owner shall flush, enter and say so (serviced) */
+    struct rp_set *next_set;  /* all sets; under rp_sets_lock */
+    bool in_use;            /* changed under `lock` and rp_sets_lock */
+    /* --- the owner thread's */
+    uint64_t owner;    /* rp_self.id, 0: nobody yet. Written once, under `lock` */
+    struct rp_ring ring;
+    struct rp_op_table ops;
+    struct rp_watch *ready_head, *ready_tail;
+    unsigned ready_count;
+    uint32_t wait_serial;
+    bool hidden_armed, hidden_ready, hidden_first;
+    struct rp_op *hidden_op;
+    uint32_t unfit_kernel, unfit_total; /* events since the last look */
+    struct rp_ring_options ring_options;
+    struct ringpoll_stats stats;
+};
+
+extern struct rp_lock rp_sets_lock;
+extern struct rp_set *rp_sets;
+extern struct ringpoll_stats rp_stats_retired; /* sums of sets that have gone */
+extern struct rp_set *rp_newest_set;
+
+uint64_t rp_self_new_id(void);
+static inline uint64_t rp_self_id(void)
+{
+    return rp_self.id ? rp_self.id : rp_self_new_id();
+}
+
+/* The set that the fd names, or NULL. */
+static inline struct rp_set *rp_set_of(int epfd)
+{
+    struct rp_fd *entry = rp_fd_peek(epfd);
+    return entry ? __atomic_load_n(&entry->set, __ATOMIC_ACQUIRE) : NULL;
+}
+static inline uint32_t rp_set_engine(const struct rp_set *set)
+{
+    return __atomic_load_n(&set->engine, __ATOMIC_ACQUIRE);
+}
+static inline bool rp_set_is_mine(const struct rp_set *set)
+{
+    return __atomic_load_n(&set->owner, __ATOMIC_RELAXED) == rp_self.id && rp_self.id != 0;
+}
+
+/* All of these: set locked. */
+void rp_set_demote(struct rp_set *set, uint32_t reason, int error);
+/* In a fork's child, before its first use of an inherited set. */
+void rp_set_adopt_inherited(struct rp_set *set);
+/* The fd of this watch is about to be closed. May drop and retake the lock. */
+void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry);
+/* One name of the set is about to be closed; ends the set with the last. */
+void rp_set_name_closing(struct rp_set *set, int fd);
+/* Cancels all, waits for all, ends the ring. Owner thread. */
+void rp_set_end_ring(struct rp_set *set);
+/* After a fork, in the child. */
+void rp_set_after_fork(struct rp_set *set);
+void rp_set_forget_watch(struct rp_set *set, struct rp_watch *watch);
+/* Ends what other threads left to this one. Nothing locked. */
+void rp_set_end_zombies(void);
+extern unsigned rp_zombies;
+/* Forked unseen (by clone, say)? Then acts as the child's handler. */
+void rp_process_check(void);
+void rp_process_made_set(void);
+/* What signal handlers left behind; nothing locked. */
+void rp_process_deferred(void);
+extern bool rp_process_no_rings;
+/* Locks and unlocks as rp_lock(), and sees to deferred work. */
+static inline void rp_set_lock(struct rp_set *set)
+{
+    rp_lock(&set->lock);
+}
+static inline void rp_set_unlock(struct rp_set *set)
+{
+    rp_unlock(&set->lock);
+    if (rp_self.deferred && rp_self.locks_held == 0)
+        rp_process_deferred();
+}
+
+/* kernel epoll for this watch from now on; owner thread, or no owner; locked. */
+int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch);
+void rp_set_dirty(struct rp_set *set, struct rp_watch *watch);
+
+#endif

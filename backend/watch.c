@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Readiness translation: interest ↔ POLL_ADD. The states and the reasons stand
+ * in watch.h.
+ */
+#include "watch.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fdtab.h"
+#include "lock.h"
+#include "set.h"
+
+/* ----------------------------------------------------------------- records */
+
+static struct rp_lock pool_lock;
+static struct rp_watch *pool;
+
+#define POOL_GROWTH 64u
+
+struct rp_watch *rp_watch_alloc(void)
+{
+    rp_lock(&pool_lock);
+    if (!pool) {
+        struct rp_watch *made = rp_sys_pages(sizeof(struct rp_watch) * POOL_GROWTH);
+        for (unsigned i = 0; made && i < POOL_GROWTH; i++) {
+            made[i].next_of_set = pool;
+            pool = &made[i];
+        }
+    }
+    struct rp_watch *watch = pool;
+    if (watch)
+        pool = watch->next_of_set;
+    rp_unlock(&pool_lock);
+    if (watch) {
+        memset(watch, 0, sizeof *watch);
+        watch->fd = -1;
+    }
+    return watch;
+}
+
+void rp_watch_release(struct rp_watch *watch)
+{
+    __atomic_store_n(&watch->set, NULL, __ATOMIC_RELEASE);
+    rp_lock(&pool_lock);
+    watch->next_of_set = pool;
+    pool = watch;
+    rp_unlock(&pool_lock);
+}
+
+/* -------------------------------------------------------------- ready list */
+
+static void unlink_ready(struct rp_set *set, struct rp_watch *watch)
+{
+    if (watch->prev_ready)
+        watch->prev_ready->next_ready = watch->next_ready;
+    else
+        set->ready_head = watch->next_ready;
+    if (watch->next_ready)
+        watch->next_ready->prev_ready = watch->prev_ready;
+    else
+        set->ready_tail = watch->prev_ready;
+    watch->next_ready = watch->prev_ready = NULL;
+    set->ready_count--;
+}
+
+void rp_watch_to_ready(struct rp_set *set, struct rp_watch *watch, enum rp_ready ready)
+{
+    if (watch->ready == RP_READY_IDLE) {
+        watch->prev_ready = set->ready_tail;
+        watch->next_ready = NULL;
+        if (set->ready_tail)
+            set->ready_tail->next_ready = watch;
+        else
+            set->ready_head = watch;
+        set->ready_tail = watch;
+        set->ready_count++;
+    }
+    watch->ready = (uint8_t)ready;
+}
+
+void rp_watch_to_idle(struct rp_set *set, struct rp_watch *watch)
+{
+    if (watch->ready != RP_READY_IDLE) {
+        unlink_ready(set, watch);
+        watch->ready = RP_READY_IDLE;
+    }
+}
+
+/* ------------------------------------------------------------------- proof */
+
+static bool is_socket(const struct rp_watch *watch)
+{
+    return watch->kind == RINGPOLL_FD_TCP || watch->kind == RINGPOLL_FD_UNIX;
+}
+
+/* The interest is about reading alone, so that a drained fd has nothing to
+ * report. */
+static bool wants_reading_only(const struct rp_watch *watch)
+{
+    return (watch->events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDHUP)) == 0 && (watch->events & EPOLLIN);
+}
+
+/* A bare wake-up that comes while QUIET may be believed. */
+static bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watch, const struct rp_fd *entry)
+{
+    if (!entry || rp_fd_shared(entry))
+        return false;
+    uint32_t flags = rp_fd_flags(entry);
+    if (!(set->flags & RINGPOLL_TRACKED) && !(flags & RP_FD_HINTED))
+        return false;
+    return watch->kind == RINGPOLL_FD_TCP || watch->kind == RINGPOLL_FD_EVENTFD || (flags & RINGPOLL_FD_NONBLOCK);
+}
+
+/* An AF_UNIX fd that gave a short read and nothing to prove it by. */
+static bool look_proves(struct rp_watch *watch)
+{
+    if (watch->look_in > 0) {
+        watch->look_in--;
+        return false;
+    }
+    struct pollfd look = {.fd = watch->fd, .events = POLLIN};
+    static const struct timespec now = {0, 0};
+    watch->set->stats.rechecks++;
+    watch->set->stats.rechecked_fds++;
+    watch->look_gap = watch->look_gap < 64 ? (uint8_t)(watch->look_gap * 2 + 1) : 127;
+    watch->look_in = watch->look_gap;
+    return rp_sys_poll(&look, 1, &now) == 0;
+}
+
+void rp_watch_read(struct rp_watch *watch, const struct rp_fd *entry, bool drained, bool was_short)
+{
+    struct rp_set *set = watch->set;
+    if (was_short && !drained) {
+        if (watch->kind == RINGPOLL_FD_TCP)
+            drained = watch->bare <= 1 && !watch->urgent;
+        else if (watch->kind == RINGPOLL_FD_UNIX) {
+            drained = watch->single;
+            if (drained)
+                watch->look_gap = watch->look_in = 0;
+            else if (watch->op && wants_reading_only(watch) && !rp_ring_wants_enter(&set->ring))
+                drained = look_proves(watch);
+        }
+    }
+    if (!drained) {
+        watch->quiet = false;
+        return;
+    }
+    if (!wants_reading_only(watch) ||
+        (watch->ready != RP_READY_IDLE && (watch->mask & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)))) {
+        watch->quiet = false;
+        return;
+    }
+    rp_watch_to_idle(set, watch);
+    watch->single = watch->urgent = false;
+    watch->bare = 0;
+    watch->quiet = watch->op && !rp_ring_wants_enter(&set->ring) && trusts_wakeups(set, watch, entry);
+}
+
+/* What a poll completion says about the watch; see watch.h. */
+static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits)
+{
+    uint32_t interest = rp_watch_interest(watch);
+    bool bare = is_socket(watch) ? (bits & EPOLLRDBAND) != 0 : true;
+    bool proves = false;
+
+    if (watch->disabled || watch->deleted) {
+        /* A disabled one-shot need not hear: one completion in vain is what the
+         * program may cost us, not one per packet. */
+        rp_set_dirty(set, watch);
+        return;
+    }
+    if (watch->kind == RINGPOLL_FD_TCP) {
+        if (!bare) {
+            watch->urgent = (bits & EPOLLPRI) != 0;
+            watch->bare = 0;
+        } else if (watch->bare < 255) {
+            watch->bare++;
+        }
+    }
+    if (bare && is_socket(watch))
+        bits &= ~(uint32_t)(EPOLLPRI | EPOLLRDBAND) | (interest & EPOLLPRI);
+    if ((bits & interest) == 0) {
+        /* Of a level-triggered poll that is armed for more than is wanted, or
+         * RDHUP, which the kernel reports unasked. */
+        if ((watch->armed & ~(uint32_t)(EPOLLRDBAND | EPOLLPRI)) & ~interest)
+            rp_set_dirty(set, watch);
+        return;
+    }
+    if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && wants_reading_only(watch)) {
+        if (!bare)
+            proves = true;
+        else if (watch->quiet)
+            proves = trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
+    }
+    watch->single = watch->ready == RP_READY_IDLE && bare && watch->quiet && is_socket(watch) && proves;
+    watch->quiet = false;
+    if (proves && (watch->ready == RP_READY_IDLE ||
+                   (watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial))) {
+        watch->mask = bits & interest;
+        watch->certain_in = set->wait_serial;
+        rp_watch_to_ready(set, watch, RP_READY_CERTAIN);
+        return;
+    }
+    watch->mask = (watch->ready == RP_READY_IDLE ? 0 : watch->mask) | bits;
+    rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+}
+
+void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+{
+    if (!(flags & RP_CQE_F_MORE)) {
+        if (watch->op->state == RP_OP_QUEUED)
+            rp_op_step(&set->ops, watch->op, RP_OP_INFLIGHT);
+        rp_op_step(&set->ops, watch->op, RP_OP_FREE);
+        if (!watch->armed_oneshot)
+            set->stats.rearms++;
+        watch->op = NULL;
+        watch->armed = 0;
+        watch->armed_oneshot = false;
+        watch->fresh = false;
+        rp_set_dirty(set, watch);
+    }
+    if (result >= 0) {
+        note_event(set, watch, (uint32_t)result);
+        return;
+    }
+    watch->quiet = watch->single = false;
+    switch (result) {
+    case -ECANCELED: /* not by us, else the op had no owner: arm again */
+        break;
+    case -EBADF: /* closed unseen before the SQE was taken: epoll had let it go */
+        watch->deleted = true;
+        rp_watch_to_idle(set, watch);
+        break;
+    default: /* this file cannot be polled by a ring */
+        if (!watch->deleted && rp_set_move_to_kernel(set, watch) != 0) {
+            watch->deleted = true;
+            rp_watch_to_idle(set, watch);
+        }
+        break;
+    }
+}
+
+/* ------------------------------------------------------------------ arming */
+
+static void settle(struct rp_set *set, struct rp_watch *watch)
+{
+    /* Taken by the kernel since it was queued? */
+    if (watch->op->state == RP_OP_QUEUED && (int32_t)(watch->sqe_at - set->ring.sqe_head) < 0)
+        rp_op_step(&set->ops, watch->op, RP_OP_INFLIGHT);
+}
+
+int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **ret_op)
+{
+    struct rp_op *op = watch->op;
+    struct rp_ring *ring = &set->ring;
+
+    if (ret_op)
+        *ret_op = NULL;
+    if (!op)
+        return 0;
+    settle(set, watch);
+    if (op->state == RP_OP_QUEUED) {
+        struct rp_sqe *sqe = &ring->sqes[watch->sqe_at & ring->sq_mask];
+        memset(sqe, 0, sizeof *sqe);
+        sqe->opcode = RP_IORING_OP_NOP;
+        rp_op_step(&set->ops, op, RP_OP_FREE);
+    } else {
+        struct rp_sqe *sqe = rp_ring_get_sqe(ring);
+        if (!sqe)
+            return -EBUSY;
+        sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
+        sqe->fd = -1;
+        sqe->addr = rp_op_user_data(&set->ops, op);
+        if (ring->features & RINGPOLL_FEATURE_CQE_SKIP)
+            sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
+        rp_op_step(&set->ops, op, RP_OP_ORPHANED);
+        if (ret_op)
+            *ret_op = op;
+    }
+    watch->op = NULL;
+    watch->armed = 0;
+    watch->armed_oneshot = false;
+    return 0;
+}
+
+int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
+{
+    bool recheck = watch->recheck;
+    bool edge = rp_watch_is_edge(watch);
+
+    if (watch->home != RP_HOME_RING || watch->deleted || watch->disabled) {
+        int error = rp_watch_disarm(set, watch, NULL);
+        if (error == 0)
+            watch->recheck = false;
+        return error;
+    }
+    uint32_t want = rp_watch_interest(watch);
+    if (is_socket(watch) && (want & EPOLLIN))
+        want |= EPOLLRDBAND | EPOLLPRI;
+    if (watch->op) {
+        bool fits = edge ? watch->armed == want && !watch->armed_oneshot : (watch->armed & want) == want;
+        /* Armed for more than is wanted, and it told us so: see note_event. */
+        if (fits && watch->armed != want && !recheck)
+            fits = false;
+        if (fits) {
+            watch->recheck = false;
+            if (recheck) {
+                watch->mask = ~0u;
+                watch->quiet = watch->single = false;
+                rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+            }
+            return 0;
+        }
+        int error = rp_watch_disarm(set, watch, NULL);
+        if (error != 0)
+            return error;
+    }
+    struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
+    if (!sqe)
+        return -EBUSY;
+    struct rp_op *op = rp_op_new(&set->ops, RP_OP_POLL, watch);
+    if (!op) {
+        sqe->opcode = RP_IORING_OP_NOP;
+        return -ENOMEM;
+    }
+    /* One-shot only where RDHUP, which comes unasked, implies a wanted bit:
+     * else a half-closed peer would complete it again and again. */
+    bool oneshot = !edge && (watch->events & EPOLLIN) && (watch->fresh || (watch->events & EPOLLONESHOT));
+    sqe->opcode = RP_IORING_OP_POLL_ADD;
+    sqe->fd = watch->fd;
+    sqe->poll32_events = rp_poll_word(want);
+    sqe->len = oneshot ? 0 : RP_POLL_ADD_MULTI;
+    sqe->user_data = rp_op_user_data(&set->ops, op);
+    watch->op = op;
+    watch->sqe_at = set->ring.sqe_tail - 1;
+    watch->armed = want;
+    watch->armed_oneshot = oneshot;
+    watch->recheck = false;
+    /* The kernel looks at the file as it arms the poll: that is the check. */
+    rp_watch_to_idle(set, watch);
+    watch->single = watch->urgent = false;
+    watch->bare = 0;
+    watch->quiet = true;
+    return 0;
+}
+
+/* --------------------------------------------------------------- re-checks */
+
+#define CHECK_CHUNK 128u
+
+static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch **watches, unsigned count)
+{
+    static const struct timespec now = {0, 0};
+    int result = rp_sys_poll(fds, count, &now);
+
+    set->stats.rechecks++;
+    set->stats.rechecked_fds += count;
+    bool wakeup_pending = rp_ring_wants_enter(&set->ring);
+    for (unsigned i = 0; i < count; i++) {
+        struct rp_watch *watch = watches[i];
+        uint32_t revents = result < 0 ? 0 : (uint32_t)(uint16_t)fds[i].revents;
+        if (result < 0) {
+            /* ENOMEM: look again in the next wait rather than lose one. */
+            continue;
+        }
+        if (revents & POLLNVAL) {
+            watch->deleted = true; /* closed unseen: epoll had let it go */
+            rp_watch_to_idle(set, watch);
+            rp_set_dirty(set, watch);
+            continue;
+        }
+        watch->urgent = (revents & POLLPRI) != 0;
+        watch->bare = 0;
+        if (revents & rp_watch_interest(watch)) {
+            watch->mask = revents & rp_watch_interest(watch);
+            watch->certain_in = set->wait_serial;
+            watch->single = watch->quiet = false;
+            watch->ready = RP_READY_CERTAIN;
+        } else {
+            rp_watch_to_idle(set, watch);
+            watch->single = false;
+            watch->quiet = watch->op && !wakeup_pending && trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
+        }
+    }
+}
+
+void rp_watch_check(struct rp_set *set, unsigned limit)
+{
+    struct pollfd fds[CHECK_CHUNK];
+    struct rp_watch *watches[CHECK_CHUNK];
+    unsigned count = 0;
+    struct rp_watch *next;
+
+    for (struct rp_watch *watch = set->ready_head; watch && limit > 0; watch = next, limit--) {
+        next = watch->next_ready;
+        if (watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial)
+            continue;
+        fds[count].fd = watch->fd;
+        fds[count].events =
+            (short)((rp_watch_interest(watch) | (watch->kind == RINGPOLL_FD_TCP ? EPOLLPRI : 0)) & 0xffffu);
+        fds[count].revents = 0;
+        watches[count++] = watch;
+        if (count == CHECK_CHUNK) {
+            check_chunk(set, fds, watches, count);
+            count = 0;
+        }
+    }
+    if (count)
+        check_chunk(set, fds, watches, count);
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * One fd in one set: the interest of the program, and how it is met.
+ *
+ * Home. A watch lives in one of two places. HOME_KERNEL: the set's hidden
+ * kernel epoll instance has the registration, with the program's own data, and
+ * reports it; the record here only serves to rebuild it. HOME_RING: a poll on
+ * the ring (watch->op) is, or will be, armed for it.
+ *
+ * Readiness of a HOME_RING watch (owner thread only, one enum):
+ *
+ *   IDLE ──completion, or MOD──→ CANDIDATE ──poll(2) says yes──→ CERTAIN
+ *     ↑                             │ poll(2) says no               │
+ *     ├─────────────────────────────┘                               │
+ *     ├──────────────edge-triggered, one-shot: delivered────────────┤
+ *     │               level-triggered: delivered → CANDIDATE ←──────┘
+ *     └── read to the bottom (see below), from any state
+ *   IDLE ──completion that proves itself──→ CERTAIN
+ *
+ * CANDIDATE and CERTAIN watches stand in the set's ready list, in the order in
+ * which they became so; a delivered level-triggered one goes to its end, which
+ * is what makes small maxevents fair. CERTAIN holds for the wait in which it
+ * was found out (`certain_in`), and is CANDIDATE in the next.
+ *
+ * When does a completion prove itself? A multishot poll posts the bits of *one*
+ * wake-up if there was one since the last completion, and asks the file if there
+ * were more. Sockets wake with IN|RDNORM|RDBAND|PRI and never report RDBAND
+ * when asked (see kernel: sock_def_readable, tcp_poll, unix_poll), so the ring
+ * asks for RDBAND too: with it the completion is a bare wake-up, without it is
+ * the file's state at this very enter. The latter is exact. A bare wake-up is
+ * exact if the program cannot have read what caused it, that is, if it came
+ * after the watch was QUIET: seen drained, or just armed, with no wake-up on its
+ * way (the ring's TASKRUN flag clear after the read). TCP and eventfds wake
+ * under the lock that a read takes, so that flag cannot lag; AF_UNIX and pipes
+ * wake after it, so there only fds with O_NONBLOCK are trusted, whose readers
+ * take the (very rare) EAGAIN that epoll would have spared them.
+ *
+ * When is an fd seen drained? EAGAIN. Or a short read, where nothing can hide
+ * behind it. A FIN cannot: it makes a completion with RDHUP of its own. On TCP
+ * the urgent mark can: it takes two wake-ups to arrive, so at most one bare one
+ * since the last look that showed no PRI (`bare`, `urgent`) is proof. On AF_UNIX
+ * a passed fd can, at the end of any buffer: there the proof is that since QUIET
+ * exactly one bare wake-up came (SINGLE), which is one buffer; where several
+ * came, a look right after the short read (poll(2), tried ever more seldom when
+ * it fails to help) makes the fd QUIET again. Everything else is looked at by
+ * one poll(2) over all CANDIDATEs before the next report.
+ *
+ * Any bit other than IN (and the PRI of bare wake-ups) in a completion (HUP, ERR, RDHUP, OUT beside IN) makes
+ * a CANDIDATE: a wake-up carries only its own bits where epoll reports all.
+ *
+ * Arming. Level-triggered watches are first armed by a one-shot poll: a
+ * connection that lives for one request then needs no cancel before its close.
+ * From their first event on they are multishot, like edge-triggered ones from
+ * the start. A level-triggered poll may stay armed for more than is wanted (OUT
+ * that went) until that posts a completion in vain; an edge-triggered one is
+ * armed for exactly what is wanted. Changes go to the set's dirty list and are
+ * compared with what is armed once per wait.
+ *
+ * Who touches what: `deleted`, `events`, `data`, the dirty list and the set's
+ * list of watches under the set's lock, by any thread. Readiness, the ready
+ * list, op and armed by the owner thread alone. Records are recycled, never
+ * given back, so that a look at a stale one is harmless.
+ */
+#ifndef RP_WATCH_H
+#define RP_WATCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+
+#include "op.h"
+
+struct rp_set;
+struct rp_fd;
+
+enum rp_home { RP_HOME_RING, RP_HOME_KERNEL };
+enum rp_ready { RP_READY_IDLE, RP_READY_CANDIDATE, RP_READY_CERTAIN };
+
+struct rp_watch {
+    struct rp_watch *next_of_fd;             /* fdtab */
+    struct rp_set *set;                      /* NULL: free record */
+    struct rp_watch *next_of_set, *prev_of_set; /* all watches of the set; next: free list */
+    struct rp_watch *next_dirty, *prev_dirty;
+    struct rp_watch *next_ready, *prev_ready;
+    struct rp_op *op;    /* armed or queued poll, or NULL */
+    uint32_t sqe_at;     /* its SQE's position, to take it back while it is QUEUED */
+    int fd;
+    uint32_t events;     /* the program's, flags included */
+    epoll_data_t data;
+    uint32_t armed;      /* poll bits of op */
+    uint32_t mask;       /* CERTAIN: what to report; CANDIDATE: what was seen of it */
+    uint32_t certain_in; /* CERTAIN: in this wait of the set */
+    uint8_t home;        /* enum rp_home */
+    uint8_t ready;       /* enum rp_ready */
+    bool deleted;        /* DEL came; a later ADD may revive it */
+    bool disabled;       /* one-shot, reported */
+    bool dirty;          /* stands in the dirty list */
+    bool recheck;        /* dirty: becomes CANDIDATE */
+    bool quiet, single, fresh, armed_oneshot;
+    bool urgent;         /* TCP: PRI was seen */
+    uint8_t bare;        /* TCP: bare wake-ups since a look without PRI */
+    uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
+    bool closed_in_handler;
+    uint8_t kind; /* RINGPOLL_FD_KIND of the fd */
+};
+
+/* The poll bits (no flags) of an interest. */
+#define RP_POLL_BITS \
+    (EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDNORM | EPOLLRDBAND | EPOLLWRNORM | EPOLLWRBAND | EPOLLMSG | EPOLLRDHUP)
+
+static inline uint32_t rp_watch_interest(const struct rp_watch *watch)
+{
+    return (watch->events & RP_POLL_BITS) | EPOLLERR | EPOLLHUP;
+}
+static inline bool rp_watch_is_edge(const struct rp_watch *watch)
+{
+    return (watch->events & EPOLLET) != 0;
+}
+
+/* A zeroed record, or NULL. Any thread. */
+struct rp_watch *rp_watch_alloc(void);
+void rp_watch_release(struct rp_watch *watch);
+
+/* Owner thread, set locked. */
+void rp_watch_to_ready(struct rp_set *set, struct rp_watch *watch, enum rp_ready ready);
+void rp_watch_to_idle(struct rp_set *set, struct rp_watch *watch);
+/* A completion of its poll. */
+void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags);
+/* Makes what is armed fit what is wanted. -EBUSY: the SQ is full, enter and
+ * call again; -ENOMEM: no slot. */
+int rp_watch_arm(struct rp_set *set, struct rp_watch *watch);
+/* Cancels its poll, if any, and leaves the op to its completion. -EBUSY as
+ * above. Returns the op that the completion of which frees the file, NULL when
+ * the kernel never had it, through *ret_op. */
+int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **ret_op);
+/* Asks poll(2) about the CANDIDATEs among the first `limit` of the ready list. */
+void rp_watch_check(struct rp_set *set, unsigned limit);
+/* The owner read from the fd. No lock. */
+void rp_watch_read(struct rp_watch *watch, const struct rp_fd *entry, bool drained, bool was_short);
+
+#endif
