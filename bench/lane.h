@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * One side of a comparison: a worker process with its environment, and the
- * samples that it has given so far.
+ * One side of a comparison: a worker process with its environment. The program
+ * that starts lanes is executed again as their worker, so its main() begins with
+ * worker_or_idler().
  */
 #ifndef BENCH_LANE_H
 #define BENCH_LANE_H
@@ -12,6 +13,10 @@
 
 #include "count.h"
 #include "worker.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 enum side {
     SIDE_EPOLL, /* nothing preloaded */
@@ -42,5 +47,9 @@ int lane_count(struct lane *lane, uint32_t rounds, struct call_counts *ret_count
 bool lane_holds_ring(const struct lane *lane);
 /* Asks it to end, and sees that it does. NULL-safe for one that never started. */
 int lane_stop(struct lane *lane);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -305,29 +305,13 @@ static int readiness(int argc, char **argv, const char *command)
 
 /* --------------------------------------------------------------------- main */
 
-static int idler(int argc, char **argv)
-{
-    struct sockaddr_storage address;
-    uint8_t *bytes = (uint8_t *)&address;
-    socklen_t length = 0;
-    if (argc != 6)
-        return 2;
-    memset(&address, 0, sizeof address);
-    for (const char *hex = argv[5]; hex[0] != '\0' && hex[1] != '\0' && length < sizeof address; hex += 2) {
-        char byte[3] = {hex[0], hex[1], '\0'};
-        bytes[length++] = (uint8_t)strtoul(byte, NULL, 16);
-    }
-    return idler_main(atoi(argv[2]), atoi(argv[3]), &address, length, (uint32_t)strtoul(argv[4], NULL, 10));
-}
-
 int main(int argc, char **argv)
 {
     static char command[1024];
     size_t used = (size_t)snprintf(command, sizeof command, "ringpoll bench");
-    if (argc == 3 && strcmp(argv[1], "--worker") == 0)
-        return worker_main(atoi(argv[2]));
-    if (argc >= 2 && strcmp(argv[1], "--idler") == 0)
-        return idler(argc, argv);
+    int status = worker_or_idler(argc, argv);
+    if (status >= 0)
+        return status;
     for (int i = 1; i < argc && used < sizeof command; i++)
         used += (size_t)snprintf(command + used, sizeof command - used, " %s", argv[i]);
     if (argc < 2)

@@ -21,6 +21,7 @@
 
 /* Short connections are bounded in number: each leaves a TIME_WAIT behind. */
 #define CHURN_PER_BLOCK 400
+#define ROUNDS_MIN 8
 #define ROUNDS_MAX 50000
 
 struct samples {
@@ -79,11 +80,11 @@ static int calibrate(struct lane *lane, const struct plan *plan, uint32_t *ret_r
             return -1;
         double per_round = (double)answer.elapsed_ns / (rounds + rounds / 16 + 2);
         double wanted = plan->block_ms * 1e6 / per_round;
-        rounds = wanted < 4 ? 4 : wanted > ROUNDS_MAX ? ROUNDS_MAX : (uint32_t)wanted;
+        rounds = wanted < ROUNDS_MIN ? ROUNDS_MIN : wanted > ROUNDS_MAX ? ROUNDS_MAX : (uint32_t)wanted;
         if (lane->workload.kind != BENCH_ECHO && rounds * lane->workload.connections > CHURN_PER_BLOCK)
             rounds = CHURN_PER_BLOCK / lane->workload.connections;
-        if (rounds < 4)
-            rounds = 4;
+        if (rounds < ROUNDS_MIN)
+            rounds = ROUNDS_MIN;
     }
     *ret_rounds = rounds;
     return 0;

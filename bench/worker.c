@@ -28,6 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "client.h"
@@ -92,7 +93,8 @@ static int round_of_echo(struct worker *worker)
     struct program *program = &worker->program;
     if (client_send_all(&worker->client) != 0)
         return -1;
-    if (measured_run(worker, &program->replied, program->replied + worker->client.connections) != 0)
+    uint64_t parts = (REQUEST_SIZE + program->read_size - 1) / program->read_size;
+    if (measured_run(worker, &program->replied, program->replied + parts * worker->client.connections) != 0)
         return -1;
     return client_take_all(&worker->client);
 }
@@ -257,9 +259,12 @@ static int start(struct worker *worker, struct hello *hello)
     const struct workload *workload = &worker->workload;
     cpu_set_t cpus;
     CPU_ZERO(&cpus);
-    CPU_SET((unsigned)workload->cpu, &cpus);
-    if (sched_setaffinity(0, sizeof cpus, &cpus) != 0)
+    if (workload->cpu >= 0)
+        CPU_SET((unsigned)workload->cpu, &cpus);
+    if (workload->cpu >= 0 && sched_setaffinity(0, sizeof cpus, &cpus) != 0)
         return fail(worker, "this CPU is not to be had", -errno);
+    /* Fewer interruptions on a shared machine; without the right to it, more. */
+    (void)setpriority(PRIO_PROCESS, 0, -10);
     sem_init(&never, 0, 0);
     for (uint32_t i = 0; i < workload->threads; i++) {
         pthread_t thread;
@@ -271,7 +276,9 @@ static int start(struct worker *worker, struct hello *hello)
     worker->program.ops = workload->program == BENCH_RAW ? &program_raw : program_libevent;
     if (worker->program.ops == NULL)
         return fail(worker, "built without libevent", 0);
-    worker->program.read_size = READ_SIZE;
+    worker->program.read_size = workload->read_size > 0 ? workload->read_size : READ_SIZE;
+    if (worker->program.read_size > READ_SIZE)
+        return fail(worker, "no program reads that much at once", 0);
     worker->program.close_after_reply = workload->kind == BENCH_CHURN;
     int listener = make_listener(worker, hello);
     if (listener < 0)
@@ -383,4 +390,28 @@ int idler_main(int control, int family, const struct sockaddr_storage *address, 
     (void)take(control, &byte, 1); /* until the driver closes its end */
     client_fini(&client);
     return 0;
+}
+
+static int idler(int argc, char **argv)
+{
+    struct sockaddr_storage address;
+    uint8_t *bytes = (uint8_t *)&address;
+    socklen_t length = 0;
+    if (argc != 6)
+        return 2; /* role, control, family, count, address in hexadecimal */
+    memset(&address, 0, sizeof address);
+    for (const char *hex = argv[5]; hex[0] != '\0' && hex[1] != '\0' && length < sizeof address; hex += 2) {
+        char byte[3] = {hex[0], hex[1], '\0'};
+        bytes[length++] = (uint8_t)strtoul(byte, NULL, 16);
+    }
+    return idler_main(atoi(argv[2]), atoi(argv[3]), &address, length, (uint32_t)strtoul(argv[4], NULL, 10));
+}
+
+int worker_or_idler(int argc, char **argv)
+{
+    if (argc == 3 && strcmp(argv[1], "--worker") == 0)
+        return worker_main(atoi(argv[2]));
+    if (argc >= 2 && strcmp(argv[1], "--idler") == 0)
+        return idler(argc, argv);
+    return -1;
 }

@@ -26,7 +26,8 @@ struct workload {
     uint32_t connections;
     uint32_t idle;    /* connections that a second process holds and never uses */
     uint32_t threads; /* beside the measured one, asleep */
-    int32_t cpu;
+    uint32_t read_size; /* what the program asks of one read(); 0: as most do */
+    int32_t cpu;      /* to be pinned to; -1: none */
 };
 
 struct hello {
@@ -61,11 +62,22 @@ struct answer {
     char message[128];
 };
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* The worker's main(): speaks on `control` until told to quit. */
 int worker_main(int control);
 /* The second process of a workload with idle connections: makes `count` to
  * `address`, says so with one byte on `control`, and holds them until that
  * ends. */
 int idler_main(int control, int family, const struct sockaddr_storage *address, socklen_t length, uint32_t count);
+/* A process that lanes execute hands its command line to this first: the exit
+ * status if it is meant to be a worker or an idler, -1 if it is not. */
+int worker_or_idler(int argc, char **argv);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif
