@@ -7,21 +7,27 @@
 # 200 connections verified on the ring. Installs what is missing, builds into
 # build/demo, and ends every process that it started, by its id.
 #
-#   scripts/demo.sh [--connections N] [--rounds N]
+# The counter is `perf stat` on the kernel's tracepoints, which does not slow the
+# server down, and `strace -c` where perf may not: a server that is stopped at
+# every call finds more of them ready at once, so those figures are coarser.
+#
+#   scripts/demo.sh [--connections N] [--rounds N] [--counter perf|strace]
 set -u
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-connections=64 rounds=200
+connections=64 rounds=500 counter=
 while [ $# -gt 0 ]; do
     case $1 in
         --connections) connections=${2:?--connections takes a number}; shift 2 ;;
         --rounds) rounds=${2:?--rounds takes a number}; shift 2 ;;
+        --counter) counter=${2:?--counter takes perf or strace}; shift 2 ;;
         --help | -h) sed -n '3,/^set/ { s/^# \{0,1\}//; /^set/!p }' "${BASH_SOURCE[0]}"; exit 0 ;;
-        *) die "unknown option '$1' (--connections N, --rounds N)" ;;
+        *) die "unknown option '$1' (--connections N, --rounds N, --counter perf|strace)" ;;
     esac
 done
 [[ $connections =~ ^[1-9][0-9]{0,3}$ && $rounds =~ ^[1-9][0-9]{0,4}$ ]] ||
     die "--connections takes 1 to 9999, --rounds 1 to 99999"
+[[ $counter =~ ^(|perf|strace)$ ]] || die "--counter takes perf or strace"
 unset RINGPOLL RINGPOLL_MASK RINGPOLL_PROFILE RINGPOLL_STATS LD_PRELOAD
 export LC_ALL=C
 
@@ -48,6 +54,7 @@ at_leave end_all
 
 # ----------------------------------------------------------- install and build
 install_missing required "${build_needs[@]}" memcached:memcached strace:strace python3:python3 timeout:coreutils
+install_missing wanted perf:linux-perf
 memcached=$(PATH=$PATH:/usr/sbin:/sbin command -v memcached)
 generate_configure
 say "building into build/demo"
@@ -85,45 +92,105 @@ start_memcached() {
     die "memcached does not serve on $side"
 }
 
-# measure epoll|ring: leaves strace's table in $scratch/calls.SIDE and the number
-# of requests in $scratch/requests.SIDE. The client is connected and warm before
-# strace attaches, and strace has attached before the client goes on.
+# Another user's process may be traced by root alone; one's own by anybody, unless
+# yama says no.
+exec_tracer() {
+    if [ "$(id -u)" -eq 0 ] || [ "$(cat /proc/sys/kernel/yama/ptrace_scope 2> /dev/null || echo 0)" = 0 ]; then
+        exec "$@"
+    fi
+    exec sudo -n "$@"
+}
+
+# The calls that get a row of their own; the rest is "others".
+rows=(read readv recvfrom recvmsg write writev sendto sendmsg accept4 close ioctl fcntl epoll_wait epoll_pwait
+    epoll_pwait2 epoll_ctl io_uring_enter io_uring_setup io_uring_register poll ppoll futex clock_nanosleep)
+perf_events() {
+    local row
+    printf 'raw_syscalls:sys_enter'
+    for row in "${rows[@]}"; do
+        [ -e "/sys/kernel/tracing/events/syscalls/sys_enter_$row" ] && printf ',syscalls:sys_enter_%s' "$row"
+    done
+}
+perf_works() {
+    (exec_tracer perf stat -x , -e "$(perf_events)" -o "$scratch/perf.try" true) > /dev/null 2>&1 &&
+        grep -qE '^[1-9][0-9]*,,raw_syscalls:sys_enter' "$scratch/perf.try"
+}
+if [ -z "$counter" ]; then
+    counter=strace
+    perf_works && counter=perf
+fi
+
+# counting_begins SIDE: from its return on every call of every thread counts.
+counting_begins() {
+    local side=$1 i
+    if [ "$counter" = perf ]; then
+        rm -f "$scratch/ask" "$scratch/answer"
+        mkfifo "$scratch/ask" "$scratch/answer"
+        exec_tracer perf stat -x , -D -1 --control "fifo:$scratch/ask,$scratch/answer" -e "$(perf_events)" \
+            -o "$scratch/perf.$side" -p "$server" > "$scratch/tracer.$side" 2>&1 &
+        tracer=$!
+        pids+=("$tracer")
+        exec {answer}<> "$scratch/answer" {ask}<> "$scratch/ask"
+        tell_perf enable
+        return
+    fi
+    exec_tracer strace -c -f -o "$scratch/strace.$side" -p "$server" 2> "$scratch/tracer.$side" &
+    tracer=$!
+    pids+=("$tracer")
+    # Attached to all threads of the process, or the count is of some of them.
+    for ((i = 0; i < 200; i++)); do
+        if grep -q attached "$scratch/tracer.$side" && ! grep -h '^TracerPid:' "/proc/$server/task/"*/status |
+            grep -q '[[:space:]]0$'; then
+            return
+        fi
+        kill -0 "$tracer" 2> /dev/null || break
+        sleep 0.05
+    done
+    cat "$scratch/tracer.$side"
+    die "strace cannot attach (a container without CAP_SYS_PTRACE?)"
+}
+tell_perf() {
+    local reply
+    echo "$1" >&"$ask"
+    read -r -t 30 reply <&"$answer" || { cat "$scratch/tracer.$side"; die "perf does not answer"; }
+}
+# counting_ends SIDE: leaves lines "CALL COUNT" in $scratch/calls.SIDE.
+counting_ends() {
+    local side=$1
+    if [ "$counter" = perf ]; then
+        tell_perf disable
+        end_process "$tracer" INT
+        exec {answer}>&- {ask}>&-
+        awk -F , '$1 ~ /^[0-9]+$/ {
+                if ($3 == "raw_syscalls:sys_enter") { all = $1; next }
+                sub(/^.*sys_enter_/, "", $3); print $3, $1; known += $1
+            }
+            END { print "others", all - known }' "$scratch/perf.$side" > "$scratch/calls.$side"
+    else
+        end_process "$tracer"
+        awk '$1 ~ /^[0-9.]+$/ && $NF != "total" { print $NF, $4 }' "$scratch/strace.$side" > "$scratch/calls.$side"
+    fi
+    [ -s "$scratch/calls.$side" ] || die "$counter counted nothing on $side"
+}
+
+# measure SIDE: counts the calls of the measured rounds. The client is connected
+# and warm before the count begins, and idle when it ends.
 measure() {
-    local side=$1 line tracer client to_client from_client i
+    local side=$1 line client to_client from_client
     start_memcached "$side" 1
     coproc LOAD { exec timeout 300 python3 "$top/scripts/demo_client.py" load --port "$port" \
         --connections "$connections" --rounds "$rounds"; }
     client=$LOAD_PID to_client=${LOAD[1]} from_client=${LOAD[0]}
     pids+=("$client")
     read -r -t 60 line <&"$from_client" && [ "$line" = ready ] || die "the client did not get ready on $side"
-
-    as_root_if_needed strace -c -f -S calls -o "$scratch/calls.$side" -p "$server" 2> "$scratch/strace.$side" &
-    tracer=$!
-    pids+=("$tracer")
-    # All threads of the process, or the count is of some of them.
-    for ((i = 0; i < 200; i++)); do
-        grep -q attached "$scratch/strace.$side" &&
-            ! grep -L '^TracerPid:[[:space:]]*[1-9]' "/proc/$server/task/"*/status | grep -q . && break
-        kill -0 "$tracer" 2> /dev/null || break
-        sleep 0.05
-    done
-    if ! kill -0 "$tracer" 2> /dev/null; then
-        cat "$scratch/strace.$side"
-        die "strace cannot attach (a container without CAP_SYS_PTRACE?)"
-    fi
+    counting_begins "$side"
     echo go >&"$to_client"
     read -r -t 240 line <&"$from_client" && [[ $line == done\ * ]] || die "the client failed on $side"
+    counting_ends "$side"
     echo "${line#done }" > "$scratch/requests.$side"
-    end_process "$tracer"
     echo end >&"$to_client"
     wait "$client" || die "the client failed on $side"
     end_process "$server"
-}
-as_root_if_needed() {
-    if [ "$(id -u)" -eq 0 ] || [ "$(cat /proc/sys/kernel/yama/ptrace_scope 2> /dev/null || echo 0)" = 0 ]; then
-        exec "$@"
-    fi
-    exec sudo -n "$@"
 }
 
 say "memcached on epoll: $connections connections, $rounds rounds"
@@ -134,21 +201,21 @@ measure ring
 say "system calls per request ($(cat "$scratch/requests.ring") requests on each side, one worker thread)"
 awk '
     FNR == 1 { side++ }
-    FILENAME ~ /requests/ { requests[side] = $1; next }
-    $1 ~ /^[0-9.]+$/ && $NF != "total" { calls[side, $NF] = $4; names[$NF] += $4; total[side] += $4 }
+    side > 2 { requests[side - 2] = $1; next }
+    { calls[side, $1] = $2; both[$1] += $2; total[side] += $2 }
     END {
-        printf "%-22s %12s %12s %9s\n", "", "epoll", "ringpoll", ""
-        n = 0
-        for (name in names) order[++n] = name
+        printf "%-20s %12s %12s\n", "", "epoll", "ringpoll"
+        for (name in both) if (both[name]) order[++n] = name
         for (i = 1; i <= n; i++)
             for (j = i + 1; j <= n; j++)
-                if (names[order[j]] > names[order[i]]) { t = order[i]; order[i] = order[j]; order[j] = t }
+                if (both[order[j]] > both[order[i]]) { swap = order[i]; order[i] = order[j]; order[j] = swap }
         for (i = 1; i <= n; i++)
-            printf "%-22s %12.4f %12.4f\n", order[i], calls[1, order[i]] / requests[3], calls[2, order[i]] / requests[4]
-        printf "%-22s %12.4f %12.4f %8.1f%%\n", "total", total[1] / requests[3], total[2] / requests[4],
-            100 * (total[2] / requests[4]) / (total[1] / requests[3])
-        printf "%-22s %12d %12d\n", "calls in all", total[1], total[2]
+            printf "%-20s %12.4f %12.4f\n", order[i], calls[1, order[i]] / requests[1], calls[2, order[i]] / requests[2]
+        printf "%-20s %12.4f %12.4f   ratio %.3f\n", "total", total[1] / requests[1], total[2] / requests[2],
+            total[2] / requests[2] / (total[1] / requests[1])
+        printf "%-20s %12d %12d\n", "calls in all", total[1], total[2]
     }' "$scratch/calls.epoll" "$scratch/calls.ring" "$scratch/requests.epoll" "$scratch/requests.ring"
+echo "(counted by $counter; clock_nanosleep and futex are memcached's own background threads)"
 
 say "what the library says of that run (--stats)"
 cat "$scratch/stats.1" 2> /dev/null || die "memcached on the ring left no stats"
