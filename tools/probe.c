@@ -196,8 +196,8 @@ static void explain(const struct findings *findings, char *text, size_t size)
         break;
     case RINGPOLL_KNOB_SECCOMP:
         snprintf(text, size,
-                 "a seccomp filter: the default ones of Docker, containerd and podman forbid io_uring; a profile "
-                 "that allows io_uring_setup, io_uring_enter and io_uring_register is needed");
+                 "a seccomp filter (or a security module): the default ones of Docker and containerd forbid "
+                 "io_uring; a profile that allows io_uring_setup, io_uring_enter and io_uring_register is needed");
         break;
     case RINGPOLL_KNOB_MEMLOCK:
         snprintf(text, size,
