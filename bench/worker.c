@@ -20,6 +20,7 @@
 #include <fcntl.h>
 #include <linux/perf_event.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
@@ -240,9 +241,14 @@ static int make_listener(struct worker *worker, struct hello *hello)
         hello->address.ss_family = AF_UNIX; /* and no name: the kernel gives an abstract one */
         length = sizeof hello->address.ss_family;
     }
+    int yes = 1;
     int listener = socket((int)worker->workload.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (listener < 0)
         return fail(worker, "socket", -errno);
+    /* Connections inherit it, at no cost to any of them: a reply in two parts
+     * would otherwise wait for its acknowledgement. */
+    if (worker->workload.family == AF_INET)
+        (void)setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     hello->address_length = sizeof hello->address;
     if (bind(listener, (struct sockaddr *)&hello->address, length) != 0 || listen(listener, 4096) != 0 ||
         getsockname(listener, (struct sockaddr *)&hello->address, &hello->address_length) != 0) {
