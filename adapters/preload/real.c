@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The real functions, and how the shim comes to life.
+ *
+ * dlsym(RTLD_NEXT) finds them: another preloaded library keeps its place in the
+ * chain. It runs once, normally in this object's constructor; a socket or a set
+ * that is made earlier (other libraries' constructors come first) starts it too.
+ * What is called before that, by a malloc that reads its configuration for
+ * instance, is served by raw system calls: the table's first contents. `state`
+ * keeps a second caller out; it goes on with what there is.
+ *
+ * The fork handlers are registered by pthread_atfork, not by interposing fork:
+ * forkpty and daemon fork inside libc. Registered this early they run last
+ * before the fork and first in the child, so the program's own handlers may use
+ * epoll.
+ */
+#include "preload.h"
+
+#include <dlfcn.h>
+#include <string.h>
+
+struct rp_shim rp_shim;
+__thread pid_t rp_shim_vfork_owner;
+
+enum { START_NOT, START_UNDERWAY, START_DONE };
+static int state;
+
+/* ------------------------------------------------------- raw system calls */
+
+#if defined(__x86_64__) && defined(__LP64__)
+long rp_raw(long number, long a, long b, long c, long d, long e, long f)
+{
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
+    long result;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "0"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+#elif defined(__aarch64__)
+long rp_raw(long number, long a, long b, long c, long d, long e, long f)
+{
+    register long x8 __asm__("x8") = number;
+    register long x0 __asm__("x0") = a;
+    register long x1 __asm__("x1") = b;
+    register long x2 __asm__("x2") = c;
+    register long x3 __asm__("x3") = d;
+    register long x4 __asm__("x4") = e;
+    register long x5 __asm__("x5") = f;
+    __asm__ volatile("svc 0"
+                     : "+r"(x0)
+                     : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5)
+                     : "memory");
+    return x0;
+}
+#else
+/* Elsewhere libc's own syscall(), once it is known. */
+static long no_syscall_yet(long number, ...)
+{
+    (void)number;
+    errno = ENOSYS;
+    return -1;
+}
+#define early_syscall no_syscall_yet
+long rp_raw(long number, long a, long b, long c, long d, long e, long f)
+{
+    int saved = errno;
+    long result = rp_real.syscall(number, a, b, c, d, e, f);
+    if (result == -1)
+        result = -errno;
+    errno = saved;
+    return result;
+}
+#endif
+
+#define RAW(number, ...) rp_answer(RAW_6(number, __VA_ARGS__, 0, 0, 0, 0, 0, 0))
+#define RAW_6(number, a, b, c, d, e, f, ...) \
+    rp_raw(number, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+
+static int early_close(int fd)
+{
+    return (int)RAW(SYS_close, fd);
+}
+static ssize_t early_read(int fd, void *buffer, size_t length)
+{
+    return RAW(SYS_read, fd, buffer, length);
+}
+static ssize_t early_readv(int fd, const struct iovec *iov, int count)
+{
+    return RAW(SYS_readv, fd, iov, count);
+}
+static ssize_t early_recvmsg(int fd, struct msghdr *message, int flags)
+{
+    return RAW(SYS_recvmsg, fd, message, flags);
+}
+static ssize_t early_sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    return RAW(SYS_sendmsg, fd, message, flags);
+}
+static int early_fcntl(int fd, int command, ...)
+{
+    va_list list;
+    va_start(list, command);
+    long argument = va_arg(list, long);
+    va_end(list);
+#ifdef SYS_fcntl64
+    return (int)RAW(SYS_fcntl64, fd, command, argument);
+#else
+    return (int)RAW(SYS_fcntl, fd, command, argument);
+#endif
+}
+static int early_ioctl(int fd, unsigned long request, ...)
+{
+    va_list list;
+    va_start(list, request);
+    long argument = va_arg(list, long);
+    va_end(list);
+    return (int)RAW(SYS_ioctl, fd, request, argument);
+}
+static int early_dup(int fd)
+{
+    return (int)RAW(SYS_dup, fd);
+}
+static int early_dup3(int from, int to, int flags)
+{
+    return (int)RAW(SYS_dup3, from, to, flags);
+}
+static int early_dup2(int from, int to)
+{
+    if (from == to)
+        return early_fcntl(from, F_GETFD, 0L) < 0 ? -1 : to;
+    return early_dup3(from, to, 0);
+}
+static int early_pipe2(int fds[2], int flags)
+{
+    return (int)RAW(SYS_pipe2, fds, flags);
+}
+static int early_pipe(int fds[2])
+{
+    return early_pipe2(fds, 0);
+}
+static int early_eventfd(unsigned initial, int flags)
+{
+    return (int)RAW(SYS_eventfd2, initial, flags);
+}
+static int early_poll(struct pollfd *fds, nfds_t count, int timeout)
+{
+    struct timespec storage;
+    const struct timespec *time = rp_shim_milliseconds(timeout, &storage);
+    return (int)RAW(SYS_ppoll, fds, count, time, 0, 8);
+}
+static int early_prctl(int option, ...)
+{
+    va_list list;
+    va_start(list, option);
+    unsigned long a = va_arg(list, unsigned long), b = va_arg(list, unsigned long);
+    unsigned long c = va_arg(list, unsigned long), d = va_arg(list, unsigned long);
+    va_end(list);
+    return (int)RAW(SYS_prctl, option, a, b, c, d);
+}
+static int early_close_range(unsigned first, unsigned last, int flags)
+{
+#ifdef SYS_close_range
+    return (int)RAW(SYS_close_range, first, last, flags);
+#else
+    (void)first, (void)last, (void)flags;
+    return rp_fail(ENOSYS);
+#endif
+}
+static int early_epoll_create1(int flags)
+{
+    return (int)RAW(SYS_epoll_create1, flags);
+}
+static int early_epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+{
+    return (int)RAW(SYS_epoll_ctl, epfd, op, fd, event);
+}
+static int early_epoll_pwait(int epfd, struct epoll_event *events, int max, int timeout, const sigset_t *mask)
+{
+    return (int)RAW(SYS_epoll_pwait, epfd, events, max, timeout, mask, 8);
+}
+static int early_epoll_pwait2(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
+                              const sigset_t *mask)
+{
+#ifdef SYS_epoll_pwait2
+    return (int)RAW(SYS_epoll_pwait2, epfd, events, max, timeout, mask, 8);
+#else
+    (void)epfd, (void)events, (void)max, (void)timeout, (void)mask;
+    return rp_fail(ENOSYS);
+#endif
+}
+__attribute__((noreturn)) static void early_exit_now(int status)
+{
+    for (;;)
+        rp_raw(SYS_exit_group, status, 0, 0, 0, 0, 0);
+}
+
+/* 32-bit x86 and s390 multiplex their socket calls: too rare to do by hand. */
+#ifdef SYS_accept4
+static ssize_t early_recvfrom(int fd, void *buffer, size_t length, int flags, struct sockaddr *address,
+                              socklen_t *address_length)
+{
+    return RAW(SYS_recvfrom, fd, buffer, length, flags, address, address_length);
+}
+static ssize_t early_recv(int fd, void *buffer, size_t length, int flags)
+{
+    return early_recvfrom(fd, buffer, length, flags, NULL, NULL);
+}
+static int early_socket(int domain, int type, int protocol)
+{
+    return (int)RAW(SYS_socket, domain, type, protocol);
+}
+static int early_socketpair(int domain, int type, int protocol, int fds[2])
+{
+    return (int)RAW(SYS_socketpair, domain, type, protocol, fds);
+}
+static int early_connect(int fd, const struct sockaddr *address, socklen_t length)
+{
+    return (int)RAW(SYS_connect, fd, address, length);
+}
+static int early_listen(int fd, int backlog)
+{
+    return (int)RAW(SYS_listen, fd, backlog);
+}
+static int early_accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
+{
+    return (int)RAW(SYS_accept4, fd, address, length, flags);
+}
+static int early_accept(int fd, struct sockaddr *address, socklen_t *length)
+{
+    return early_accept4(fd, address, length, 0);
+}
+static int early_setsockopt(int fd, int level, int name, const void *value, socklen_t length)
+{
+    return (int)RAW(SYS_setsockopt, fd, level, name, value, length);
+}
+#else
+#error "no socket system calls of their own on this architecture: not supported"
+#endif
+
+#ifndef early_syscall
+static long early_syscall(long number, ...)
+{
+    va_list list;
+    va_start(list, number);
+    long a = va_arg(list, long), b = va_arg(list, long), c = va_arg(list, long);
+    long d = va_arg(list, long), e = va_arg(list, long), f = va_arg(list, long);
+    va_end(list);
+    return rp_answer(rp_raw(number, a, b, c, d, e, f));
+}
+#endif
+
+/* fcntl and fcntl64 differ in nothing on 64-bit targets. */
+#define early_fcntl64 early_fcntl
+
+struct rp_real rp_real = {
+#define EARLY(member, symbol, type) .member = early_##member,
+    RP_REAL_EARLY(EARLY)
+    RP_REAL_EARLY_NEWER(EARLY)
+#undef EARLY
+};
+
+/* ------------------------------------------------------------------ start */
+
+#define RESOLVE(member, symbol, type)                                                                            \
+    {                                                                                                            \
+        void *found = dlsym(RTLD_NEXT, symbol);                                                                  \
+        if (found)                                                                                               \
+            __atomic_store_n((void **)(void *)&rp_real.member, found, __ATOMIC_RELEASE);                         \
+    }
+
+/* A name that is found costs dlsym no allocation. */
+static void resolve(void)
+{
+    RP_REAL_EARLY(RESOLVE)
+    RP_REAL_LATE(RESOLVE)
+}
+
+/* One that is not makes it compose an error text, by malloc: a malloc that is in
+ * the middle of its own set-up (jemalloc calls syscall() there, with its lock
+ * held) would never come back. So these wait for the constructor. */
+static void resolve_newer(void)
+{
+    RP_REAL_EARLY_NEWER(RESOLVE)
+    RP_REAL_NEWER(RESOLVE)
+    dlerror();
+}
+
+static void fork_prepare(void)
+{
+    if (rp_shim_active())
+        ringpoll_fork_prepare();
+}
+static void fork_parent(void)
+{
+    if (rp_shim_active())
+        ringpoll_fork_parent();
+}
+static void fork_child(void)
+{
+    if (!rp_shim_active())
+        return;
+    ringpoll_fork_child();
+    rp_shim_wait_forked();
+    rp_report_forked();
+}
+
+void rp_shim_start(void)
+{
+    int expected = START_NOT;
+    if (__atomic_load_n(&state, __ATOMIC_ACQUIRE) != START_NOT ||
+        !__atomic_compare_exchange_n(&state, &expected, START_UNDERWAY, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        return;
+    int saved = errno;
+    resolve();
+    const char *word = secure_getenv("RINGPOLL");
+    bool off = word && strcmp(word, "off") == 0;
+    rp_shim.require = word && strcmp(word, "require") == 0;
+    rp_report_start();
+    if (!off) {
+        rp_shim.can_cancel = rp_shim_wait_start();
+        /* Without the handlers a child would take its parent's sets for its own. */
+        off = pthread_atfork(fork_prepare, fork_parent, fork_child) != 0;
+    }
+    __atomic_store_n(&rp_shim.on, !off, __ATOMIC_RELEASE);
+    __atomic_store_n(&rp_shim.ready, true, __ATOMIC_RELEASE);
+    __atomic_store_n(&state, START_DONE, __ATOMIC_RELEASE);
+    errno = saved;
+}
+
+__attribute__((constructor)) static void on_load(void)
+{
+    rp_shim_start();
+    int saved = errno;
+    resolve_newer();
+    errno = saved;
+}

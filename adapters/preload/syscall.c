@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * syscall(): the same calls by number. libuv closes by it, libseccomp installs
+ * its filter by it, and liburing-free users of io_uring make their ring by it.
+ *
+ * A ring that the program drives itself could change an epoll set behind the
+ * library's back (IORING_OP_EPOLL_CTL), which is what libuv's does, so
+ * io_uring_setup answers ENOSYS here: everybody who tries it copes with a kernel
+ * that has none.
+ *
+ * These are raw calls: no cancellation point, sizes of kernel types as they
+ * came. Numbers that the shim has no interest in go on with all six arguments.
+ */
+#include "preload.h"
+
+#define KERNEL_SIGSET 8
+#define SECCOMP_STRICT 0
+#define SECCOMP_FILTER 1
+#define NUMBER_IO_URING_SETUP 425
+
+static long pass(long number, long a, long b, long c, long d, long e, long f)
+{
+    return rp_real.syscall(number, a, b, c, d, e, f);
+}
+
+/* epoll_wait by number; `timeout` is the kernel's struct timespec. */
+static long wait_by_number(long a, long b, long c, const struct timespec *timeout, long mask, long size)
+{
+    if (mask && size != KERNEL_SIGSET)
+        return rp_fail(EINVAL);
+    sigset_t wide;
+    const sigset_t *set = NULL;
+    if (mask) {
+        /* libc's sigset_t is larger; only the kernel's part is looked at. */
+        sigemptyset(&wide);
+        *(uint64_t *)(void *)&wide = *(const uint64_t *)(void *)mask;
+        set = &wide;
+    }
+    return rp_answer(ringpoll_wait((int)a, (struct epoll_event *)b, (int)c, timeout, set));
+}
+
+/* Those that matter to whoever has the library's attention; false: not one of
+ * them, or nothing but a notice was due. */
+static bool by_number(long number, long a, long b, long c, long d, long e, long f, long *result)
+{
+    struct timespec storage;
+    switch (number) {
+    case SYS_close:
+        *result = rp_shim_before_close((int)a) ? pass(number, a, b, c, d, e, f) : rp_fail(EBADF);
+        return true;
+#ifdef SYS_close_range
+    case SYS_close_range:
+        *result = rp_answer(rp_shim_close_range((unsigned)a, (unsigned)b, (unsigned)c));
+        return true;
+#endif
+    case SYS_dup:
+        if (ringpoll_fd_is_internal((int)a)) {
+            *result = rp_fail(EBADF);
+            return true;
+        }
+        *result = pass(number, a, b, c, d, e, f);
+        if (*result >= 0)
+            rp_shim_after_dup((int)a, (int)*result);
+        return true;
+#ifdef SYS_dup2
+    case SYS_dup2:
+        *result = dup2((int)a, (int)b);
+        return true;
+#endif
+    case SYS_dup3:
+        *result = dup3((int)a, (int)b, (int)c);
+        return true;
+    case SYS_fcntl:
+        if (!rp_shim_before_fcntl((int)a, (int)b)) {
+            *result = rp_fail(EBADF);
+            return true;
+        }
+        *result = pass(number, a, b, c, d, e, f);
+        rp_shim_after_fcntl((int)a, (int)b, c, (int)*result);
+        return true;
+    case SYS_ioctl:
+        *result = pass(number, a, b, c, d, e, f);
+        if (b == FIONBIO && *result == 0)
+            ringpoll_fd_nonblock((int)a, *(const int *)c != 0);
+        return true;
+
+#ifdef SYS_epoll_create
+    case SYS_epoll_create:
+        *result = (int)a <= 0 ? rp_fail(EINVAL) : rp_shim_epoll_create(0);
+        return true;
+#endif
+    case SYS_epoll_create1:
+        *result = rp_shim_epoll_create((int)a);
+        return true;
+    case SYS_epoll_ctl:
+        *result = rp_shim_epoll_ctl((int)a, (int)b, (int)c, (struct epoll_event *)d);
+        return true;
+#ifdef SYS_epoll_wait
+    case SYS_epoll_wait:
+        *result = wait_by_number(a, b, c, rp_shim_milliseconds((int)d, &storage), 0, 0);
+        return true;
+#endif
+    case SYS_epoll_pwait:
+        *result = wait_by_number(a, b, c, rp_shim_milliseconds((int)d, &storage), e, f);
+        return true;
+#ifdef SYS_epoll_pwait2
+    case SYS_epoll_pwait2:
+        *result = wait_by_number(a, b, c, (const struct timespec *)d, e, f);
+        return true;
+#endif
+
+    case SYS_socket:
+        *result = pass(number, a, b, c, d, e, f);
+        if (*result >= 0)
+            ringpoll_fd_opened((int)*result, rp_shim_socket_kind((int)a, (int)b, (int)c) | rp_shim_socket_flags((int)b));
+        return true;
+#ifdef SYS_accept
+    case SYS_accept:
+#endif
+    case SYS_accept4:
+        *result = pass(number, a, b, c, d, e, f);
+        if (*result >= 0)
+            rp_shim_after_accept((int)a, (int)*result, number == SYS_accept4 ? (int)d : 0);
+        return true;
+    case SYS_connect: {
+        *result = pass(number, a, b, c, d, e, f);
+        int saved = errno;
+        rp_shim_after_connect((int)a, (size_t)c >= sizeof(sa_family_t) ? (const struct sockaddr *)b : NULL,
+                              *result == 0 ? 0 : saved);
+        errno = saved;
+        return true;
+    }
+    case SYS_listen:
+        *result = pass(number, a, b, c, d, e, f);
+        if (*result == 0)
+            ringpoll_fd_leave((int)a);
+        return true;
+
+    case SYS_read:
+        *result = pass(number, a, b, c, d, e, f);
+        rp_shim_after_read((int)a, (size_t)c, *result);
+        return true;
+    case SYS_readv:
+        *result = pass(number, a, b, c, d, e, f);
+        rp_shim_after_readv((int)a, (const struct iovec *)b, (int)c, *result);
+        return true;
+    case SYS_recvfrom:
+        *result = pass(number, a, b, c, d, e, f);
+        rp_shim_after_recv((int)a, (size_t)c, (int)d, *result);
+        return true;
+    case SYS_recvmsg:
+        *result = pass(number, a, b, c, d, e, f);
+        rp_shim_after_recvmsg((int)a, (const struct msghdr *)b, (int)c, *result);
+        return true;
+    case SYS_sendmsg:
+        if (b)
+            rp_shim_before_sendmsg((const struct msghdr *)b);
+        return false;
+    case SYS_sendmmsg:
+        for (long i = 0; b && i < c; i++)
+            rp_shim_before_sendmsg(&((const struct mmsghdr *)b)[i].msg_hdr);
+        return false;
+#ifdef SYS_poll
+    case SYS_poll:
+#endif
+    case SYS_ppoll:
+        rp_shim_before_poll((const struct pollfd *)a, (nfds_t)b);
+        return false;
+
+#ifdef SYS_fork
+    case SYS_fork:
+#endif
+#ifdef SYS_clone3
+    case SYS_clone3:
+#endif
+#ifdef SYS_vfork
+    case SYS_vfork:
+#endif
+    case SYS_clone:
+        rp_shim_before_child();
+        return false;
+    case SYS_execve:
+#ifdef SYS_execveat
+    case SYS_execveat:
+#endif
+        rp_shim_before_exec();
+        return false;
+    case SYS_exit_group:
+        rp_shim_before_exit();
+        return false;
+
+    case SYS_prctl:
+        if (a == PR_SET_SECCOMP)
+            rp_shim_before_filter();
+        return false;
+#ifdef SYS_seccomp
+    case SYS_seccomp:
+        if (a == SECCOMP_STRICT || a == SECCOMP_FILTER)
+            rp_shim_before_filter();
+        return false;
+#endif
+    case SYS_setuid:
+    case SYS_setgid:
+    case SYS_setreuid:
+    case SYS_setregid:
+    case SYS_setresuid:
+    case SYS_setresgid:
+    case SYS_setfsuid:
+    case SYS_setfsgid:
+    case SYS_setgroups:
+        rp_shim_new_credentials();
+        return false;
+    case NUMBER_IO_URING_SETUP: /* see above */
+        *result = rp_fail(ENOSYS);
+        return true;
+    default:
+        return false;
+    }
+}
+
+EXPORT long syscall(long number, ...)
+{
+    va_list list;
+    va_start(list, number);
+    long a = va_arg(list, long), b = va_arg(list, long), c = va_arg(list, long);
+    long d = va_arg(list, long), e = va_arg(list, long), f = va_arg(list, long);
+    va_end(list);
+    long result;
+    if (rp_shim_active() && by_number(number, a, b, c, d, e, f, &result))
+        return result;
+    return rp_real.syscall(number, a, b, c, d, e, f);
+}
