@@ -1,0 +1,618 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The life of fds: epoll watches a file by one of its numbers, and a
+ * registration ends when the last number of the file is closed, not before
+ * ("Questions and answers" of epoll(7)). And what the peer sees: a close takes
+ * effect at once, however the fd was watched.
+ */
+#include <sys/syscall.h>
+
+#include "conformance.h"
+
+using namespace support;
+
+CONFORMANCE(Close);
+CONFORMANCE(Duplicate);
+CONFORMANCE(Reuse);
+CONFORMANCE(SetLife);
+
+/* ---------------------------------------------------------------------- close */
+
+TEST_P(Close, EndsTheRegistration)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Close, OfAFdWithAPendingEventTakesTheEventAlong)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_ | et_), 0);
+    EXPECT_EQ(ready(set), Events());
+    put(p.b, 1, p.a);
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Close, GivesTheTcpPeerItsFinAtOnce)
+{
+    int set = new_set();
+    for (uint32_t flags : {in_, in_ | et_, in_ | once_, in_ | exclusive_, in_ | out_ | rdhup_, 0u}) {
+        Pair p = tcp();
+        ASSERT_EQ(add(set, p.a, flags), 0);
+        ready(set);
+        ASSERT_EQ(e().close(p.a), 0);
+        EXPECT_TRUE(settle(p.b, POLLIN | POLLRDHUP, 5)) << "flags " << flags;
+        char byte;
+        EXPECT_EQ(e().recv(p.b, &byte, 1, MSG_DONTWAIT), 0);
+    }
+}
+
+TEST_P(Close, GivesTheUnixPeerItsEndAtOnce)
+{
+    int set = new_set();
+    for (uint32_t flags : {in_, in_ | et_, in_ | once_, in_ | out_ | rdhup_}) {
+        Pair p = unix_stream();
+        ASSERT_EQ(add(set, p.a, flags), 0);
+        ready(set);
+        ASSERT_EQ(e().close(p.a), 0);
+        EXPECT_EQ(poll_now(p.b) & (POLLHUP | POLLRDHUP), POLLHUP | POLLRDHUP) << "flags " << flags;
+    }
+}
+
+TEST_P(Close, OfAPipesWriterEndsTheReaderAtOnce)
+{
+    int set = new_set();
+    Pair p = pipe();
+    ASSERT_EQ(add(set, p.b, out_ | et_), 0);
+    ready(set);
+    ASSERT_EQ(e().close(p.b), 0);
+    EXPECT_EQ(poll_now(p.a) & POLLHUP, POLLHUP);
+}
+
+TEST_P(Close, RightAfterTheAddWithoutAWait)
+{
+    int set = new_set();
+    for (int i = 0; i < 20; i++) {
+        Pair p = tcp();
+        ASSERT_EQ(add(set, p.a, in_ | out_), 0);
+        ASSERT_EQ(e().close(p.a), 0);
+        EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+        EXPECT_EQ(ready(set), Events());
+    }
+}
+
+TEST_P(Close, AfterTheReportOfAnEventBeforeTheNextWait)
+{
+    int set = new_set();
+    for (int i = 0; i < 20; i++) {
+        Pair p = unix_stream();
+        ASSERT_EQ(add(set, p.a, in_), 0);
+        put(p.b, 1, p.a);
+        EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+        ASSERT_EQ(e().close(p.a), 0);
+        EXPECT_EQ(poll_now(p.b) & POLLHUP, POLLHUP);
+        ASSERT_EQ(e().close(p.b), 0);
+        EXPECT_EQ(ready(set), Events());
+    }
+}
+
+TEST_P(Close, ByAnotherThreadWhileOneWaits)
+{
+    int set = new_set();
+    Pair p = tcp();
+    int stop = eventfd();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    ASSERT_EQ(add(set, stop, in_), 0);
+    Waiter waiter([&] { return next(set); });
+    ASSERT_TRUE(waiter.asleep());
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_TRUE(settle(p.b, POLLRDHUP, 5)) << "the waiting thread must not hold the file";
+    EXPECT_FALSE(waiter.done()) << "and is not woken by it";
+    kick(stop);
+    EXPECT_EQ(waiter.result(), (Events{{(uint64_t)stop, in_}}));
+}
+
+TEST_P(Close, ByAnotherThreadWhileTheOwnerIsElsewhere)
+{
+    int set = new_set();
+    Pair p = tcp(), q = unix_stream();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    ASSERT_EQ(add(set, q.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    std::thread([&] {
+        EXPECT_EQ(e().close(p.a), 0);
+        EXPECT_EQ(e().close(q.a), 0);
+        EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+        EXPECT_TRUE(settle(q.b, POLLHUP, 5));
+    }).join();
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Close, OfManyInARangeEndsThemAll)
+{
+    int set = new_set();
+    int low = 600;
+    std::vector<int> peers;
+    for (int i = 0; i < 10; i++) {
+        Pair p = tcp();
+        ASSERT_GE(e().dup2(p.a, low + i), 0);
+        ASSERT_EQ(e().close(p.a), 0);
+        ASSERT_EQ(add(set, low + i, in_), 0);
+        peers.push_back(p.b);
+    }
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(e().close_range((unsigned)low, (unsigned)low + 9), 0);
+    for (int peer : peers)
+        EXPECT_TRUE(settle(peer, POLLRDHUP, 5));
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Close, OfAClosedFdIsEbadf)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_EQ(e().close(p.a), -EBADF);
+    EXPECT_EQ(e().close(-1), -EBADF);
+}
+
+/* ------------------------------------------------------------------ duplicate */
+
+TEST_P(Duplicate, KeepsTheRegistrationAliveAfterTheClose)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    int copy = e().dup(p.a);
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_EQ(ready(set), Events());
+    put(p.b, 1, copy);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}})) << "under the number it was added by";
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(del(set, p.a), -EBADF) << "and out of reach";
+    EXPECT_EQ(del(set, copy), -ENOENT);
+    drain(copy);
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(e().close(copy), 0);
+    EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Duplicate, MadeBeforeTheAddKeepsItAliveToo)
+{
+    int set = new_set();
+    Pair p = unix_stream();
+    int copy = e().dup(p.a);
+    ASSERT_EQ(add(set, p.a, in_ | et_), 0);
+    EXPECT_EQ(ready(set), Events());
+    put(p.b, 1, copy);
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(ready(set), Events());
+    put(p.b, 1, copy);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(e().close(copy), 0);
+    EXPECT_EQ(poll_now(p.b) & POLLHUP, POLLHUP);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Duplicate, ClosingTheCopyChangesNothing)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    int copy = e().dup(p.a);
+    ASSERT_EQ(e().close(copy), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_EQ(ready(set), Events());
+    EXPECT_TRUE(settle(p.b, POLLIN, 5));
+}
+
+TEST_P(Duplicate, BothCanBeRegistered)
+{
+    int set = new_set();
+    Pair p = tcp();
+    int copy = e().dup(p.a);
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    ASSERT_EQ(add(set, copy, out_), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)copy, out_}}));
+    put(p.b, 1, p.a);
+    Events both = {{(uint64_t)p.a, in_}, {(uint64_t)copy, out_}};
+    std::sort(both.begin(), both.end());
+    EXPECT_EQ(ready(set), both);
+    ASSERT_EQ(mod(set, copy, in_), 0);
+    for (auto &event : both)
+        event.events = in_;
+    EXPECT_EQ(ready(set), both);
+    drain(copy);
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(e().close(p.a), 0);
+    put(p.b, 1, copy);
+    EXPECT_EQ(ready(set), both) << "both registrations live as long as the file";
+    ASSERT_EQ(e().close(copy), 0);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Duplicate, ReadingThroughTheCopyLeavesNoStaleEvent)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    int copy = e().dup(p.a);
+    for (int i = 0; i < 10; i++) {
+        put(p.b, 10, p.a);
+        EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+        drain(copy);
+        EXPECT_EQ(ready(set), Events());
+        put(p.b, 10, p.a);
+        drain(copy);
+        EXPECT_EQ(ready(set), Events());
+    }
+}
+
+TEST_P(Duplicate, AnOneShotIsDisabledForGoodOnceItsNumberIsGone)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_ | once_), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    int copy = e().dup(p.a);
+    ASSERT_EQ(e().close(p.a), 0);
+    put(p.b, 1, copy);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Duplicate, AnEdgeThatNobodySawSurvivesTheClose)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_ | et_), 0);
+    EXPECT_EQ(ready(set), Events());
+    int copy = e().dup(p.a);
+    put(p.b, 1, p.a);
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(e().close(copy), 0);
+}
+
+TEST_P(Duplicate, Dup2OverAWatchedFdEndsItsRegistration)
+{
+    int set = new_set();
+    Pair p = tcp(), q = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(e().dup2(q.a, p.a), p.a);
+    EXPECT_TRUE(settle(p.b, POLLRDHUP, 5)) << "the old file is gone";
+    put(q.b, 1, q.a);
+    EXPECT_EQ(ready(set), Events()) << "the new one was not added";
+    EXPECT_EQ(mod(set, p.a, in_), -ENOENT);
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Duplicate, Dup2OntoItselfChangesNothing)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(e().dup2(p.a, p.a), p.a);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Duplicate, AFailingDup2ChangesNothing)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    EXPECT_EQ(e().dup2(5000, p.a), -EBADF);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Duplicate, ByFcntlIsADuplicateToo)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    int copy = e().dupfd(p.a, 500);
+    ASSERT_GE(copy, 500);
+    ASSERT_EQ(e().close(p.a), 0);
+    put(p.b, 1, copy);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(e().close(copy), 0);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Duplicate, InFlightOverAUnixSocketKeepsTheFileAlive)
+{
+    int set = new_set();
+    Pair p = tcp(), carrier = unix_stream();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(e().send_fd(carrier.a, p.a, "x", 1), 1);
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_EQ(poll_now(p.b) & POLLRDHUP, 0);
+    put(p.b, 1, -1);
+    EXPECT_EQ(next(set), (Events{{(uint64_t)p.a, in_}}));
+    char byte;
+    int received = -1;
+    ASSERT_EQ(e().recv_fd(carrier.b, &byte, 1, &received), 1);
+    ASSERT_GE(received, 0);
+    drain(received);
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(e().close(received), 0);
+    EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+    EXPECT_EQ(ready(set), Events());
+}
+
+/* ---------------------------------------------------------------------- reuse */
+
+TEST_P(Reuse, OfANumberStartsWithoutARegistration)
+{
+    int set = new_set();
+    for (int i = 0; i < 20; i++) {
+        Pair p = tcp();
+        ASSERT_EQ(add_as(set, p.a, in_, 1), 0);
+        ready(set);
+        ASSERT_EQ(e().close(p.a), 0);
+        Pair q = unix_stream();
+        int again = q.a == p.a ? q.a : q.b;
+        ASSERT_EQ(again, p.a) << "the lowest free number is given";
+        put(again == q.a ? q.b : q.a, 1, again);
+        EXPECT_EQ(ready(set), Events());
+        EXPECT_EQ(mod(set, again, in_), -ENOENT);
+        ASSERT_EQ(add_as(set, again, in_, 2), 0);
+        EXPECT_EQ(ready(set), (Events{{2, in_}}));
+        e().close(p.b);
+        e().close(q.a);
+        e().close(q.b);
+        EXPECT_EQ(ready(set), Events());
+    }
+}
+
+TEST_P(Reuse, WhileTheOldFileLivesOnGivesTwoRegistrationsUnderOneNumber)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add_as(set, p.a, in_, 1), 0);
+    EXPECT_EQ(ready(set), Events());
+    int copy = e().dup(p.a);
+    ASSERT_EQ(e().close(p.a), 0);
+    int counter = eventfd(1);
+    ASSERT_EQ(counter, p.a);
+    ASSERT_EQ(add_as(set, counter, in_, 2), 0);
+    EXPECT_EQ(ready(set), (Events{{2, in_}}));
+    put(p.b, 1, copy);
+    EXPECT_EQ(ready(set), (Events{{1, in_}, {2, in_}}));
+    ASSERT_EQ(del(set, counter), 0);
+    EXPECT_EQ(ready(set), (Events{{1, in_}}));
+    ASSERT_EQ(e().close(counter), 0);
+    ASSERT_EQ(e().dup2(copy, p.a), p.a);
+    ASSERT_EQ(mod(set, p.a, out_), 0) << "the same file under the same number: within reach again";
+    EXPECT_EQ(ready(set).size(), 1u);
+    ASSERT_EQ(del(set, p.a), 0);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Reuse, ByTheSameFileFindsTheOldRegistration)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add_as(set, p.a, in_, 7), 0);
+    EXPECT_EQ(ready(set), Events());
+    int copy = e().dup(p.a);
+    ASSERT_EQ(e().close(p.a), 0);
+    ASSERT_EQ(e().dup(copy), p.a);
+    EXPECT_EQ(add(set, p.a, in_), -EEXIST);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{7, in_}}));
+    ASSERT_EQ(del(set, p.a), 0);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Reuse, UnderLoadMixesNothingUp)
+{
+    int set = new_set();
+    for (int i = 0; i < 300; i++) {
+        Pair p = i % 3 == 0 ? tcp() : i % 3 == 1 ? unix_stream() : pipe();
+        ASSERT_EQ(add_as(set, p.a, in_, (uint64_t)i), 0);
+        if (i % 2)
+            ready(set);
+        put(p.b, 1, p.a);
+        ASSERT_EQ(ready(set), (Events{{(uint64_t)i, in_}}));
+        if (i % 5 == 0)
+            put(p.b, 1, p.a);
+        ASSERT_EQ(e().close(p.a), 0);
+        ASSERT_EQ(e().close(p.b), 0);
+    }
+    EXPECT_EQ(ready(set), Events());
+}
+
+/* --------------------------------------------------------------- life of a set */
+
+TEST_P(SetLife, ADuplicateIsTheSameSet)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    int copy = e().dup(set);
+    ASSERT_GE(copy, 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(copy), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(mod(copy, p.a, in_ | out_), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_ | out_}}));
+    EXPECT_EQ(add(copy, p.a, in_), -EEXIST);
+    ASSERT_EQ(del(copy, p.a), 0);
+    EXPECT_EQ(del(set, p.a), -ENOENT);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(SetLife, ClosingOneDuplicateLeavesTheOther)
+{
+    int set = new_set();
+    Pair p = tcp(), q = unix_stream();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    int copy = e().dup(set);
+    ASSERT_EQ(e().close(set), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(copy), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(add(copy, q.a, in_), 0);
+    put(q.b, 1, q.a);
+    EXPECT_EQ(ready(copy).size(), 2u);
+    ASSERT_EQ(e().close(q.a), 0);
+    EXPECT_EQ(ready(copy), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(poll_now(q.b) & POLLHUP, POLLHUP);
+}
+
+TEST_P(SetLife, Dup2OfASetOverAnotherEndsThatOne)
+{
+    int first = new_set(), second = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add_as(first, p.a, in_, 1), 0);
+    ASSERT_EQ(add_as(second, p.a, in_, 2), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(first), (Events{{1, in_}}));
+    EXPECT_EQ(ready(second), (Events{{2, in_}}));
+    ASSERT_EQ(e().dup2(first, second), second);
+    EXPECT_EQ(ready(second), (Events{{1, in_}}));
+    ASSERT_EQ(e().close(first), 0);
+    EXPECT_EQ(ready(second), (Events{{1, in_}}));
+}
+
+TEST_P(SetLife, CloseWithEverythingArmedFreesEverything)
+{
+    int set = new_set();
+    std::vector<Pair> pairs;
+    for (int i = 0; i < 50; i++) {
+        pairs.push_back(i % 2 ? tcp() : unix_stream());
+        ASSERT_EQ(add(set, pairs.back().a, in_ | (i % 3 ? et_ : 0u)), 0);
+    }
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(e().close(set), 0);
+    for (auto &p : pairs) {
+        ASSERT_EQ(e().close(p.a), 0);
+        EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+    }
+}
+
+TEST_P(SetLife, CloseLeavesTheWatchedFdsAlone)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(e().close(set), 0);
+    put(p.b, 10, p.a);
+    EXPECT_EQ(drain(p.a), 10u);
+    EXPECT_EQ(poll_now(p.b) & (POLLHUP | POLLRDHUP), 0);
+}
+
+TEST_P(SetLife, CloseByAThreadThatIsNotTheWaiter)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    std::thread([&] { EXPECT_EQ(e().close(set), 0); }).join();
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+}
+
+TEST_P(SetLife, AClosedSetIsEbadf)
+{
+    int set = new_set();
+    int counter = eventfd(1);
+    ASSERT_EQ(add(set, counter, in_), 0);
+    EXPECT_EQ(ready(set).size(), 1u);
+    ASSERT_EQ(e().close(set), 0);
+    EXPECT_EQ(ready(set), (Events{{~0ull, EBADF}}));
+    EXPECT_EQ(mod(set, counter, in_), -EBADF);
+}
+
+TEST_P(SetLife, ItsNumberMayBecomeAnythingElse)
+{
+    int set = new_set();
+    int counter = eventfd(1);
+    ASSERT_EQ(add(set, counter, in_), 0);
+    EXPECT_EQ(ready(set).size(), 1u);
+    ASSERT_EQ(e().close(set), 0);
+    Pair p = unix_stream();
+    ASSERT_TRUE(p.a == set || p.b == set);
+    EXPECT_EQ(ready(set), (Events{{~0ull, EINVAL}}));
+    EXPECT_EQ(add(set, counter, in_), -EINVAL);
+    int other = new_set();
+    EXPECT_EQ(ready(other), Events());
+    ASSERT_EQ(add(other, set, in_ | rdhup_), 0);
+    ASSERT_EQ(e().close(set == p.a ? p.b : p.a), 0);
+    EXPECT_EQ(ready(other), (Events{{(uint64_t)set, in_ | hup_ | rdhup_}}));
+}
+
+TEST_P(SetLife, ManySetsComeAndGo)
+{
+    Pair p = tcp();
+    put(p.b, 1, p.a);
+    for (int i = 0; i < 200; i++) {
+        int set = new_set();
+        ASSERT_EQ(add(set, p.a, in_), 0);
+        ASSERT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+        ASSERT_EQ(e().close(set), 0);
+    }
+}
+
+TEST_P(SetLife, ManySetsAtOnce)
+{
+    Pair p = tcp();
+    std::vector<int> sets;
+    for (int i = 0; i < 40; i++) {
+        sets.push_back(new_set());
+        ASSERT_EQ(add_as(sets.back(), p.a, in_, (uint64_t)i), 0);
+        EXPECT_EQ(ready(sets.back()), Events());
+    }
+    put(p.b, 1, p.a);
+    for (int i = 0; i < 40; i++)
+        EXPECT_EQ(ready(sets[(size_t)i]), (Events{{(uint64_t)i, in_}}));
+    ASSERT_EQ(e().close(p.a), 0);
+    for (int set : sets)
+        EXPECT_EQ(ready(set), Events());
+    EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+}
+
+TEST_P(SetLife, ItSeesReadsThatNobodyReports)
+{
+    /* By the raw system call, and by a thread that knows nothing of the set. */
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    char bytes[100];
+    for (int i = 0; i < 20; i++) {
+        put(p.b, 10, p.a);
+        EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+        ASSERT_EQ(syscall(SYS_read, p.a, bytes, sizeof bytes), 10);
+        EXPECT_EQ(ready(set), Events());
+        put(p.b, 10, p.a);
+        EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+        std::thread([&] { ASSERT_EQ(::recv(p.a, bytes, sizeof bytes, 0), 10); }).join();
+        EXPECT_EQ(ready(set), Events());
+    }
+}

@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Several threads and one set: epoll_ctl while another thread waits, several
+ * waiters, and threads that take turns or end.
+ */
+#include "conformance.h"
+
+using namespace support;
+
+CONFORMANCE(Concurrent);
+CONFORMANCE(Waiters);
+
+TEST_P(Concurrent, AnAddOfAReadyFdWakesTheWaiter)
+{
+    int set = new_set();
+    ASSERT_EQ(add(set, tcp().a, in_), 0);
+    Pair p = tcp();
+    put(p.b, 1, p.a);
+    Waiter waiter([&] { return next(set); });
+    ASSERT_TRUE(waiter.asleep());
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(waiter.result(), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Concurrent, AnAddToAnEmptySetWakesTheWaiter)
+{
+    int set = new_set();
+    Pair p = unix_stream();
+    Waiter waiter([&] { return next(set); });
+    ASSERT_TRUE(waiter.asleep());
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_FALSE(waiter.done());
+    put(p.b, 1, p.a);
+    EXPECT_EQ(waiter.result(), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Concurrent, AModThatMakesItReadyWakesTheWaiter)
+{
+    int set = new_set();
+    Pair p = unix_stream();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    Waiter waiter([&] { return next(set); });
+    ASSERT_TRUE(waiter.asleep());
+    ASSERT_EQ(mod(set, p.a, in_ | out_), 0);
+    EXPECT_EQ(waiter.result(), (Events{{(uint64_t)p.a, out_}}));
+}
+
+TEST_P(Concurrent, AModOfADisabledOneShotWakesTheWaiter)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_ | once_), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    Waiter waiter([&] { return next(set); });
+    ASSERT_TRUE(waiter.asleep());
+    ASSERT_EQ(mod(set, p.a, in_ | once_), 0);
+    EXPECT_EQ(waiter.result(), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Concurrent, AModThatRemovesInterestIsObeyedByASleepingWaiter)
+{
+    int set = new_set();
+    Pair p = tcp();
+    int stop = eventfd();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    ASSERT_EQ(add(set, stop, in_), 0);
+    Waiter waiter([&] { return next(set); });
+    ASSERT_TRUE(waiter.asleep());
+    ASSERT_EQ(mod(set, p.a, 0), 0);
+    put(p.b, 1, p.a);
+    kick(stop);
+    EXPECT_EQ(waiter.result(), (Events{{(uint64_t)stop, in_}}));
+}
+
+TEST_P(Concurrent, ADelAndAddByAnotherThreadIsSeen)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add_as(set, p.a, in_ | et_, 1), 0);
+    Waiter waiter([&] { return next(set); });
+    ASSERT_TRUE(waiter.asleep());
+    ASSERT_EQ(del(set, p.a), 0);
+    ASSERT_EQ(add_as(set, p.a, in_ | et_, 2), 0);
+    EXPECT_EQ(add_as(set, p.a, in_ | et_, 3), -EEXIST);
+    put(p.b, 1, -1);
+    EXPECT_EQ(waiter.result(), (Events{{2, in_}}));
+}
+
+TEST_P(Concurrent, ManyThreadsChangeWhileOneWaits)
+{
+    int set = new_set();
+    int stop = eventfd();
+    ASSERT_EQ(add_as(set, stop, in_, ~0ull - 1), 0);
+    std::atomic<int> working{4};
+    Waiter waiter([&] {
+        for (;;)
+            for (auto &event : next(set)) {
+                if (event.data == ~0ull - 1)
+                    return Events();
+                if (event.data == ~0ull)
+                    return Events{event};
+            }
+    });
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; t++)
+        threads.emplace_back([&, t] {
+            for (int i = 0; i < 200; i++) {
+                Pair p = (i + t) % 2 ? tcp() : unix_stream();
+                EXPECT_EQ(add(set, p.a, in_ | (i % 3 ? et_ : once_)), 0);
+                put(p.b, 1, p.a);
+                EXPECT_EQ(mod(set, p.a, in_ | out_ | et_), 0);
+                if (i % 2) {
+                    EXPECT_EQ(del(set, p.a), 0);
+                }
+                EXPECT_EQ(e().close(p.a), 0);
+                EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+                EXPECT_EQ(e().close(p.b), 0);
+            }
+            working--;
+        });
+    for (auto &thread : threads)
+        thread.join();
+    kick(stop);
+    EXPECT_EQ(waiter.result(), Events());
+    EXPECT_EQ(ready(set), (Events{{~0ull - 1, in_}}));
+}
+
+TEST_P(Concurrent, NoWakeUpIsLostBetweenThreads)
+{
+    /* One thread hands fds to the other, as an accepting thread does. */
+    int set = new_set();
+    constexpr int count = 300;
+    std::vector<Pair> pairs;
+    for (int i = 0; i < count; i++)
+        pairs.push_back(i % 2 ? tcp() : unix_stream());
+    Waiter waiter([&] {
+        std::set<uint64_t> seen;
+        while (seen.size() < count) {
+            Events events = next(set, 7);
+            if (events.empty())
+                return Events{{0, (uint32_t)seen.size()}};
+            for (auto &event : events)
+                if (event.events == in_)
+                    seen.insert(event.data);
+                else
+                    return Events{event};
+        }
+        return Events();
+    });
+    for (int i = 0; i < count; i++) {
+        Pair &p = pairs[(size_t)i];
+        ASSERT_EQ(add(set, p.a, in_ | et_), 0);
+        put(p.b, 1, -1);
+    }
+    EXPECT_EQ(waiter.result(), Events());
+}
+
+TEST_P(Concurrent, AReadByAnotherThreadLeavesNoStaleEvent)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    for (int i = 0; i < 10; i++) {
+        put(p.b, 10, p.a);
+        EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+        put(p.b, 10, p.a);
+        std::thread([&] { drain(p.a); }).join();
+        EXPECT_EQ(ready(set), Events());
+    }
+}
+
+/* -------------------------------------------------------------- several waiters */
+
+TEST_P(Waiters, TwoOfThemOneEventWakesAtLeastOne)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_ | et_), 0);
+    Waiter first([&] { return next(set); }), second([&] { return next(set); });
+    ASSERT_TRUE(first.asleep());
+    ASSERT_TRUE(second.asleep());
+    put(p.b, 1, -1);
+    while (!first.done() && !second.done())
+        sched_yield();
+    Waiter &winner = first.done() ? first : second, &other = first.done() ? second : first;
+    EXPECT_EQ(winner.result(), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_FALSE(other.done()) << "an edge wakes one";
+    put(p.b, 1, -1);
+    EXPECT_EQ(other.result(), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Waiters, ASecondOneAfterTheFirstSleepsGetsItsEvents)
+{
+    int set = new_set();
+    Pair p = tcp(), q = unix_stream();
+    ASSERT_EQ(add(set, p.a, in_ | once_), 0);
+    ASSERT_EQ(add(set, q.a, in_ | once_), 0);
+    Waiter first([&] { return next(set, 1); });
+    ASSERT_TRUE(first.asleep());
+    Waiter second([&] { return next(set, 1); });
+    ASSERT_TRUE(second.asleep());
+    ASSERT_TRUE(first.asleep());
+    put(p.b, 1, p.a);
+    put(q.b, 1, q.a);
+    Events all = first.result(), more = second.result();
+    all.insert(all.end(), more.begin(), more.end());
+    std::sort(all.begin(), all.end());
+    Events expected = {{(uint64_t)p.a, in_}, {(uint64_t)q.a, in_}};
+    std::sort(expected.begin(), expected.end());
+    EXPECT_EQ(all, expected);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Waiters, AZeroTimeoutWaitBesideASleepingOneSeesWhatIsThere)
+{
+    int set = new_set();
+    Pair p = tcp();
+    int stop = eventfd();
+    ASSERT_EQ(add(set, stop, in_ | once_), 0);
+    Waiter waiter([&] { return next(set, 1); });
+    ASSERT_TRUE(waiter.asleep());
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_TRUE(waiter.asleep());
+    kick(stop);
+    EXPECT_EQ(waiter.result(), (Events{{(uint64_t)stop, in_}}));
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Waiters, TakingTurnsLoseNothing)
+{
+    int set = new_set();
+    Pair p = tcp(), q = unix_stream();
+    ASSERT_EQ(add(set, p.a, in_ | et_), 0);
+    ASSERT_EQ(add(set, q.a, in_), 0);
+    for (int i = 0; i < 10; i++) {
+        put(p.b, 1, p.a);
+        std::thread([&] { EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}})); }).join();
+        put(q.b, 1, q.a);
+        EXPECT_EQ(ready(set), (Events{{(uint64_t)q.a, in_}}));
+        drain(q.a);
+        std::thread([&] { EXPECT_EQ(ready(set), Events()); }).join();
+    }
+}
+
+TEST_P(Waiters, TheFirstThreadEndsAndAnotherGoesOn)
+{
+    int set = new_set();
+    Pair p = tcp(), q = unix_stream();
+    struct sockaddr_in address;
+    int listening = listener(&address);
+    std::thread([&] {
+        ASSERT_EQ(add(set, p.a, in_), 0);
+        ASSERT_EQ(add(set, q.a, in_ | et_), 0);
+        ASSERT_EQ(add(set, listening, in_), 0);
+        EXPECT_EQ(ready(set), Events());
+    }).join();
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    put(q.b, 1, q.a);
+    EXPECT_EQ(ready(set).size(), 2u);
+    drain(p.a);
+    EXPECT_EQ(ready(set), Events());
+    connected_to(address);
+    ASSERT_TRUE(settle(listening, POLLIN));
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)listening, in_}}));
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+}
+
+TEST_P(Waiters, EventsThatCameWhenTheFirstThreadHadEndedAreThere)
+{
+    int set = new_set();
+    std::vector<Pair> pairs;
+    Events expected;
+    std::thread([&] {
+        for (int i = 0; i < 30; i++) {
+            pairs.push_back(i % 2 ? tcp() : unix_stream());
+            ASSERT_EQ(add(set, pairs.back().a, in_ | et_), 0);
+            expected.push_back({(uint64_t)pairs.back().a, in_});
+        }
+        EXPECT_EQ(ready(set), Events());
+    }).join();
+    for (auto &p : pairs)
+        put(p.b, 1, p.a);
+    std::sort(expected.begin(), expected.end());
+    EXPECT_EQ(ready(set), expected);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Waiters, CloseOfAFdWhoseSetsFirstThreadHasEnded)
+{
+    int set = new_set();
+    Pair p = tcp(), q = unix_stream();
+    std::thread([&] {
+        ASSERT_EQ(add(set, p.a, in_), 0);
+        ASSERT_EQ(add(set, q.a, in_), 0);
+        EXPECT_EQ(ready(set), Events());
+    }).join();
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+    ASSERT_EQ(e().close(q.a), 0);
+    EXPECT_EQ(poll_now(q.b) & POLLHUP, POLLHUP);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Waiters, AThreadPoolServesEveryRequestOnce)
+{
+    int set = new_set();
+    constexpr int connections = 20, requests = 50, threads = 4;
+    std::vector<Pair> pairs;
+    for (int i = 0; i < connections; i++) {
+        pairs.push_back(i % 2 ? tcp() : unix_stream());
+        ASSERT_EQ(add(set, pairs.back().a, in_ | et_ | once_), 0);
+    }
+    int stop = eventfd();
+    ASSERT_EQ(add(set, stop, in_), 0);
+    std::atomic<int> served{0}, wrong{0};
+    std::vector<std::thread> pool;
+    for (int t = 0; t < threads; t++)
+        pool.emplace_back([&] {
+            for (;;)
+                for (auto &event : next(set, 3)) {
+                    if (event.data == (uint64_t)stop)
+                        return;
+                    char byte;
+                    int fd = (int)event.data;
+                    if (event.events != in_ || e().read(fd, &byte, 1) != 1 || e().write(fd, &byte, 1) != 1)
+                        wrong++;
+                    served++;
+                    mod(set, fd, in_ | et_ | once_);
+                }
+        });
+    for (int i = 0; i < requests; i++)
+        for (auto &p : pairs) {
+            put(p.b, 1, -1);
+            ASSERT_TRUE(settle(p.b, POLLIN));
+            drain(p.b);
+        }
+    kick(stop);
+    for (auto &thread : pool)
+        thread.join();
+    EXPECT_EQ(served, connections * requests);
+    EXPECT_EQ(wrong, 0);
+}
+
+TEST_P(Waiters, EachThreadHasASetOfItsOwn)
+{
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; t++)
+        threads.emplace_back([&] {
+            int set = new_set();
+            Pair p = tcp();
+            EXPECT_EQ(add(set, p.a, in_), 0);
+            for (int i = 0; i < 200; i++) {
+                put(p.b, 1, -1);
+                EXPECT_EQ(next(set), (Events{{(uint64_t)p.a, in_}}));
+                EXPECT_EQ(drain(p.a), 1u);
+            }
+            EXPECT_EQ(e().close(p.a), 0);
+            EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+            EXPECT_EQ(e().close(p.b), 0);
+            EXPECT_EQ(e().close(set), 0);
+        });
+    for (auto &thread : threads)
+        thread.join();
+}
+
+TEST_P(Waiters, AThreadEndsWithItsSetOpen)
+{
+    int set = -1;
+    Pair p = tcp();
+    std::thread([&] {
+        set = new_set();
+        ASSERT_EQ(add(set, p.a, in_), 0);
+        EXPECT_EQ(ready(set), Events());
+    }).join();
+    ASSERT_EQ(e().close(set), 0);
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+}
