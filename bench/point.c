@@ -167,6 +167,11 @@ int point_measure(struct point *point, const struct plan *plan, char *failure, s
             lanes[i].side = plan->sides[i % 2];
             lanes[i].workload = point->workload;
             lanes[i].workload.cpu = plan->cpu;
+            if (point->group == GROUP_FLOOR) {
+                lanes[i].side = SIDE_EPOLL;
+                if (i == 1)
+                    lanes[i].workload.program = BENCH_FLOOR;
+            }
             if (point->lanes == 4 && i < 2)
                 lanes[i].workload.idle = 0;
         }
@@ -229,13 +234,14 @@ void points_init(uint32_t idle)
         {GROUP_ECHO, "echo", {.program = BENCH_LIBEVENT, .kind = BENCH_ECHO}},
         {GROUP_RAW, "raw", {.program = BENCH_RAW, .kind = BENCH_ECHO}},
         {GROUP_THREADS, "threads", {.program = BENCH_LIBEVENT, .kind = BENCH_ECHO, .threads = 1}},
+        {GROUP_FLOOR, "floor", {.program = BENCH_RAW, .kind = BENCH_ECHO}},
     };
     static const struct {
         const char *name;
         enum bench_kind kind;
     } churns[] = {{"churn", BENCH_CHURN}, {"churn-eof", BENCH_CHURN_EOF}};
     points_count = 0;
-    for (unsigned i = 0; i < 3; i++)
+    for (unsigned i = 0; i < sizeof echoes / sizeof echoes[0]; i++)
         for (unsigned family = 0; family < 2; family++)
             for (unsigned size = 0; size < 4; size++) {
                 struct workload workload = echoes[i].workload;

@@ -17,6 +17,7 @@ enum group {
     GROUP_ECHO,    /* libevent: what the bars are about */
     GROUP_RAW,     /* a hand-written loop */
     GROUP_THREADS, /* libevent in a process that has a second thread */
+    GROUP_FLOOR,   /* the second side is no shim, but a loop written for a ring */
     GROUP_CHURN,
     GROUP_IDLE,
     GROUPS,

@@ -44,6 +44,7 @@ struct program {
 #define READ_SIZE 4096
 
 extern const struct program_ops program_raw;
+extern const struct program_ops program_floor;
 /* NULL where the bench was built without libevent. */
 extern const struct program_ops *const program_libevent;
 

@@ -21,6 +21,7 @@ static const struct {
     [GROUP_ECHO] = {"echo", "level-triggered persistent events, read() and write(), 64 bytes"},
     [GROUP_RAW] = {"raw", "a hand-written level-triggered epoll_wait loop, the same service"},
     [GROUP_THREADS] = {"threads", "as the first table, in a process that has a second thread (information)"},
+    [GROUP_FLOOR] = {"floor", "no library on either side: what polls on a ring cost in this kernel (information)"},
     [GROUP_CHURN] = {"churn", "accept, a request, a reply, close; churn-eof: the client closes first"},
     [GROUP_IDLE] = {"idle", "active connections among idle ones whose peers live in a second process"},
 };

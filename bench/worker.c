@@ -279,7 +279,8 @@ static int start(struct worker *worker, struct hello *hello)
             return fail(worker, "pthread_create", -rc);
         pthread_detach(thread);
     }
-    worker->program.ops = workload->program == BENCH_RAW ? &program_raw : program_libevent;
+    static const struct program_ops *const others[] = {[BENCH_RAW] = &program_raw, [BENCH_FLOOR] = &program_floor};
+    worker->program.ops = workload->program == BENCH_LIBEVENT ? program_libevent : others[workload->program];
     if (worker->program.ops == NULL)
         return fail(worker, "built without libevent", 0);
     worker->program.read_size = workload->read_size > 0 ? workload->read_size : READ_SIZE;

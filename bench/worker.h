@@ -11,7 +11,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-enum bench_program { BENCH_LIBEVENT, BENCH_RAW };
+enum bench_program { BENCH_LIBEVENT, BENCH_RAW, BENCH_FLOOR };
 enum bench_kind {
     BENCH_ECHO,      /* a request, a reply, on connections that stay */
     BENCH_CHURN,     /* accept, a request, a reply, the program closes */
