@@ -50,6 +50,10 @@ Words environment_of(const Words &changes)
     }
     if (!shim().empty())
         result.push_back("RINGPOLL_PRELOAD=" + shim());
+    /* In a build for the address sanitizer its library comes by the program and
+     * by the shim alike. */
+    if (getenv("ASAN_OPTIONS") == nullptr)
+        result.push_back("ASAN_OPTIONS=verify_asan_link_order=0");
     for (const std::string &change : changes) {
         std::string name = change.substr(0, change.find('='));
         for (size_t i = 0; i < result.size();) {
