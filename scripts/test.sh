@@ -78,7 +78,9 @@ check_tree() {
             count failed "build/$name: not all tests build"
         fi
     fi
+    local before=$((total_passed + total_failed))
     tally_tree "$tree"
+    [ $((total_passed + total_failed)) -gt "$before" ] || count failed "build/$name ran no test"
     echo "build/$name took $((SECONDS - begin)) s"
 }
 
