@@ -12,12 +12,12 @@
 #include "command.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <ringpoll/ringpoll.h>
@@ -49,7 +49,8 @@ struct request {
 };
 
 /* The program may change its directory (daemons do), so FILE is made absolute;
- * and FILE's directory is looked at now, when somebody reads the answer. */
+ * and whether it can be written is looked at now, when somebody reads the
+ * answer. */
 static bool check_stats_file(const char *file, char *absolute, size_t size)
 {
     char directory[PATH_MAX];
@@ -73,18 +74,28 @@ static bool check_stats_file(const char *file, char *absolute, size_t size)
     }
     if (strcmp(absolute, "stderr") == 0)
         return true;
-    snprintf(directory, sizeof(directory), "%s", absolute);
-    char *slash = strrchr(directory, '/');
-    slash[slash == directory ? 1 : 0] = '\0';
-    if (access(directory, W_OK | X_OK) != 0) {
-        complain("--stats: cannot write '%s': %s.", file, strerror(errno));
-        return false;
+    /* A file that is there must be writable, one that is not its directory. (A
+     * name with %p in it is most likely not there.) */
+    struct stat st;
+    int error = 0;
+    if (stat(absolute, &st) == 0) {
+        if (S_ISDIR(st.st_mode))
+            error = EISDIR;
+        else if (access(absolute, W_OK) != 0)
+            error = errno;
+    } else if (errno != ENOENT || absolute[strlen(absolute) - 1] == '/') {
+        error = errno;
+    } else {
+        snprintf(directory, sizeof(directory), "%s", absolute);
+        char *slash = strrchr(directory, '/');
+        slash[slash == directory ? 1 : 0] = '\0';
+        if (access(directory, W_OK | X_OK) != 0)
+            error = errno;
     }
-    if (absolute[strlen(absolute) - 1] == '/') {
-        complain("--stats: cannot write '%s': %s.", file, strerror(EISDIR));
-        return false;
-    }
-    return true;
+    if (error == 0)
+        return true;
+    complain("--stats: cannot write '%s': %s.", file, strerror(error));
+    return false;
 }
 
 /* What keeps the shim out of the program, as one sentence without its end. */

@@ -676,6 +676,22 @@ TEST(Stats, OnlyNamesThatCanBeWrittenAreAccepted)
 
 /* ------------------------------------------------------------------ require */
 
+TEST(Stats, AWritableFileInADirectoryThatIsNotIsAccepted)
+{
+    NEED_ROOT();
+    NEED_SHIM();
+    Nobody nobody;
+    std::string file = nobody.scratch.write("report", "", 0666);
+    Outcome outcome = nobody.start_as_nobody({"run", "--stats=" + file, nobody.helper_copy, "exit", "0"});
+    EXPECT_TRUE(outcome.exited_with(0)) << outcome.story();
+    chmod(file.c_str(), 0644);
+    for (const std::string &wrong : {file, nobody.scratch.file("new")}) {
+        outcome = nobody.start_as_nobody({"run", "--stats=" + wrong, nobody.helper_copy, "exit", "0"});
+        EXPECT_TRUE(outcome.exited_with(2)) << outcome.story();
+        EXPECT_EQ(outcome.complaints(), 1u) << outcome.story();
+    }
+}
+
 TEST(Require, RunsOnARingWhereThereIsOne)
 {
     NEED_RING();
