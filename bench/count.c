@@ -9,9 +9,12 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/user.h>
 #include <sys/wait.h>
 
 /* <linux/ptrace.h> cannot stand beside <sys/ptrace.h> everywhere, so the layout
@@ -100,6 +103,98 @@ int count_until_done(pid_t pid, struct call_counts *counts, int *ret_status)
             return rc;
     }
 }
+
+/* ------------------------------------------------------------ instructions */
+
+static struct step *find_step(struct step_counts *counts, uint64_t address)
+{
+    uint64_t at = address * UINT64_C(0x9e3779b97f4a7c15) >> 20 & (counts->room - 1);
+    while (counts->steps[at].count != 0 && counts->steps[at].address != address)
+        at = (at + 1) & (counts->room - 1);
+    return &counts->steps[at];
+}
+
+static int note_step(struct step_counts *counts, uint64_t address)
+{
+    if (counts->used * 2 >= counts->room) {
+        struct step_counts grown = *counts;
+        grown.room = counts->room > 0 ? counts->room * 2 : 4096;
+        grown.steps = calloc(grown.room, sizeof grown.steps[0]);
+        if (grown.steps == NULL)
+            return -ENOMEM;
+        for (uint64_t i = 0; i < counts->room; i++)
+            if (counts->steps[i].count != 0)
+                *find_step(&grown, counts->steps[i].address) = counts->steps[i];
+        free(counts->steps);
+        *counts = grown;
+    }
+    struct step *step = find_step(counts, address);
+    counts->used += step->count == 0;
+    step->address = address;
+    step->count++;
+    counts->total++;
+    return 0;
+}
+
+void step_counts_free(struct step_counts *counts)
+{
+    free(counts->steps);
+    memset(counts, 0, sizeof *counts);
+}
+
+#if defined(__x86_64__)
+
+/* Single steps from a span's first mark to the instruction that is its second:
+ * no system call of the thread is seen as such meanwhile, so the mark is
+ * recognised by its number, which is in the register before the call. */
+int count_steps_until_done(pid_t pid, struct step_counts *counts)
+{
+    int counting = 0;
+    memset(counts, 0, sizeof *counts);
+    for (;;) {
+        struct user_regs_struct registers;
+        int status = 0;
+        int pass_on = 0;
+        int rc = wait_stop(pid, &status);
+        if (rc == 0)
+            rc = (int)trace(PTRACE_GETREGS, pid, 0, (unsigned long)&registers);
+        if (rc != 0)
+            return rc;
+        if (WSTOPSIG(status) == (SIGTRAP | 0x80)) {
+            bool entry = registers.rax == (unsigned long)-ENOSYS;
+            if (entry && registers.orig_rax == COUNT_MARK_DONE)
+                return (int)trace(PTRACE_DETACH, pid, 0, 0);
+            /* Its return is the next stop; the first step comes after that. */
+            if (registers.orig_rax == COUNT_MARK_BEGIN)
+                counting++;
+        } else if (WSTOPSIG(status) == SIGTRAP && STOP_EVENT(status) == 0) {
+            if (registers.rax == COUNT_MARK_END) {
+                counting = 0;
+                counts->spans++;
+            } else if ((rc = note_step(counts, registers.rip)) != 0) {
+                (void)trace(PTRACE_DETACH, pid, 0, 0);
+                return rc;
+            }
+        } else if (STOP_EVENT(status) == 0) {
+            pass_on = WSTOPSIG(status);
+        }
+        /* Entry and return of the mark's call both stop: two of them. */
+        rc = (int)trace(counting >= 2 ? PTRACE_SINGLESTEP : PTRACE_SYSCALL, pid, 0, (unsigned long)pass_on);
+        if (rc != 0 && rc != -ESRCH)
+            return rc;
+    }
+}
+
+#else
+
+int count_steps_until_done(pid_t pid, struct step_counts *counts)
+{
+    memset(counts, 0, sizeof *counts);
+    (void)trace(PTRACE_DETACH, pid, 0, 0);
+    return -ENOTSUP;
+}
+
+#endif
 
 /* ------------------------------------------------------------------- names */
 

@@ -60,6 +60,19 @@ int count_attach(pid_t pid);
  * *ret_status, which may be NULL, was given and has it); -errno of ptrace. */
 int count_until_done(pid_t pid, struct call_counts *counts, int *ret_status);
 
+/* Instructions in user space between the marks, by where they are. */
+struct step_counts {
+    struct step {
+        uint64_t address, count;
+    } *steps;         /* `room` of them, a hash table; count 0: empty */
+    uint64_t room, used, total, spans;
+};
+/* As count_until_done(), one instruction at a time: thousands of times slower,
+ * and the same on every run. -ENOTSUP where this is not built for the
+ * architecture; -ENOMEM. The caller ends it by step_counts_free(). */
+int count_steps_until_done(pid_t pid, struct step_counts *counts);
+void step_counts_free(struct step_counts *counts);
+
 /* "epoll_wait"; NULL for a number that this table does not know. */
 const char *count_name(long number);
 /* The sum over the calls that only move the program's own bytes. */

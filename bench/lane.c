@@ -247,6 +247,97 @@ int lane_count(struct lane *lane, uint32_t rounds, struct call_counts *ret_count
     return rc == 0 ? 0 : 1;
 }
 
+/* Where the worker's objects are mapped. */
+struct mapping {
+    uint64_t begin, end, image; /* image: where the file's first byte would be */
+    char name[64];
+};
+#define MAPPINGS_MAX 128
+
+static unsigned read_mappings(pid_t pid, struct mapping *mappings)
+{
+    char path[64], line[4400];
+    unsigned count = 0;
+    snprintf(path, sizeof path, "/proc/%d/maps", (int)pid);
+    FILE *file = fopen(path, "re");
+    while (file != NULL && count < MAPPINGS_MAX && fgets(line, sizeof line, file) != NULL) {
+        struct mapping *mapping = &mappings[count];
+        unsigned long begin, end, offset;
+        char rights[8];
+        int at = 0;
+        if (sscanf(line, "%lx-%lx %7s %lx %*s %*s %n", &begin, &end, rights, &offset, &at) < 4 || rights[2] != 'x')
+            continue;
+        line[strcspn(line, "\n")] = '\0';
+        const char *slash = strrchr(line + at, '/');
+        mapping->begin = begin;
+        mapping->end = end;
+        mapping->image = begin - offset;
+        snprintf(mapping->name, sizeof mapping->name, "%.63s", slash != NULL ? slash + 1 : line + at);
+        if (strstr(mapping->name, "ringpoll-bench") != NULL || strstr(mapping->name, "cost_test") != NULL)
+            snprintf(mapping->name, sizeof mapping->name, "program");
+        count++;
+    }
+    if (file != NULL)
+        fclose(file);
+    return count;
+}
+
+static int by_steps(const void *a, const void *b)
+{
+    const struct object_steps *left = a, *right = b;
+    return (left->steps < right->steps) - (left->steps > right->steps);
+}
+
+static void sum_up(pid_t pid, const struct step_counts *counts, struct object_steps *objects, FILE *dump)
+{
+    static struct mapping mappings[MAPPINGS_MAX];
+    unsigned known = read_mappings(pid, mappings);
+    memset(objects, 0, OBJECTS_MAX * sizeof objects[0]);
+    for (uint64_t i = 0; i < counts->room; i++) {
+        const struct step *step = &counts->steps[i];
+        const char *name = "elsewhere";
+        uint64_t offset = step->address;
+        if (step->count == 0)
+            continue;
+        for (unsigned m = 0; m < known; m++)
+            if (step->address >= mappings[m].begin && step->address < mappings[m].end) {
+                name = mappings[m].name;
+                offset = step->address - mappings[m].image;
+            }
+        for (unsigned object = 0; object < OBJECTS_MAX; object++) {
+            if (objects[object].name[0] != '\0' && strcmp(objects[object].name, name) != 0)
+                continue;
+            snprintf(objects[object].name, sizeof objects[object].name, "%s", name);
+            objects[object].steps += step->count;
+            break;
+        }
+        if (dump != NULL)
+            fprintf(dump, "%s 0x%llx %llu\n", name, (unsigned long long)offset, (unsigned long long)step->count);
+    }
+    qsort(objects, OBJECTS_MAX, sizeof objects[0], by_steps);
+}
+
+int lane_count_steps(struct lane *lane, uint32_t rounds, struct object_steps ret_objects[OBJECTS_MAX], FILE *dump)
+{
+    struct step_counts counts;
+    struct answer answer;
+    if (count_attach(lane->pid) != 0)
+        return 1;
+    if (send_order(lane, WORKER_COUNT, rounds) != 0)
+        return -1;
+    int rc = count_steps_until_done(lane->pid, &counts);
+    if (rc == 0)
+        sum_up(lane->pid, &counts, ret_objects, dump);
+    step_counts_free(&counts);
+    if (rc == -ESRCH) {
+        lane->pid = 0;
+        return fail(lane, "the worker ended while it was stepped through", 0);
+    }
+    if (read_answer(lane, &answer) != 0)
+        return -1;
+    return rc == 0 ? 0 : 1;
+}
+
 bool lane_holds_ring(const struct lane *lane)
 {
     char path[64], target[64];

@@ -9,6 +9,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/types.h>
 
 #include "count.h"
@@ -43,6 +44,16 @@ int lane_start(struct lane *lane);
 int lane_order(struct lane *lane, enum worker_command command, uint32_t rounds, struct answer *ret_answer);
 /* Counts system calls over `rounds` rounds. 1: ptrace is not to be had. */
 int lane_count(struct lane *lane, uint32_t rounds, struct call_counts *ret_counts, struct answer *ret_answer);
+/* Steps through `rounds` rounds and sums up the instructions in user space, by
+ * object file, in the order of their sizes; the bench itself, the program's own
+ * code, is "program". 1: not to be had here. `dump`, if not NULL, gets a line for
+ * each instruction: object, offset in the file's image, times. */
+#define OBJECTS_MAX 12
+struct object_steps {
+    char name[64];
+    uint64_t steps;
+};
+int lane_count_steps(struct lane *lane, uint32_t rounds, struct object_steps ret_objects[OBJECTS_MAX], FILE *dump);
 /* Whether the worker holds a ring right now. */
 bool lane_holds_ring(const struct lane *lane);
 /* Asks it to end, and sees that it does. NULL-safe for one that never started. */

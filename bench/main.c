@@ -42,6 +42,8 @@ static const char usage_text[] =
     "  --off           the shim switched off, in place of the ring: what interposing\n"
     "                  alone costs\n"
     "  --calls         print every system call by name, too\n"
+    "  --steps[=FILE]  step through some requests and print the instructions in user\n"
+    "                  space by object; FILE gets each of them (for addr2line)\n"
     "  --json          print JSON in place of tables\n"
     "  --save=FILE     also write a dated result file (Markdown; JSON if FILE ends in\n"
     "                  .json)\n"
@@ -145,11 +147,11 @@ struct request {
     struct plan plan;
     bool quick, json, calls, list;
     char *points;
-    const char *save;
+    const char *save, *steps_to;
 };
 
 enum { OPTION_POINTS = 256, OPTION_LIST, OPTION_QUICK, OPTION_CPU, OPTION_IDLE, OPTION_SELF, OPTION_OFF, OPTION_CALLS,
-       OPTION_JSON, OPTION_SAVE };
+       OPTION_STEPS, OPTION_JSON, OPTION_SAVE };
 
 static const struct option options[] = {
     {"points", required_argument, NULL, OPTION_POINTS}, {"list", no_argument, NULL, OPTION_LIST},
@@ -157,7 +159,8 @@ static const struct option options[] = {
     {"idle", required_argument, NULL, OPTION_IDLE},     {"self", optional_argument, NULL, OPTION_SELF},
     {"off", no_argument, NULL, OPTION_OFF},             {"calls", no_argument, NULL, OPTION_CALLS},
     {"json", no_argument, NULL, OPTION_JSON},           {"save", required_argument, NULL, OPTION_SAVE},
-    {"help", no_argument, NULL, 'h'},                   {NULL, 0, NULL, 0},
+    {"steps", optional_argument, NULL, OPTION_STEPS},   {"help", no_argument, NULL, 'h'},
+    {NULL, 0, NULL, 0},
 };
 
 /* -1: go on; otherwise the exit status. */
@@ -205,6 +208,10 @@ static int parse(int argc, char **argv, struct request *request)
             break;
         case OPTION_CALLS:
             request->calls = true;
+            break;
+        case OPTION_STEPS:
+            request->plan.steps = true;
+            request->steps_to = optarg;
             break;
         case OPTION_JSON:
             request->json = true;
@@ -284,6 +291,10 @@ static int readiness(int argc, char **argv, const char *command)
         return usage_error("no point has this name (--list prints all)", bad);
     if (program_libevent == NULL)
         fprintf(stderr, "ringpoll-bench: built without libevent: every point is of the hand-written loop\n");
+    if (request.steps_to != NULL && (request.plan.dump = fopen(request.steps_to, "we")) == NULL) {
+        fprintf(stderr, "ringpoll-bench: %s: %s\n", request.steps_to, strerror(errno));
+        return 1;
+    }
     signal(SIGPIPE, SIG_IGN);
     circumstances_find(&circumstances, request.plan.sides);
     status = measure_all(&request, selected);
@@ -295,10 +306,14 @@ static int readiness(int argc, char **argv, const char *command)
             fputc('\n', stdout);
             report_calls(stdout, &request.plan);
         }
+        if (request.plan.steps) {
+            fputc('\n', stdout);
+            report_steps(stdout, &request.plan);
+        }
     }
     if (request.save != NULL && status == 0)
         status = save(request.save, &request.plan, &circumstances);
-    if (fflush(stdout) != 0)
+    if (fflush(stdout) != 0 || (request.plan.dump != NULL && fclose(request.plan.dump) != 0))
         status = 1;
     return status;
 }

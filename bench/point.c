@@ -90,7 +90,20 @@ static int calibrate(struct lane *lane, const struct plan *plan, uint32_t *ret_r
     return 0;
 }
 
-static int look_inside(struct lane *lane, struct figure *figure)
+static int step_through(struct lane *lane, const struct point *point, const struct plan *plan, struct figure *figure)
+{
+    uint32_t rounds = 256 / lane->workload.connections;
+    rounds = rounds < 2 ? 2 : rounds > 32 ? 32 : rounds;
+    if (plan->dump != NULL)
+        fprintf(plan->dump, "# %s %s, %u requests: object, offset, times\n", point->name, side_name(lane->side),
+                rounds * lane->workload.connections);
+    int rc = lane_count_steps(lane, rounds, figure->objects, plan->dump);
+    if (rc == 0)
+        figure->stepped_requests = rounds * lane->workload.connections;
+    return rc < 0 ? -1 : 0;
+}
+
+static int look_inside(struct lane *lane, const struct point *point, const struct plan *plan, struct figure *figure)
 {
     struct answer answer;
     uint32_t rounds = 400 / lane->workload.connections;
@@ -111,6 +124,8 @@ static int look_inside(struct lane *lane, struct figure *figure)
     if (lane_order(lane, WORKER_INSTRUCTIONS, rounds * 4, &answer) != 0)
         return -1;
     figure->instructions = answer.instructions;
+    if (plan->steps && step_through(lane, point, plan, figure) != 0)
+        return -1;
     figure->held_ring = lane_holds_ring(lane);
     memcpy(figure->program, lane->hello.program, sizeof figure->program);
     if (lane->side == SIDE_RING && !figure->held_ring) {
@@ -144,7 +159,7 @@ static int measure_pair(struct point *point, const struct plan *plan, struct lan
         samples->count++;
     }
     for (unsigned i = 0; last && i < point->lanes; i++)
-        if (look_inside(&lanes[i], &point->figures[i]) != 0)
+        if (look_inside(&lanes[i], point, plan, &point->figures[i]) != 0)
             return -1;
     return 0;
 }

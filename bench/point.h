@@ -35,6 +35,8 @@ struct figure {
     double turns;           /* per round, in the counted run */
     double spurious;        /* reads in vain per request */
     uint32_t counted_requests;
+    uint32_t stepped_requests; /* 0: not asked for, or not available */
+    struct object_steps objects[OBJECTS_MAX];
     struct call_counts counts;
     bool held_ring;
     char program[64];
@@ -67,7 +69,8 @@ struct plan {
     double block_ms;
     int cpu;
     uint32_t idle;   /* connections of the idle points */
-    bool quiet;
+    bool steps;  /* step through some rounds, too */
+    FILE *dump;  /* NULL, or where each instruction goes */
 };
 
 /* Measures it. 0, or -1 with a sentence in `failure`. */

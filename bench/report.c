@@ -255,6 +255,29 @@ void report_calls(FILE *out, const struct plan *plan)
     fputc('\n', out);
 }
 
+void report_steps(FILE *out, const struct plan *plan)
+{
+    fprintf(out, "Instructions in user space per request, by object (stepped through)\n\n");
+    for (unsigned i = 0; i < points_count; i++) {
+        const struct point *point = &points[i];
+        for (unsigned lane = 0; point->done && lane < point->lanes; lane++) {
+            const struct figure *figure = &point->figures[lane];
+            double requests = figure->stepped_requests, sum = 0;
+            if (figure->stepped_requests == 0)
+                continue;
+            for (unsigned object = 0; object < OBJECTS_MAX; object++)
+                sum += (double)figure->objects[object].steps;
+            fprintf(out, "  %-16s %-8s %-6s %7.1f:", point->name, side_name(plan->sides[lane % 2]),
+                    point->lanes == 4 ? (lane < 2 ? "alone" : "among") : "", sum / requests);
+            for (unsigned object = 0; object < OBJECTS_MAX && figure->objects[object].steps > 0; object++)
+                fprintf(out, " %s %.1f", figure->objects[object].name,
+                        (double)figure->objects[object].steps / requests);
+            fputc('\n', out);
+        }
+    }
+    fputc('\n', out);
+}
+
 /* ------------------------------------------------------------- JSON and files */
 
 static void json_string(FILE *out, const char *text)
@@ -288,6 +311,15 @@ static void json_lane(FILE *out, const struct point *point, unsigned lane, const
         fprintf(out, ", \"instructions\": %.1f", figure->instructions);
     else
         fprintf(out, ", \"instructions\": null");
+    if (figure->stepped_requests > 0) {
+        fprintf(out, ", \"user_instructions\": {");
+        for (unsigned object = 0; object < OBJECTS_MAX && figure->objects[object].steps > 0; object++) {
+            fprintf(out, "%s", object > 0 ? ", " : "");
+            json_string(out, figure->objects[object].name);
+            fprintf(out, ": %.2f", (double)figure->objects[object].steps / figure->stepped_requests);
+        }
+        fprintf(out, "}");
+    }
     if (!figure->counted) {
         fprintf(out, ", \"calls\": null}");
         return;
@@ -372,5 +404,7 @@ void report_markdown(FILE *out, const struct plan *plan, const struct circumstan
     report_table(out, plan);
     fprintf(out, "\n");
     report_calls(out, plan);
+    if (plan->steps)
+        report_steps(out, plan);
     fprintf(out, "```\n");
 }

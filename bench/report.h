@@ -21,6 +21,8 @@ void report_table(FILE *out, const struct plan *plan);
 void report_json(FILE *out, const struct plan *plan, const struct circumstances *circumstances);
 /* Every system call by name, per request. */
 void report_calls(FILE *out, const struct plan *plan);
+/* Instructions in user space per request, by object, if they were counted. */
+void report_steps(FILE *out, const struct plan *plan);
 /* A file of docs/results/: circumstances, table and calls, as Markdown. */
 void report_markdown(FILE *out, const struct plan *plan, const struct circumstances *circumstances);
 
