@@ -311,11 +311,12 @@ EXPORT int prctl(int option, ...)
 
 void rp_shim_before_exit(void)
 {
-    if (!rp_shim_active())
+    if (rp_shim_vfork_owner && rp_shim_in_vfork_child())
         return;
-    if (rp_shim.any_set)
-        ringpoll_process_exiting();
+    /* First, since the library gives up its rings in the next step. */
     rp_report_write();
+    if (rp_shim.on && rp_shim.any_set)
+        ringpoll_process_exiting();
 }
 
 EXPORT void _exit(int status)

@@ -301,11 +301,11 @@ static void fork_parent(void)
 }
 static void fork_child(void)
 {
+    rp_report_forked();
     if (!rp_shim_active())
         return;
     ringpoll_fork_child();
     rp_shim_wait_forked();
-    rp_report_forked();
 }
 
 void rp_shim_start(void)
@@ -320,11 +320,11 @@ void rp_shim_start(void)
     bool off = word && strcmp(word, "off") == 0;
     rp_shim.require = word && strcmp(word, "require") == 0;
     rp_report_start();
-    if (!off) {
+    /* Without the handlers a child would take its parent's sets for its own. */
+    if (pthread_atfork(fork_prepare, fork_parent, fork_child))
+        off = true;
+    if (!off)
         rp_shim.can_cancel = rp_shim_wait_start();
-        /* Without the handlers a child would take its parent's sets for its own. */
-        off = pthread_atfork(fork_prepare, fork_parent, fork_child) != 0;
-    }
     __atomic_store_n(&rp_shim.on, !off, __ATOMIC_RELEASE);
     __atomic_store_n(&rp_shim.ready, true, __ATOMIC_RELEASE);
     __atomic_store_n(&state, START_DONE, __ATOMIC_RELEASE);

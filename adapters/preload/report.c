@@ -99,6 +99,8 @@ static const char *knob(void)
     struct ringpoll_probe probe = {.size = sizeof probe};
     if (rp_shim.restricted || ringpoll_probe(&probe) < 0)
         return NULL;
+    if (probe.error == 0 && probe.masked)
+        return ringpoll_knob_text(RINGPOLL_KNOB_MASK);
     return ringpoll_knob_text(probe.knob);
 }
 

@@ -204,7 +204,8 @@ int rp_shim_epoll_create(int flags)
 EXPORT int epoll_create1(int flags)
 {
     if (!rp_shim_awake()) {
-        rp_shim.made_epoll = rp_shim.made_epoll || rp_shim_vfork_owner == 0;
+        if (rp_shim_vfork_owner == 0)
+            rp_shim.made_epoll = true;
         return rp_real.epoll_create1(flags);
     }
     return rp_shim_epoll_create(flags);
