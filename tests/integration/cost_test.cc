@@ -105,7 +105,7 @@ Counted count(enum side side, struct workload workload, uint32_t rounds)
     EXPECT_EQ(lane_start(&lane), 0) << lane.failure;
     if (lane.failure[0] == '\0') {
         /* The steady state: everything armed as it will stay. */
-        EXPECT_EQ(lane_order(&lane, WORKER_BLOCK, 20, &answer), 0) << lane.failure;
+        EXPECT_EQ(lane_order(&lane, WORKER_BLOCK, 8, &answer), 0) << lane.failure;
         if (lane.failure[0] == '\0') {
             counted.available = lane_count(&lane, rounds, &counted.counts, &counted.answer) == 0;
             counted.held_ring = lane_holds_ring(&lane);
@@ -157,7 +157,7 @@ TEST_P(SteadyEcho, OneCallPerTurnBesideTheProgramsReadsAndWrites)
 {
     NEEDS_EVERYTHING();
     const Case &c = GetParam();
-    const uint32_t rounds = 40;
+    const uint32_t rounds = c.connections < 64 ? 40 : 10;
     struct workload workload = echo(c.program, c.family, c.connections);
     workload.threads = c.threads;
     Counted ring = count(SIDE_RING, workload, rounds);
@@ -216,7 +216,7 @@ TEST_P(Families, OneActiveConnectionAmongIdleOnesCostsOneCallPerTurn)
 TEST_P(Families, APartialReadCostsOneRecheckPerTurnForAllConnectionsTogether)
 {
     NEEDS_EVERYTHING();
-    const uint32_t rounds = 20, connections = 64;
+    const uint32_t rounds = 10, connections = 64;
     struct workload workload = echo(libevent_or_raw(), GetParam(), connections);
     workload.read_size = 32; /* half a request: the program must be told again */
     Counted ring = count(SIDE_RING, workload, rounds);
@@ -240,7 +240,7 @@ TEST_P(Churn, AConnectionThatLivesForOneRequestCostsNoMoreCallsThanOnEpoll)
     NEEDS_EVERYTHING();
     struct workload workload = echo(libevent_or_raw(), std::get<1>(GetParam()), std::get<2>(GetParam()));
     workload.kind = std::get<0>(GetParam());
-    const uint32_t rounds = 20;
+    const uint32_t rounds = workload.connections < 64 ? 20 : 5;
     Counted ring = count(SIDE_RING, workload, rounds);
     COUNT_OR_SKIP(ring);
     Counted epoll = count(SIDE_EPOLL, workload, rounds);
