@@ -17,22 +17,22 @@ TEST(PublicHeader, LinksFromBothLanguages)
 
 TEST(PublicHeader, HasTheSameStructuresInBothLanguages)
 {
-    EXPECT_EQ(sizes_seen_from_c(0), sizeof(ringpoll_options));
-    EXPECT_EQ(sizes_seen_from_c(1), sizeof(ringpoll_probe));
-    EXPECT_EQ(sizes_seen_from_c(2), sizeof(ringpoll_stats));
+    EXPECT_EQ(sizes_seen_from_c(0), sizeof(struct ringpoll_options));
+    EXPECT_EQ(sizes_seen_from_c(1), sizeof(struct ringpoll_probe));
+    EXPECT_EQ(sizes_seen_from_c(2), sizeof(struct ringpoll_stats));
 }
 
 /* What a program compiled against 0.1 has in its memory: it may grow, never move. */
 TEST(PublicHeader, StructuresAreLaidOutAsReleased)
 {
-    EXPECT_EQ(offsetof(ringpoll_options, size), 0u);
-    EXPECT_EQ(offsetof(ringpoll_options, flags), 4u);
-    EXPECT_EQ(offsetof(ringpoll_options, sq_thread_idle_ms), 20u);
-    EXPECT_EQ(offsetof(ringpoll_options, masked_features), 24u);
-    EXPECT_EQ(sizeof(ringpoll_options), 32u);
-    EXPECT_EQ(offsetof(ringpoll_probe, kernel), 16u);
-    EXPECT_EQ(offsetof(ringpoll_probe, feature_error), 40u);
-    EXPECT_EQ(sizeof(ringpoll_probe), 40u + 64u * 4u);
-    EXPECT_EQ(offsetof(ringpoll_stats, engine), 4u);
-    EXPECT_EQ(offsetof(ringpoll_stats, sets), 16u);
+    EXPECT_EQ(offsetof(struct ringpoll_options, size), 0u);
+    EXPECT_EQ(offsetof(struct ringpoll_options, flags), 4u);
+    EXPECT_EQ(offsetof(struct ringpoll_options, sq_thread_idle_ms), 20u);
+    EXPECT_EQ(offsetof(struct ringpoll_options, masked_features), 24u);
+    EXPECT_EQ(sizeof(struct ringpoll_options), 32u);
+    EXPECT_EQ(offsetof(struct ringpoll_probe, kernel), 16u);
+    EXPECT_EQ(offsetof(struct ringpoll_probe, feature_error), 40u);
+    EXPECT_EQ(sizeof(struct ringpoll_probe), 40u + 64u * 4u);
+    EXPECT_EQ(offsetof(struct ringpoll_stats, engine), 4u);
+    EXPECT_EQ(offsetof(struct ringpoll_stats, sets), 16u);
 }
