@@ -11,16 +11,22 @@
 # server down, and `strace -c` where perf may not: a server that is stopped at
 # every call finds more of them ready at once, so those figures are coarser.
 #
-#   scripts/demo.sh [--connections N] [--rounds N] [--counter perf|strace]
+# For the count, server and client share one CPU and the client goes first
+# (SCHED_IDLE for the server): each round finds all its requests waiting, as a busy
+# server does, and the figures repeat. --spread leaves that to the scheduler; how
+# many requests meet in one wait is then luck, and differs from run to run.
+#
+#   scripts/demo.sh [--connections N] [--rounds N] [--counter perf|strace] [--spread]
 set -u
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-connections=64 rounds=500 counter=
+connections=64 rounds=500 counter= spread=no
 while [ $# -gt 0 ]; do
     case $1 in
         --connections) connections=${2:?--connections takes a number}; shift 2 ;;
         --rounds) rounds=${2:?--rounds takes a number}; shift 2 ;;
         --counter) counter=${2:?--counter takes perf or strace}; shift 2 ;;
+        --spread) spread=yes; shift ;;
         --help | -h) sed -n '3,/^set/ { s/^# \{0,1\}//; /^set/!p }' "${BASH_SOURCE[0]}"; exit 0 ;;
         *) die "unknown option '$1' (--connections N, --rounds N, --counter perf|strace)" ;;
     esac
@@ -69,14 +75,15 @@ user=()
 
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-# start_memcached epoll|ring THREADS: sets server and port; waits until it answers.
+# start_memcached epoll|ring THREADS [PREFIX…]: sets server and port; waits until
+# it answers.
 start_memcached() {
     local side=$1 threads=$2 i
-    local -a command=("$memcached" "${user[@]}" -l 127.0.0.1 -U 0 -t "$threads" -m 256 -c 4096)
+    local -a command=("${@:3}" "$memcached" "${user[@]}" -l 127.0.0.1 -U 0 -t "$threads" -m 256 -c 4096)
     port=$(free_port)
     command+=(-p "$port")
     if [ "$side" = ring ]; then
-        command=("$ringpoll" run --require "--stats=$scratch/stats.$threads" -- "${command[@]}")
+        command=("${@:3}" "$ringpoll" run --require "--stats=$scratch/stats.$threads" -- "${command[@]:$(($# - 2))}")
     fi
     "${command[@]}" > "$scratch/$side.log" 2>&1 &
     server=$!
@@ -173,12 +180,18 @@ counting_ends() {
     [ -s "$scratch/calls.$side" ] || die "$counter counted nothing on $side"
 }
 
+on_one_cpu=() behind=()
+if [ "$spread" = no ]; then
+    cpu=$(taskset -pc $$ | sed 's/.*: //; s/[-,].*//')
+    on_one_cpu=(taskset -c "$cpu") behind=(chrt --idle 0)
+fi
+
 # measure SIDE: counts the calls of the measured rounds. The client is connected
 # and warm before the count begins, and idle when it ends.
 measure() {
     local side=$1 line client to_client from_client
-    start_memcached "$side" 1
-    coproc LOAD { exec timeout 300 python3 "$top/scripts/demo_client.py" load --port "$port" \
+    start_memcached "$side" 1 "${on_one_cpu[@]}" "${behind[@]}"
+    coproc LOAD { exec timeout 300 "${on_one_cpu[@]}" python3 "$top/scripts/demo_client.py" load --port "$port" \
         --connections "$connections" --rounds "$rounds"; }
     client=$LOAD_PID to_client=${LOAD[1]} from_client=${LOAD[0]}
     pids+=("$client")
