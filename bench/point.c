@@ -20,7 +20,7 @@
 #define SAMPLES_MAX 4096
 
 /* Short connections are bounded in number: each leaves a TIME_WAIT behind. */
-#define CHURN_PER_BLOCK 400
+#define CHURN_PER_BLOCK 200
 #define ROUNDS_MIN 8
 #define ROUNDS_MAX 50000
 
@@ -84,7 +84,7 @@ static int calibrate(struct lane *lane, const struct plan *plan, uint32_t *ret_r
         if (lane->workload.kind != BENCH_ECHO && rounds * lane->workload.connections > CHURN_PER_BLOCK)
             rounds = CHURN_PER_BLOCK / lane->workload.connections;
         if (rounds < ROUNDS_MIN)
-            rounds = ROUNDS_MIN;
+            rounds = lane->workload.kind == BENCH_ECHO ? ROUNDS_MIN : ROUNDS_MIN / 2;
     }
     *ret_rounds = rounds;
     return 0;
