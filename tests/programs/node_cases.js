@@ -153,11 +153,12 @@ cases.children = async () => {
     const seen = [];
     const run = (program, args, input) => new Promise((resolve, reject) => {
         const child = childProcess.spawn(program, args);
-        const out = [];
+        const [out, errors] = [[], []];
         child.stdout.on('data', (part) => out.push(part));
-        child.stderr.on('data', (part) => out.push(part));
+        child.stderr.on('data', (part) => errors.push(part));
         child.on('error', reject);
-        child.on('close', (status, signal) => resolve([status, signal, digest(Buffer.concat(out))]));
+        child.on('close', (status, signal) => resolve([status, signal, digest(Buffer.concat(out)),
+            digest(Buffer.concat(errors))]));
         child.stdin.on('error', () => {});
         child.stdin.end(input);
     });
