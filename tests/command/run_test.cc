@@ -234,7 +234,7 @@ TEST(Search, TellsWhatIsMissingFromWhatCannotBeExecuted)
         const char *word, *path;
         int status;
     } const cases[] = {
-        {"no-such-program-anywhere", nullptr, 127},
+        {"no-such-program-anywhere", "PATH=/usr/bin:/bin", 127},
         {"", nullptr, 127},
         {"./nothing", nullptr, 127},
         {"./text/below", nullptr, 127},
