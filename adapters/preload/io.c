@@ -11,11 +11,10 @@
 
 #include <string.h>
 
+/* The library leaves errno alone. */
 static inline void tell(int fd, size_t asked, long result)
 {
-    int saved = errno;
-    ringpoll_fd_read(fd, asked, result < 0 ? -saved : result);
-    errno = saved;
+    ringpoll_fd_read(fd, asked, UNLIKELY(result < 0) ? -errno : result);
 }
 
 /* `result` as libc gives it: -1 and errno. */
@@ -80,7 +79,8 @@ void rp_shim_after_recvmsg(int fd, const struct msghdr *message, int flags, long
 EXPORT ssize_t read(int fd, void *buffer, size_t length)
 {
     ssize_t result = rp_real.read(fd, buffer, length);
-    rp_shim_after_read(fd, length, result);
+    if (rp_shim_watching())
+        tell(fd, length, result);
     return result;
 }
 
@@ -94,7 +94,8 @@ EXPORT ssize_t readv(int fd, const struct iovec *iov, int count)
 EXPORT ssize_t recv(int fd, void *buffer, size_t length, int flags)
 {
     ssize_t result = rp_real.recv(fd, buffer, length, flags);
-    rp_shim_after_recv(fd, length, flags, result);
+    if (rp_shim_watching())
+        tell(fd, flags & ~PLAIN_FLAGS ? 0 : length, result);
     return result;
 }
 

@@ -84,6 +84,9 @@
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 
+/* Nothing below is visible outside: no detour over the GOT. */
+#pragma GCC visibility push(hidden)
+
 /* Names that older libcs lack, or that only fortified programs call. */
 ssize_t read_chk_t(int fd, void *buffer, size_t length, size_t size);
 ssize_t recv_chk_t(int fd, void *buffer, size_t length, size_t size, int flags);
@@ -198,8 +201,8 @@ struct rp_real {
 };
 extern struct rp_real rp_real;
 
-/* Written once by rp_shim_start(), but for `any_set` (the first set) and
- * `restricted`. */
+/* Written once by rp_shim_start(), but for the any_… and `restricted`, which go
+ * from false to true, and `made_epoll`. */
 struct rp_shim {
     bool ready;      /* the real functions are there */
     bool on;         /* ready, and not RINGPOLL=off */
@@ -207,6 +210,7 @@ struct rp_shim {
     bool any_set;    /* this process, or its parents, made one: reads and polls matter */
     bool made_epoll; /* this very process made an epoll instance: it reports at its end */
     bool restricted; /* a seccomp filter was announced: never try io_uring_setup again */
+    bool any_cancel; /* pthread_cancel was called */
     bool can_cancel; /* the thread key that wait.c needs */
 };
 extern struct rp_shim rp_shim;
@@ -272,9 +276,14 @@ long rp_raw(long number, long a, long b, long c, long d, long e, long f);
 /* ---- shared between libc's name and the same call by way of syscall() */
 int rp_shim_epoll_create(int flags);
 int rp_shim_epoll_ctl(int epfd, int op, int fd, struct epoll_event *event);
-int rp_shim_epoll_wait(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
-                       const sigset_t *mask);
-const struct timespec *rp_shim_milliseconds(int timeout, struct timespec *storage);
+static inline const struct timespec *rp_shim_milliseconds(int timeout, struct timespec *storage)
+{
+    if (timeout < 0)
+        return NULL;
+    storage->tv_sec = (unsigned)timeout / 1000;
+    storage->tv_nsec = (long)((unsigned)timeout % 1000 * 1000000);
+    return storage;
+}
 void rp_shim_wait_forked(void);        /* wait.c, in a fork's child */
 bool rp_shim_wait_start(void);         /* wait.c, from rp_shim_start() */
 
@@ -310,5 +319,7 @@ void rp_report_write(void);   /* once per process */
 void rp_report_forked(void);
 /* Ends the process: a ring was required, and io_uring_setup said `error`. */
 _Noreturn void rp_report_no_ring(int error);
+
+#pragma GCC visibility pop
 
 #endif

@@ -107,7 +107,7 @@ static void slot_leave_unwinding(void *slot)
     slot_leave(slot);
 }
 
-static int wait_with_threads(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
+static __attribute__((noinline)) int wait_with_threads(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
                              const sigset_t *mask)
 {
     struct slot *slot = own_slot ? own_slot : slot_take();
@@ -164,6 +164,7 @@ EXPORT int pthread_cancel(pthread_t thread)
 {
     if (!RP_LATE(pthread_cancel))
         return ENOSYS;
+    rp_shim.any_cancel = true;
     int result = rp_real.pthread_cancel(thread);
 #ifdef __GLIBC__
     if (result == 0 && rp_shim_watching() && !pthread_equal(thread, pthread_self()))
@@ -232,21 +233,14 @@ EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     return rp_shim_epoll_ctl(epfd, op, fd, event);
 }
 
-const struct timespec *rp_shim_milliseconds(int timeout, struct timespec *storage)
-{
-    if (timeout < 0)
-        return NULL;
-    storage->tv_sec = timeout / 1000;
-    storage->tv_nsec = timeout % 1000 * 1000000L;
-    return storage;
-}
-
-int rp_shim_epoll_wait(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
-                       const sigset_t *mask)
+/* The hottest path there is: one turn of the program's loop. */
+static inline __attribute__((always_inline)) int wait_for(int epfd, struct epoll_event *events, int max,
+                                                          const struct timespec *timeout, const sigset_t *mask)
 {
     int result;
     if (LIKELY(rp_shim_single_threaded())) {
-        pthread_testcancel();
+        if (UNLIKELY(rp_shim.any_cancel)) /* of itself, who else */
+            pthread_testcancel();
         result = ringpoll_wait(epfd, events, max, timeout, mask);
     } else {
         result = wait_with_threads(epfd, events, max, timeout, mask);
@@ -260,7 +254,7 @@ EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int timeout
         return RP_LATE(epoll_wait) ? rp_real.epoll_wait(epfd, events, max, timeout)
                                    : rp_real.epoll_pwait(epfd, events, max, timeout, NULL);
     struct timespec storage;
-    return rp_shim_epoll_wait(epfd, events, max, rp_shim_milliseconds(timeout, &storage), NULL);
+    return wait_for(epfd, events, max, rp_shim_milliseconds(timeout, &storage), NULL);
 }
 
 EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeout, const sigset_t *mask)
@@ -268,7 +262,7 @@ EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeou
     if (UNLIKELY(!rp_shim_watching()))
         return rp_real.epoll_pwait(epfd, events, max, timeout, mask);
     struct timespec storage;
-    return rp_shim_epoll_wait(epfd, events, max, rp_shim_milliseconds(timeout, &storage), mask);
+    return wait_for(epfd, events, max, rp_shim_milliseconds(timeout, &storage), mask);
 }
 
 EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
@@ -276,5 +270,5 @@ EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max, const str
 {
     if (UNLIKELY(!rp_shim_watching()))
         return rp_real.epoll_pwait2(epfd, events, max, timeout, mask);
-    return rp_shim_epoll_wait(epfd, events, max, timeout, mask);
+    return wait_for(epfd, events, max, timeout, mask);
 }

@@ -558,6 +558,15 @@ SCENARIO_WITHOUT_RING(AFilterFromTheBeginning)
     still_works(loop.epfd, loop.fds);
 }
 
+/* What a container does: the filter is there before the program. Its argument is
+ * the value of RINGPOLL. */
+SCENARIO_WITHOUT_RING(under_an_inherited_filter)
+{
+    forbid_the_ring(SECCOMP_RET_ERRNO | EPERM, true);
+    setenv("RINGPOLL", scenario_arguments[0], 1);
+    execl("/proc/self/exe", scenario_program, "CloseSendsFin", static_cast<char *>(nullptr));
+}
+
 static void *serve_until_told(void *at)
 {
     int stop = *static_cast<int *>(at);
