@@ -362,8 +362,8 @@ protected:
         if (prepared) {
             struct itimerval off = {};
             setitimer(ITIMER_REAL, &off, nullptr);
+            pthread_sigmask(SIG_SETMASK, &old_mask, nullptr); /* one may be pending: the handler takes it */
             sigaction(SIGALRM, &old_action, nullptr);
-            pthread_sigmask(SIG_SETMASK, &old_mask, nullptr);
         }
         Ring::TearDown();
     }
