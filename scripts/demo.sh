@@ -172,7 +172,7 @@ counting_ends() {
                 if ($3 == "raw_syscalls:sys_enter") { all = $1; next }
                 sub(/^.*sys_enter_/, "", $3); print $3, $1; known += $1
             }
-            END { print "others", all > known ? all - known : 0 }' "$scratch/perf.$side" > "$scratch/calls.$side"
+            END { print "others", (all > known ? all - known : 0) }' "$scratch/perf.$side" > "$scratch/calls.$side"
     else
         end_process "$tracer"
         awk '$1 ~ /^[0-9.]+$/ && $NF != "total" { print $NF, $4 }' "$scratch/strace.$side" > "$scratch/calls.$side"
