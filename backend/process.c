@@ -55,6 +55,15 @@ void ringpoll_fd_nonblock(int fd, int on)
 
 void ringpoll_fd_shared(int fd)
 {
+    struct rp_set *set = rp_set_of(fd);
+    if (set && !rp_self.locks_held) {
+        /* Another process can only wait on the identity itself. */
+        rp_process_check();
+        rp_set_lock(set);
+        rp_set_demote(set, RINGPOLL_REASON_SHARED, 0);
+        rp_set_unlock(set);
+        return;
+    }
     change_flags(fd, RP_FD_SHARED, 0);
 }
 
@@ -272,6 +281,7 @@ static void become_child(void)
     rp_self.deferred = 0;
     __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
     rp_self.id = 0;
+    rp_set_forget_kept_rings();
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_set_after_fork(set);
     if (alive)

@@ -215,6 +215,9 @@ static int map_queues(struct rp_ring *ring, const struct rp_params *params)
     ring->cq_entries = params->cq_entries;
     ring->cq_mask = params->cq_entries - 1;
     ring->sqe_head = ring->sqe_tail = *ring->sq_tail;
+    ring->cq_next = *ring->cq_head;
+    if (ring->setup_flags & RP_SETUP_DEFER_TASKRUN)
+        ring->cq_held_max = ring->cq_entries / 4 < 256 ? ring->cq_entries / 4 : 256;
     if (!(ring->setup_flags & RP_SETUP_NO_SQARRAY)) {
         /* The indirection of old: position i names SQE i, for good. */
         ring->sq_array = at(ring->map_sq, params->sq_off.array);
@@ -238,10 +241,10 @@ static void make_empty(struct rp_ring *ring)
 }
 
 /* One registered slot per thread and ring, 16 per thread (EBUSY beyond). It
- * spares each enter an atomic get and put of the ring's file; what it costs is
- * told in kernel-facts: an idle thread that holds it keeps a closed ring alive.
+ * spares each enter an atomic get and put of the ring's file; what it costs:
+ * an idle thread that holds it keeps a closed ring alive.
  * So only while there is no other thread that could close it. */
-static void register_fd(struct rp_ring *ring)
+void rp_ring_register_fd(struct rp_ring *ring)
 {
     struct rp_rsrc_update update = {.offset = ~0u, .data = (uint64_t)ring->fd};
     if (rp_sys->uring_register(ring->fd, RP_REGISTER_RING_FDS, &update, 1) != 1)
@@ -307,7 +310,7 @@ static int make(struct rp_ring *ring, const struct rp_ring_options *options, uns
     if (has(ring->features, RINGPOLL_FEATURE_NO_IOWAIT))
         ring->enter_flags |= RP_ENTER_NO_IOWAIT; /* an idle loop is idle, not waiting for a disk */
     if (options->single_thread && has(options->features, RINGPOLL_FEATURE_REGISTERED_RING))
-        register_fd(ring);
+        rp_ring_register_fd(ring);
     return 0;
 }
 
@@ -398,8 +401,10 @@ struct rp_sqe *rp_ring_get_sqe(struct rp_ring *ring)
 static int enter_once(struct rp_ring *ring, unsigned to_submit, unsigned min_complete, unsigned flags,
                       const struct timespec *timeout, const sigset_t *sigmask)
 {
+    bool waits = min_complete > 0;
     ring->enters++;
-    if (min_complete == 0 || (!timeout && !sigmask))
+    min_complete += rp_ring_held(ring); /* these the kernel counts, see rp_ring_seen() */
+    if (!waits || (!timeout && !sigmask))
         return rp_sys->uring_enter(ring->enter_fd, to_submit, min_complete, flags, NULL, 0);
     if (!timeout) /* the mask alone needs no structure, nor EXT_ARG */
         return rp_sys->uring_enter(ring->enter_fd, to_submit, min_complete, flags, sigmask, RP_SIGSET_BYTES);
@@ -437,7 +442,7 @@ static int enter_sqpoll(struct rp_ring *ring, unsigned min_complete, const struc
         ring->overflows++;
         flags |= RP_ENTER_GETEVENTS;
     }
-    uint32_t ready = __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - *ring->cq_head;
+    uint32_t ready = __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - ring->cq_next;
     if (min_complete > ready)
         flags |= RP_ENTER_GETEVENTS;
     if (flags == 0)

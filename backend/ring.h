@@ -39,6 +39,8 @@ struct rp_ring {
     uint32_t *cq_head, *cq_tail, *cq_overflow;
     struct rp_cqe *cqes;
     uint32_t cq_mask, cq_entries;
+    uint32_t cq_next;    /* ours: next to read */
+    uint32_t cq_held_max; /* CQEs that we read but let the kernel count, see rp_ring_seen */
     /* mappings */
     void *map_sq, *map_cq, *map_sqes;
     size_t map_sq_size, map_cq_size, map_sqes_size;
@@ -56,6 +58,8 @@ int rp_ring_init(struct rp_ring *ring, const struct rp_ring_options *options);
 void rp_ring_fini(struct rp_ring *ring);
 /* After a fork, in the child: closes the inherited fd, touches nothing else. */
 void rp_ring_abandon(struct rp_ring *ring);
+/* Registers the ring fd with the calling thread, where that is possible. */
+void rp_ring_register_fd(struct rp_ring *ring);
 /* Gives up the registered ring fd (the process has got a second thread). */
 void rp_ring_unregister_fd(struct rp_ring *ring);
 
@@ -75,6 +79,8 @@ static inline unsigned rp_ring_queued(const struct rp_ring *ring)
  * of SQEs taken, or -errno: -EINTR, -ETIME, -EBUSY, -EAGAIN (task memory; SQEs
  * stay queued), -EBADR (a completion was dropped), -EEXIST (another thread's
  * ring), -EPERM, -EBADFD, -ENXIO. Each meaning stands at its place in ring.c.
+ * Where SQEs were taken or CQEs are held back (rp_ring_seen), EINTR and ETIME are
+ * hidden: then a wait that ends with nothing new in the CQ was one of the two.
  * SQPOLL is woken when it sleeps. */
 int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct timespec *timeout,
                   const sigset_t *sigmask);
@@ -90,15 +96,26 @@ static inline bool rp_ring_wants_enter(const struct rp_ring *ring)
 /* The CQE at the head or NULL. It stays valid until rp_ring_seen(). */
 static inline struct rp_cqe *rp_ring_peek(const struct rp_ring *ring)
 {
-    uint32_t head = *ring->cq_head;
+    uint32_t head = ring->cq_next;
     if (head == __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE))
         return NULL;
     return &ring->cqes[head & ring->cq_mask];
 }
+/* The head that the kernel sees stays up to cq_held_max entries behind what was
+ * read. A DEFER_TASKRUN enter runs at most max(20, min_complete) items of
+ * pending work; with entries held back, min_complete can be large and yet be
+ * met, so that one enter runs as many as there were (64 pending: 1 enter, not
+ * 4). See rp_ring_enter(). */
 static inline void rp_ring_seen(struct rp_ring *ring)
 {
     ring->cqes_reaped++;
-    __atomic_store_n(ring->cq_head, *ring->cq_head + 1, __ATOMIC_RELEASE);
+    ring->cq_next++;
+    if (ring->cq_next - *ring->cq_head > ring->cq_held_max)
+        __atomic_store_n(ring->cq_head, ring->cq_next - ring->cq_held_max, __ATOMIC_RELEASE);
+}
+static inline uint32_t rp_ring_held(const struct rp_ring *ring)
+{
+    return ring->cq_next - *ring->cq_head;
 }
 
 #endif

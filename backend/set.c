@@ -64,11 +64,13 @@ unsigned rp_zombies;
 bool rp_process_no_rings;
 
 static int wake_fd = -1;
-static struct rp_lock wake_lock;    /* leaf: wake_fd */
+static int sets_in_use;
+static struct rp_lock wake_lock;    /* leaf: wake_fd, sets_in_use */
 static struct rp_lock retired_lock; /* leaf: rp_stats_retired, rp_newest_set */
 static pthread_key_t thread_key;
 static pthread_once_t thread_key_once = PTHREAD_ONCE_INIT;
 static bool thread_key_made;
+static void end_kept_rings(void);
 
 #define DEFAULT_SQ_ENTRIES 256u
 #define DEFAULT_CQ_ENTRIES 4096u
@@ -94,6 +96,7 @@ static void thread_ends(void *unused)
     }
     rp_unlock(&rp_sets_lock);
     rp_set_end_zombies();
+    end_kept_rings();
 }
 
 static void make_thread_key(void)
@@ -143,6 +146,9 @@ static struct rp_set *set_new(void)
         rp_lock(&retired_lock);
         rp_newest_set = set;
         rp_unlock(&retired_lock);
+        rp_lock(&wake_lock);
+        sets_in_use++;
+        rp_unlock(&wake_lock);
     }
     rp_unlock(&rp_sets_lock);
     return set;
@@ -174,6 +180,13 @@ static void add_stats(struct ringpoll_stats *sum, const struct rp_set *set)
 /* The last of it: everything has been cancelled, no name is left. */
 static void set_free(struct rp_set *set)
 {
+    rp_lock(&wake_lock);
+    if (--sets_in_use == 0 && wake_fd >= 0) {
+        rp_fd_internal(wake_fd, false);
+        rp_sys_close(wake_fd);
+        wake_fd = -1;
+    }
+    rp_unlock(&wake_lock);
     rp_lock(&retired_lock);
     add_stats(&rp_stats_retired, set);
     rp_stats_retired.polls_armed = rp_stats_retired.ops_in_flight = 0;
@@ -218,6 +231,8 @@ static void undirty(struct rp_set *set, struct rp_watch *watch)
         set->dirty = watch->next_dirty;
     if (watch->next_dirty)
         watch->next_dirty->prev_dirty = watch->prev_dirty;
+    else
+        set->dirty_tail = watch->prev_dirty;
     watch->next_dirty = watch->prev_dirty = NULL;
     watch->dirty = false;
 }
@@ -227,11 +242,13 @@ void rp_set_dirty(struct rp_set *set, struct rp_watch *watch)
     if (watch->dirty)
         return;
     watch->dirty = true;
-    watch->prev_dirty = NULL;
-    watch->next_dirty = set->dirty;
+    watch->next_dirty = NULL;
+    watch->prev_dirty = set->dirty ? set->dirty_tail : NULL;
     if (set->dirty)
-        set->dirty->prev_dirty = watch;
-    set->dirty = watch;
+        set->dirty_tail->next_dirty = watch;
+    else
+        set->dirty = watch;
+    set->dirty_tail = watch;
 }
 
 /* Takes the record out of everything and recycles it. Its op, if any, has been
@@ -311,6 +328,98 @@ int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
     watch->quiet = watch->single = false;
     rp_set_dirty(set, watch);
     return 0;
+}
+
+/* --------------------------------------------------------------- kept rings
+ *
+ * When a ring's file goes, the kernel sends the thread that used it a work item
+ * 13 to 20 ms later (io_tctx_exit_cb), and whatever the thread waits in then
+ * returns EINTR without a signal: epoll_wait, io_uring_enter, a recv with a
+ * timeout. So a ring that is empty is kept for the thread's next set, as a
+ * registered ring without an fd of its own, and ends with the thread. */
+
+#define KEPT_RINGS 16
+#define KEPT_RINGS_A_THREAD 2
+#define NO_FD INT_MAX /* ring.fd of such a ring: made, but only registered */
+
+static struct {
+    uint64_t owner;
+    struct rp_ring ring;
+    struct rp_ring_options options;
+} kept[KEPT_RINGS];
+static struct rp_lock kept_lock; /* leaf */
+
+static bool same_options(const struct rp_ring_options *a, const struct rp_ring_options *b)
+{
+    return a->sq_entries == b->sq_entries && a->cq_entries == b->cq_entries && a->features == b->features &&
+           !a->sqpoll && !b->sqpoll;
+}
+
+static bool keep_ring(struct rp_set *set)
+{
+    struct rp_ring *ring = &set->ring;
+    if (rp_op_busy(&set->ops) > 0 || rp_ring_queued(ring) > 0 || !(ring->features & RINGPOLL_FEATURE_DEFER) ||
+        set->ring_options.sqpoll || rp_process_no_rings || !thread_key_made)
+        return false;
+    if (ring->fd != NO_FD) {
+        if (ring->enter_fd == ring->fd)
+            rp_ring_register_fd(ring);
+        if (ring->enter_fd == ring->fd)
+            return false;
+    }
+    bool done = false;
+    int mine = 0;
+    rp_lock(&kept_lock);
+    for (unsigned i = 0; i < KEPT_RINGS; i++)
+        mine += kept[i].owner == rp_self.id;
+    for (unsigned i = 0; i < KEPT_RINGS && !done && mine < KEPT_RINGS_A_THREAD; i++) {
+        if (kept[i].owner)
+            continue;
+        kept[i].owner = rp_self.id;
+        kept[i].options = set->ring_options;
+        kept[i].ring = *ring;
+        if (ring->fd != NO_FD) {
+            rp_fd_internal(ring->fd, false);
+            rp_sys_close(ring->fd);
+            kept[i].ring.fd = NO_FD;
+        }
+        kept[i].ring.enters = kept[i].ring.sqes_submitted = kept[i].ring.cqes_reaped = kept[i].ring.overflows = 0;
+        done = true;
+    }
+    rp_unlock(&kept_lock);
+    return done;
+}
+
+static bool take_kept_ring(struct rp_set *set)
+{
+    bool found = false;
+    rp_lock(&kept_lock);
+    for (unsigned i = 0; i < KEPT_RINGS && !found; i++)
+        if (kept[i].owner == rp_self_id() && same_options(&kept[i].options, &set->ring_options)) {
+            set->ring = kept[i].ring;
+            kept[i].owner = 0;
+            found = true;
+        }
+    rp_unlock(&kept_lock);
+    return found;
+}
+
+static void end_kept_rings(void)
+{
+    rp_lock(&kept_lock);
+    for (unsigned i = 0; i < KEPT_RINGS; i++)
+        if (kept[i].owner == rp_self.id) {
+            rp_ring_fini(&kept[i].ring);
+            kept[i].owner = 0;
+        }
+    rp_unlock(&kept_lock);
+}
+
+/* In a fork's child: they are the parent's, and so is their memory. */
+void rp_set_forget_kept_rings(void)
+{
+    kept_lock.word = wake_lock.word = retired_lock.word = 0;
+    memset(kept, 0, sizeof kept);
 }
 
 /* ----------------------------------------------------------- waking the owner */
@@ -497,6 +606,14 @@ static int arm_hidden(struct rp_set *set)
     return 0;
 }
 
+static bool ring_fits_sets(const struct rp_ring *ring, uint32_t flags)
+{
+    uint64_t needed = RINGPOLL_FEATURE_MULTISHOT_POLL | RINGPOLL_FEATURE_EXT_ARG | RINGPOLL_FEATURE_NODROP;
+    if (!(flags & (RINGPOLL_ANY_RING | RINGPOLL_SQPOLL)))
+        needed |= RINGPOLL_FEATURE_DEFER;
+    return (ring->features & needed) == needed;
+}
+
 static int make_ring(struct rp_set *set)
 {
     struct rp_ring_options options = set->ring_options;
@@ -505,13 +622,11 @@ static int make_ring(struct rp_set *set)
         return error;
     pthread_once(&thread_key_once, make_thread_key);
     options.single_thread = rp_single_threaded();
-    error = rp_ring_init(&set->ring, &options);
+    bool was_kept = take_kept_ring(set);
+    error = was_kept ? 0 : rp_ring_init(&set->ring, &options);
     if (error < 0)
         return error;
-    uint64_t needed = RINGPOLL_FEATURE_MULTISHOT_POLL | RINGPOLL_FEATURE_EXT_ARG | RINGPOLL_FEATURE_NODROP;
-    if (!(set->flags & (RINGPOLL_ANY_RING | RINGPOLL_SQPOLL)))
-        needed |= RINGPOLL_FEATURE_DEFER;
-    if ((set->ring.features & needed) != needed) {
+    if (!ring_fits_sets(&set->ring, set->flags)) {
         rp_ring_fini(&set->ring);
         return -EOPNOTSUPP;
     }
@@ -520,7 +635,7 @@ static int make_ring(struct rp_set *set)
     __atomic_store_n(&set->owner, rp_self_id(), __ATOMIC_RELAXED);
     if (thread_key_made)
         pthread_setspecific(thread_key, set);
-    set->stats.rings_made++;
+    set->stats.rings_made += !was_kept;
     __atomic_store_n(&set->engine, RINGPOLL_ENGINE_RING, __ATOMIC_RELEASE);
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         if (watch->home == RP_HOME_RING)
@@ -566,8 +681,11 @@ void rp_set_end_ring(struct rp_set *set)
     set->stats.cqes += ring->cqes_reaped;
     set->stats.cq_overflows += ring->overflows;
     set->stats.stale_cqes += set->ops.stale;
-    rp_fd_internal(ring->fd, false);
-    rp_ring_fini(ring);
+    if (!keep_ring(set)) {
+        if (ring->fd != NO_FD)
+            rp_fd_internal(ring->fd, false);
+        rp_ring_fini(ring); /* closing NO_FD is EBADF, and nothing else */
+    }
     memset(ring, 0, sizeof *ring);
     ring->fd = -1;
     rp_op_table_fini(&set->ops);
@@ -685,8 +803,50 @@ static bool hidden_disabled(struct rp_set *set, const struct rp_watch *watch)
 /* Registers every watch in the identity. A disabled one-shot cannot be: kernel
  * epoll has that state, but no way to make it. Its record stays (`leftovers`)
  * until MOD, DEL or close. */
+static bool is_spent_edge(const struct rp_watch *watch)
+{
+    return watch->home == RP_HOME_RING && rp_watch_is_edge(watch) && !(watch->events & EPOLLONESHOT) &&
+           watch->ready == RP_READY_IDLE && rp_watch_in_flight(watch) && !watch->dirty;
+}
+
+/* Nothing has happened that the ring has not told us. */
+static bool ring_is_quiet(struct rp_set *set)
+{
+    return set->ring.fd >= 0 && (set->ring.features & RINGPOLL_FEATURE_TASKRUN_FLAG) &&
+           !rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring);
+}
+
+static void add_to_identity(struct rp_set *set, struct rp_watch *watch)
+{
+    struct epoll_event event = {.events = watch->events, .data = watch->data};
+    kernel_ctl(set, set->identity, EPOLL_CTL_ADD, watch->fd, &event);
+}
+
 static void move_all(struct rp_set *set)
 {
+    struct epoll_event spent[64];
+    bool quiet = ring_is_quiet(set);
+
+    /* Registering an edge-triggered fd that is ready makes an edge. Those that
+     * were reported already are registered first and their edges thrown away,
+     * unless something happened meanwhile: a second report is better than none. */
+    if (quiet) {
+        bool any = false;
+        for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+            if (!watch->deleted && !watch->disabled && is_spent_edge(watch)) {
+                add_to_identity(set, watch);
+                any = true;
+            }
+        for (int turn = 0; any && turn < 1024; turn++)
+            if (rp_sys_epoll_wait(set->identity, spent, 64, &no_time, NULL) <= 0)
+                break;
+        if (any && !ring_is_quiet(set))
+            for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+                if (!watch->deleted && !watch->disabled && is_spent_edge(watch)) {
+                    struct epoll_event event = {.events = watch->events, .data = watch->data};
+                    kernel_ctl(set, set->identity, EPOLL_CTL_MOD, watch->fd, &event);
+                }
+    }
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         if (watch->deleted)
             continue;
@@ -696,8 +856,8 @@ static void move_all(struct rp_set *set)
             set->leftovers++;
             continue;
         }
-        struct epoll_event event = {.events = watch->events, .data = watch->data};
-        kernel_ctl(set, set->identity, EPOLL_CTL_ADD, watch->fd, &event);
+        if (!quiet || !is_spent_edge(watch))
+            add_to_identity(set, watch);
     }
 }
 
@@ -890,7 +1050,10 @@ int ringpoll_create(const struct ringpoll_options *given)
         error = rp_ring_init(&trial, &small);
         if (error < 0)
             return error;
+        bool fit = ring_fits_sets(&trial, options.flags);
         rp_ring_fini(&trial);
+        if (!fit)
+            return -EOPNOTSUPP;
     }
     int fd = rp_sys_epoll_create1(options.flags & RINGPOLL_CLOEXEC ? EPOLL_CLOEXEC : 0);
     if (fd < 0)
@@ -922,6 +1085,8 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
     struct rp_fd *entry = rp_fd_peek(fd);
     uint32_t flags = entry ? rp_fd_flags(entry) : 0;
 
+    if ((flags & RP_FD_SHARED) && !(set->flags & RINGPOLL_TRACKED))
+        return false;
     if ((events & EPOLLEXCLUSIVE) || (flags & (RP_FD_LEAVE | RP_FD_INTERNAL)) || (entry && entry->set))
         return false;
     if (set->flags & RINGPOLL_TRACKED) {
@@ -929,6 +1094,9 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
         if (!(flags & RP_FD_KNOWN) || kind == RINGPOLL_FD_OTHER)
             return false;
         if ((kind == RINGPOLL_FD_TCP || kind == RINGPOLL_FD_UNIX) && !(flags & RINGPOLL_FD_CONNECTED))
+            return false;
+        /* Its registration may outlive this number: kernel epoll's business. */
+        if (rp_fd_shared(entry))
             return false;
         *ret_kind = (uint8_t)kind;
         return true;
@@ -976,6 +1144,11 @@ static int record_kernel_watch(struct rp_set *set, int fd, const struct epoll_ev
 static int add_to_kernel(struct rp_set *set, int fd, struct epoll_event *event)
 {
     int error = make_hidden(set);
+    if (error < 0 && rp_set_engine(set) == RINGPOLL_ENGINE_NEW) {
+        /* No fd left for the hidden instance: the identity serves. */
+        rp_set_demote(set, RINGPOLL_REASON_NO_RING, error);
+        return kernel_ctl(set, set->identity, EPOLL_CTL_ADD, fd, event);
+    }
     if (error == 0)
         error = kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, fd, event);
     if (error == 0) {
@@ -1008,9 +1181,11 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         watch = entry ? rp_watch_alloc() : NULL;
         if (!watch)
             return -ENOMEM;
+        if (!(rp_fd_flags(entry) & RP_FD_KNOWN))
+            entry->epoch = __atomic_load_n(&rp_fork_epoch, __ATOMIC_RELAXED);
         watch->fd = fd;
         watch->home = RP_HOME_RING;
-        watch->fresh = true;
+        watch->fresh = 2;
         link_watch(set, watch, entry);
     }
     watch->kind = kind;
@@ -1089,9 +1264,21 @@ static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epo
     return error;
 }
 
+/* EINVAL, whatever is registered: MOD with EXCLUSIVE, or ADD beside bits that
+ * EXCLUSIVE does not go with. */
+static bool exclusive_is_wrong(int op, const struct epoll_event *event)
+{
+    const uint32_t allowed = EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
+    return op != EPOLL_CTL_DEL && (event->events & EPOLLEXCLUSIVE) &&
+           (op == EPOLL_CTL_MOD || (event->events & ~allowed));
+}
+
 int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_set *set = rp_set_of(epfd);
+    struct rp_set *target = rp_set_of(fd);
+    if (target && target != set && op == EPOLL_CTL_ADD)
+        ringpoll_demote(fd);
     if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && set->leftovers == 0))
         return rp_sys_epoll_ctl(epfd, op, fd, event);
     /* What is wrong beyond doubt, the kernel shall name: the identity is a real
@@ -1100,13 +1287,10 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
         (op != EPOLL_CTL_DEL && (uintptr_t)event < 4096))
         return rp_sys_epoll_ctl(epfd, op, fd, event);
     rp_process_check();
-    struct rp_set *target = rp_set_of(fd);
-    if (target == set)
+    if (target == set || exclusive_is_wrong(op, event))
         return rp_sys_epoll_ctl(epfd, op, fd, event);
     if (rp_self.locks_held) /* a signal handler inside our own critical section */
         return rp_sys_epoll_ctl(set->hidden >= 0 ? set->hidden : epfd, op, fd, event);
-    if (target && op == EPOLL_CTL_ADD)
-        ringpoll_demote(fd);
     rp_set_end_zombies();
 
     int result;
@@ -1222,11 +1406,11 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
     int result = 0;
 
     set->wait_serial++;
-    if (ring->enter_fd != ring->fd && !rp_single_threaded())
+    if (ring->enter_fd != ring->fd && ring->fd != NO_FD && !rp_single_threaded())
         rp_ring_unregister_fd(ring);
     for (;;) {
         unsigned reaped = 0;
-        bool blocked = false;
+        bool blocked = false, got_any = false;
         int entered = 0;
         if (set->requests || set->wake_sent) {
             bool asked = set->requests;
@@ -1252,13 +1436,11 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         if (set->ready_count || set->hidden_ready || poll_only) {
             if (rp_ring_queued(ring) || rp_ring_wants_enter(ring) ||
                 (!set->ready_count && !set->hidden_ready && !(ring->features & RINGPOLL_FEATURE_TASKRUN_FLAG))) {
+                uint64_t before = ring->cqes_reaped;
                 result = enter_and_reap(set);
-                /* One enter runs some twenty work items: all of them, for
-                 * fairness and for a zero timeout that must not miss any. */
-                for (int turn = 0; result == 0 && turn < 4096 && rp_ring_wants_enter(ring); turn++)
-                    result = enter_and_reap(set);
                 if (result < 0)
                     break;
+                reaped = (unsigned)(ring->cqes_reaped - before);
             } else {
                 reap(set);
             }
@@ -1280,6 +1462,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
                 return AGAIN;
             }
             reaped = reap(set);
+            got_any = reaped > 0;
             if (entered == -EBADR) {
                 recheck_all(set);
             } else if (entered < 0 && entered != -EINTR && entered != -ETIME && entered != -EBUSY &&
@@ -1288,10 +1471,20 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
                 break;
             }
         }
-        /* Twenty work items at a time: what came with them counts as well. */
-        for (int turn = 0; turn < 4096 && rp_ring_wants_enter(ring); turn++)
-            if ((result = enter_and_reap(set)) < 0)
-                break;
+        /* An enter leaves work behind only if there was more than it may run
+         * (20 items at least): then the rest belongs to this turn. What else is
+         * pending came later, and waits for the next. With nothing found and no
+         * time to wait, whatever is there counts. */
+        result = 0;
+        for (unsigned turn = 0; result == 0 && turn < 4096 && rp_ring_wants_enter(ring) &&
+                                (reaped >= 20 || (poll_only && !set->ready_count && turn < 64));
+             turn++) {
+            uint64_t before = ring->cqes_reaped;
+            result = enter_and_reap(set);
+            reaped = (unsigned)(ring->cqes_reaped - before);
+        }
+        if (result < 0)
+            break;
         if (set->wake_sent || set->requests)
             continue;
         unsigned count = collect(set, events, (unsigned)max);
@@ -1309,8 +1502,9 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
                 if ((left.tv_sec | left.tv_nsec) == 0)
                     return 0;
             }
-            /* An enter that submitted something hides the signal that ended it. */
-            if (entered > 0 && reaped == 0)
+            /* An enter that submitted something, or that sees CQEs held back,
+             * hides the signal that ended it. */
+            if (entered >= 0 && !got_any)
                 return -EINTR;
         } else if (timeout) {
             left = time_left(deadline_ns);
@@ -1340,8 +1534,11 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
         return -EINVAL;
     if (max <= 0 || max > (int)(INT_MAX / sizeof(struct epoll_event)))
         return -EINVAL;
-    if ((uintptr_t)events < 4096)
-        return -EFAULT;
+    if ((uintptr_t)events < 4096) {
+        /* EFAULT, but only when there is an event, which then is not lost. */
+        ringpoll_demote(epfd);
+        goto kernel;
+    }
     if (rp_self.locks_held)
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     rp_process_check();
@@ -1393,12 +1590,12 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
         rp_set_lock(set);
         if (engine == RINGPOLL_ENGINE_NEW && set->wake_sent) {
             /* Demoted meanwhile: what is ours is not the program's. */
-            int kept = 0;
+            int left_over = 0;
             for (int i = 0; i < result; i++)
                 if (events[i].data.ptr != &wake_fd)
-                    events[kept++] = events[i];
+                    events[left_over++] = events[i];
             if (result > 0)
-                result = kept > 0 ? kept : AGAIN;
+                result = left_over > 0 ? left_over : AGAIN;
         }
     }
     set->waiters--;

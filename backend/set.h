@@ -30,7 +30,7 @@ struct rp_set {
     uint32_t demote_reason; /* asked of the owner; 0: not */
     uint32_t serviced;  /* futex: grows when the owner has seen to requests */
     struct rp_watch *watches; /* all */
-    struct rp_watch *dirty;
+    struct rp_watch *dirty, *dirty_tail;
     unsigned ring_watches; /* HOME_RING records */
     unsigned leftovers; /* engine KERNEL: records of disabled one-shots, see move_all() */
     bool inherited;     /* a fork's child has yet to make it its own */
@@ -92,6 +92,7 @@ void rp_set_after_fork(struct rp_set *set);
 void rp_set_forget_watch(struct rp_set *set, struct rp_watch *watch);
 /* Ends what other threads left to this one. Nothing locked. */
 void rp_set_end_zombies(void);
+void rp_set_forget_kept_rings(void);
 extern unsigned rp_zombies;
 /* Forked unseen (by clone, say)? Then acts as the child's handler. */
 void rp_process_check(void);

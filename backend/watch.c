@@ -159,7 +159,7 @@ void rp_watch_read(struct rp_watch *watch, const struct rp_fd *entry, bool drain
 }
 
 /* What a poll completion says about the watch; see watch.h. */
-static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits)
+static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits, bool oneshot)
 {
     uint32_t interest = rp_watch_interest(watch);
     bool bare = is_socket(watch) ? (bits & EPOLLRDBAND) != 0 : true;
@@ -188,13 +188,14 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
             rp_set_dirty(set, watch);
         return;
     }
-    if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && wants_reading_only(watch)) {
-        if (!bare)
-            proves = true;
-        else if (watch->quiet)
+    if (wants_reading_only(watch)) {
+        if (!bare) /* the state, unless it is the one other wake-up that a reader hears: ERR alone */
+            proves = bits != EPOLLERR && !(watch->armed & EPOLLOUT);
+        else if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && watch->quiet && !oneshot)
             proves = trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
     }
-    watch->single = watch->ready == RP_READY_IDLE && bare && watch->quiet && is_socket(watch) && proves;
+    bool first = watch->ready == RP_READY_IDLE;
+    watch->single = first && bare && watch->quiet && is_socket(watch) && proves;
     watch->quiet = false;
     if (proves && (watch->ready == RP_READY_IDLE ||
                    (watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial))) {
@@ -209,6 +210,7 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
 
 void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
 {
+    bool oneshot = watch->armed_oneshot;
     if (!(flags & RP_CQE_F_MORE)) {
         if (watch->op->state == RP_OP_QUEUED)
             rp_op_step(&set->ops, watch->op, RP_OP_INFLIGHT);
@@ -218,11 +220,12 @@ void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, 
         watch->op = NULL;
         watch->armed = 0;
         watch->armed_oneshot = false;
-        watch->fresh = false;
+        if (watch->fresh > 0)
+            watch->fresh--;
         rp_set_dirty(set, watch);
     }
     if (result >= 0) {
-        note_event(set, watch, (uint32_t)result);
+        note_event(set, watch, (uint32_t)result, oneshot);
         return;
     }
     watch->quiet = watch->single = false;
@@ -244,10 +247,16 @@ void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, 
 
 /* ------------------------------------------------------------------ arming */
 
+bool rp_watch_in_flight(const struct rp_watch *watch)
+{
+    return watch->op && (watch->op->state == RP_OP_INFLIGHT || (int32_t)(watch->sqe_at - watch->set->ring.sqe_head) < 0);
+}
+
+/* Ops become INFLIGHT when somebody looks: an enter does not know whose SQEs it
+ * handed over. */
 static void settle(struct rp_set *set, struct rp_watch *watch)
 {
-    /* Taken by the kernel since it was queued? */
-    if (watch->op->state == RP_OP_QUEUED && (int32_t)(watch->sqe_at - set->ring.sqe_head) < 0)
+    if (watch->op->state == RP_OP_QUEUED && rp_watch_in_flight(watch))
         rp_op_step(&set->ops, watch->op, RP_OP_INFLIGHT);
 }
 
@@ -327,7 +336,7 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
     }
     /* One-shot only where RDHUP, which comes unasked, implies a wanted bit:
      * else a half-closed peer would complete it again and again. */
-    bool oneshot = !edge && (watch->events & EPOLLIN) && (watch->fresh || (watch->events & EPOLLONESHOT));
+    bool oneshot = !edge && (watch->events & EPOLLIN) && (watch->fresh > 0 || (watch->events & EPOLLONESHOT));
     sqe->opcode = RP_IORING_OP_POLL_ADD;
     sqe->fd = watch->fd;
     sqe->poll32_events = rp_poll_word(want);
@@ -338,8 +347,10 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
     watch->armed = want;
     watch->armed_oneshot = oneshot;
     watch->recheck = false;
-    /* The kernel looks at the file as it arms the poll: that is the check. */
-    rp_watch_to_idle(set, watch);
+    /* The kernel looks at the file as it arms the poll: that is the check. One
+     * that stands in the ready list keeps its place, and is looked at there. */
+    if (edge)
+        rp_watch_to_idle(set, watch);
     watch->single = watch->urgent = false;
     watch->bare = 0;
     watch->quiet = true;

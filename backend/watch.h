@@ -28,7 +28,8 @@
  * when asked (see kernel: sock_def_readable, tcp_poll, unix_poll), so the ring
  * asks for RDBAND too: with it the completion is a bare wake-up, without it is
  * the file's state at this very enter. The latter is exact. A bare wake-up is
- * exact if the program cannot have read what caused it, that is, if it came
+ * exact (of a multishot poll; a one-shot one is deaf to what follows) if the
+ * program cannot have read what caused it, that is, if it came
  * after the watch was QUIET: seen drained, or just armed, with no wake-up on its
  * way (the ring's TASKRUN flag clear after the read). TCP and eventfds wake
  * under the lock that a read takes, so that flag cannot lag; AF_UNIX and pipes
@@ -48,9 +49,9 @@
  * Any bit other than IN (and the PRI of bare wake-ups) in a completion (HUP, ERR, RDHUP, OUT beside IN) makes
  * a CANDIDATE: a wake-up carries only its own bits where epoll reports all.
  *
- * Arming. Level-triggered watches are first armed by a one-shot poll: a
- * connection that lives for one request then needs no cancel before its close.
- * From their first event on they are multishot, like edge-triggered ones from
+ * Arming. Level-triggered watches are first armed by one-shot polls: a
+ * connection that lives for one request (and its end) then needs no cancel
+ * before its close. From their second event on they are multishot, like edge-triggered ones from
  * the start. A level-triggered poll may stay armed for more than is wanted (OUT
  * that went) until that posts a completion in vain; an edge-triggered one is
  * armed for exactly what is wanted. Changes go to the set's dirty list and are
@@ -96,7 +97,8 @@ struct rp_watch {
     bool disabled;       /* one-shot, reported */
     bool dirty;          /* stands in the dirty list */
     bool recheck;        /* dirty: becomes CANDIDATE */
-    bool quiet, single, fresh, armed_oneshot;
+    bool quiet, single, armed_oneshot;
+    uint8_t fresh;       /* one-shot polls to go before a multishot one */
     bool urgent;         /* TCP: PRI was seen */
     uint8_t bare;        /* TCP: bare wake-ups since a look without PRI */
     uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
@@ -129,6 +131,8 @@ void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, 
 /* Makes what is armed fit what is wanted. -EBUSY: the SQ is full, enter and
  * call again; -ENOMEM: no slot. */
 int rp_watch_arm(struct rp_set *set, struct rp_watch *watch);
+/* The kernel has its poll. */
+bool rp_watch_in_flight(const struct rp_watch *watch);
 /* Cancels its poll, if any, and leaves the op to its completion. -EBUSY as
  * above. Returns the op that the completion of which frees the file, NULL when
  * the kernel never had it, through *ret_op. */
