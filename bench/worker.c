@@ -38,6 +38,7 @@
 #include "program.h"
 
 #define ORDER_LIMIT_S 60
+#define TRACED_ORDER_LIMIT_S 600
 
 enum edges { EDGES_CLOCK, EDGES_MARKS, EDGES_INSTRUCTIONS };
 
@@ -350,7 +351,7 @@ int worker_main(int control)
         alarm(0);
         if (take(control, &order, sizeof order) != 0)
             return 1;
-        alarm(ORDER_LIMIT_S);
+        alarm(order.command == WORKER_COUNT ? TRACED_ORDER_LIMIT_S : ORDER_LIMIT_S);
         uint64_t began = wall_ns();
         answer.rounds = order.rounds;
         answer.requests = (uint64_t)order.rounds * worker.workload.connections;
