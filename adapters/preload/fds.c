@@ -501,3 +501,10 @@ EXPORT FILE *freopen64(const char *restrict path, const char *restrict mode, FIL
         before_freopen(stream);
     return rp_real.freopen64(path, mode, stream);
 }
+
+ALSO_KNOWN_AS(close, "__close");
+ALSO_KNOWN_AS(fcntl, "__fcntl");
+ALSO_KNOWN_AS(dup2, "__dup2");
+ALSO_KNOWN_AS(connect, "__connect");
+ALSO_KNOWN_AS(socket, "__socket");
+ALSO_KNOWN_AS(pipe, "__pipe");

@@ -278,3 +278,9 @@ EXPORT int pselect(int count, fd_set *restrict reads, fd_set *restrict writes, f
     before_select(count, reads, writes, others);
     return RP_LATE(pselect) ? rp_real.pselect(count, reads, writes, others, timeout, mask) : rp_fail(ENOSYS);
 }
+
+ALSO_KNOWN_AS(read, "__read");
+ALSO_KNOWN_AS(recv, "__recv");
+ALSO_KNOWN_AS(select, "__select");
+EXPORT extern int also_poll(struct pollfd *fds, nfds_t count, int timeout) __asm__("__poll")
+    __attribute__((alias("poll")));

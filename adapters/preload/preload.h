@@ -81,6 +81,18 @@
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
+/* libc's second name for a function, which a few libraries (libnsl) call. */
+#if defined(__has_attribute)
+#if __has_attribute(copy)
+#define COPY_ATTRIBUTES(function) , copy(function)
+#endif
+#endif
+#ifndef COPY_ATTRIBUTES
+#define COPY_ATTRIBUTES(function)
+#endif
+#define ALSO_KNOWN_AS(function, label)                                                                           \
+    EXPORT extern __typeof__(function) also_##function __asm__(label)                                            \
+        __attribute__((alias(#function) COPY_ATTRIBUTES(function)))
 #define LIKELY(x) __builtin_expect(!!(x), 1)
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 

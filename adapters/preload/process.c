@@ -48,7 +48,9 @@ long rp_shim_vfork_done(long result)
     return rp_answer(result);
 }
 
-#if !(defined(__x86_64__) && defined(__LP64__)) && !defined(__aarch64__)
+#if (defined(__x86_64__) && defined(__LP64__)) || defined(__aarch64__)
+#define RP_VFORK_IN_ASSEMBLER 1
+#else
 /* POSIX allows a vfork that is a fork, and there it is. */
 EXPORT pid_t vfork(void)
 {
@@ -342,3 +344,8 @@ __attribute__((constructor)) static void register_quick_exit(void)
 {
     at_quick_exit(rp_shim_before_exit);
 }
+
+ALSO_KNOWN_AS(clone, "__clone");
+#if !defined(RP_VFORK_IN_ASSEMBLER)
+ALSO_KNOWN_AS(vfork, "__vfork");
+#endif

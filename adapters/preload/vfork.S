@@ -38,6 +38,8 @@ vfork:
 	ret
 	.cfi_endproc
 	.size	vfork, .-vfork
+	.globl	__vfork
+	.set	__vfork, vfork
 
 #elif defined(__aarch64__)
 
@@ -78,6 +80,8 @@ vfork:
 	ret
 	.cfi_endproc
 	.size	vfork, .-vfork
+	.globl	__vfork
+	.set	__vfork, vfork
 
 #endif
 

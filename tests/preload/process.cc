@@ -355,6 +355,7 @@ SCENARIO_WITHOUT_RING(DaemonGoesOn)
     SAME(ended(child), 0);
     char byte;
     SAME(read(tell[0], &byte, 1), 1);
+    SAME(read(tell[0], &byte, 1), 0); /* when it has ended */
 }
 
 /* ------------------------------------------------------------------- exec */
@@ -606,10 +607,27 @@ SCENARIO(AFilterWhileOtherThreadsServe)
 
 /* -------------------------------------------------------------------- ends */
 
+/* On an address of this process's own, so that no connection of somebody else's
+ * can be on that port. */
+static int bound_socket(unsigned short *port)
+{
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(0x7f400000u + (static_cast<uint32_t>(getpid()) & 0x3fffff));
+    address.sin_port = htons(*port);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    socklen_t length = sizeof address;
+    SAME(bind(fd, reinterpret_cast<sockaddr *>(&address), length), 0);
+    SAME(getsockname(fd, reinterpret_cast<sockaddr *>(&address), &length), 0);
+    *port = ntohs(address.sin_port);
+    return fd;
+}
+
 template <typename End> static void end_with_a_listener(End end, int status)
 {
     unsigned short port = 0;
-    int server = listener(&port);
+    int server = bound_socket(&port);
+    SAME(listen(server, 8), 0);
     pid_t child = start_child();
     if (child == 0) {
         int epfd = epoll_of(server, EPOLLIN);
@@ -621,13 +639,7 @@ template <typename End> static void end_with_a_listener(End end, int status)
     }
     close(server);
     SAME(ended(child), status);
-    server = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    address.sin_port = htons(port);
-    SAME(bind(server, reinterpret_cast<sockaddr *>(&address), sizeof address), 0);
-    close(server);
+    close(bound_socket(&port));
 }
 
 SCENARIO_WITHOUT_RING(EveryEndFreesThePortAtOnce)

@@ -104,15 +104,15 @@ SCENARIO(CancelAtAnyInstantEndsAWait)
     int fds[2];
     int epfd;
     quiet_set(fds, &epfd);
-    for (int round = 0; round < 500; round++) {
+    for (int round = 0; round < 200; round++) {
         Waiter waiter;
         waiter.epfd = epfd;
         pthread_t thread;
         void *answer;
         SAME(pthread_create(&thread, nullptr, waits, &waiter), 0);
-        while (waiter.tid == 0) {
-        }
-        for (volatile int spin = 0; spin < round * 20; spin = spin + 1) {
+        while (waiter.tid == 0)
+            sched_yield();
+        for (volatile int spin = 0; spin < round * 50; spin = spin + 1) {
         }
         SAME(pthread_cancel(thread), 0);
         SAME(pthread_join(thread, &answer), 0);
