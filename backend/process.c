@@ -64,18 +64,18 @@ void ringpoll_fd_shared(int fd)
         rp_set_unlock(set);
         return;
     }
-    change_flags(fd, RP_FD_SHARED, 0);
+    struct rp_fd *entry = rp_fd_get(fd);
+    if (entry)
+        rp_fd_set_flags(entry, RP_FD_SHARED, 0);
 }
 
 void ringpoll_fd_duplicated(int from, int to)
 {
-    struct rp_fd *source = rp_fd_peek(from);
+    struct rp_fd *source = rp_fd_get(from);
     if (!source || from == to)
         return;
     struct rp_set *set = __atomic_load_n(&source->set, __ATOMIC_ACQUIRE);
     uint32_t flags = rp_fd_flags(source);
-    if (!set && !flags && !source->watches)
-        return;
     struct rp_fd *target = rp_fd_get(to);
     if (!target)
         return;

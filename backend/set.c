@@ -358,7 +358,7 @@ static bool same_options(const struct rp_ring_options *a, const struct rp_ring_o
 static bool keep_ring(struct rp_set *set)
 {
     struct rp_ring *ring = &set->ring;
-    if (rp_op_busy(&set->ops) > 0 || rp_ring_queued(ring) > 0 || !(ring->features & RINGPOLL_FEATURE_DEFER) ||
+    if (rp_op_busy(&set->ops) > 0 || rp_ring_queued(ring) > 0 ||
         set->ring_options.sqpoll || rp_process_no_rings || !thread_key_made)
         return false;
     if (ring->fd != NO_FD) {
@@ -606,36 +606,66 @@ static int arm_hidden(struct rp_set *set)
     return 0;
 }
 
-static bool ring_fits_sets(const struct rp_ring *ring, uint32_t flags)
+static bool fits_sets(uint64_t features, uint32_t flags)
 {
     uint64_t needed = RINGPOLL_FEATURE_MULTISHOT_POLL | RINGPOLL_FEATURE_EXT_ARG | RINGPOLL_FEATURE_NODROP;
     if (!(flags & (RINGPOLL_ANY_RING | RINGPOLL_SQPOLL)))
-        needed |= RINGPOLL_FEATURE_DEFER;
-    return (ring->features & needed) == needed;
+        needed |= RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_TASKRUN_FLAG;
+    return (features & needed) == needed;
+}
+
+/* An old kernel's ring, which nobody will use, was just ended: see "kept rings"
+ * for what that does. Its interrupt is waited for here, once per process. */
+static void await_late_interrupt(void)
+{
+    static const struct timespec while_ns = {0, 30000000};
+    struct epoll_event unused;
+    int fd = rp_sys_epoll_create1(EPOLL_CLOEXEC);
+    if (fd < 0)
+        return;
+    rp_sys_epoll_wait(fd, &unused, 1, &while_ns, NULL);
+    rp_sys_close(fd);
+}
+
+/* The ring of a set, from those kept or a new one. */
+static int get_ring(struct rp_set *set)
+{
+    static bool unfit; /* this kernel's rings, found out the hard way */
+    struct rp_ring_options options = set->ring_options;
+    if (!fits_sets(options.features, set->flags) || __atomic_load_n(&unfit, __ATOMIC_RELAXED))
+        return -EOPNOTSUPP;
+    pthread_once(&thread_key_once, make_thread_key);
+    if (take_kept_ring(set))
+        return 0;
+    options.single_thread = rp_single_threaded();
+    int error = rp_ring_init(&set->ring, &options);
+    if (error < 0)
+        return error;
+    set->stats.rings_made++;
+    if (!fits_sets(set->ring.features, set->flags)) {
+        rp_ring_fini(&set->ring);
+        if (!(set->flags & (RINGPOLL_ANY_RING | RINGPOLL_SQPOLL)))
+            __atomic_store_n(&unfit, true, __ATOMIC_RELAXED);
+        await_late_interrupt();
+        return -EOPNOTSUPP;
+    }
+    return 0;
 }
 
 static int make_ring(struct rp_set *set)
 {
-    struct rp_ring_options options = set->ring_options;
     int error = make_hidden(set);
+    if (error == 0)
+        error = get_ring(set);
     if (error < 0)
         return error;
-    pthread_once(&thread_key_once, make_thread_key);
-    options.single_thread = rp_single_threaded();
-    bool was_kept = take_kept_ring(set);
-    error = was_kept ? 0 : rp_ring_init(&set->ring, &options);
-    if (error < 0)
-        return error;
-    if (!ring_fits_sets(&set->ring, set->flags)) {
-        rp_ring_fini(&set->ring);
-        return -EOPNOTSUPP;
-    }
+    uint64_t tells = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_TASKRUN_FLAG;
+    set->tells = (set->ring.features & tells) == tells;
     rp_fd_internal(set->ring.fd, true);
     rp_op_table_init(&set->ops);
     __atomic_store_n(&set->owner, rp_self_id(), __ATOMIC_RELAXED);
     if (thread_key_made)
         pthread_setspecific(thread_key, set);
-    set->stats.rings_made += !was_kept;
     __atomic_store_n(&set->engine, RINGPOLL_ENGINE_RING, __ATOMIC_RELEASE);
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         if (watch->home == RP_HOME_RING)
@@ -1040,21 +1070,8 @@ int ringpoll_create(const struct ringpoll_options *given)
         reason = RINGPOLL_REASON_RESTRICTED;
         error = -EPERM;
     }
-    if (options.flags & RINGPOLL_REQUIRE) {
-        if (kernel)
-            return error;
-        struct rp_ring trial;
-        struct rp_ring_options small = ring_options;
-        small.sq_entries = small.cq_entries = 4;
-        small.single_thread = false;
-        error = rp_ring_init(&trial, &small);
-        if (error < 0)
-            return error;
-        bool fit = ring_fits_sets(&trial, options.flags);
-        rp_ring_fini(&trial);
-        if (!fit)
-            return -EOPNOTSUPP;
-    }
+    if ((options.flags & RINGPOLL_REQUIRE) && kernel)
+        return error;
     int fd = rp_sys_epoll_create1(options.flags & RINGPOLL_CLOEXEC ? EPOLL_CLOEXEC : 0);
     if (fd < 0)
         return fd;
@@ -1072,6 +1089,21 @@ int ringpoll_create(const struct ringpoll_options *given)
     set->error = error;
     set->engine = kernel ? RINGPOLL_ENGINE_KERNEL : RINGPOLL_ENGINE_NEW;
     rp_process_made_set();
+    if (options.flags & RINGPOLL_REQUIRE) {
+        /* Made to see whether it can be, and kept for the first wait. */
+        error = get_ring(set);
+        if (error == 0 && !keep_ring(set))
+            rp_ring_fini(&set->ring);
+        memset(&set->ring, 0, sizeof set->ring);
+        set->ring.fd = -1;
+        if (error < 0) {
+            rp_lock(&set->lock);
+            set_free(set);
+            rp_unlock(&set->lock);
+            rp_sys_close(fd);
+            return error;
+        }
+    }
     rp_fd_opened(fd, RP_FD_KNOWN);
     __atomic_store_n(&entry->set, set, __ATOMIC_RELEASE);
     return fd;

@@ -44,6 +44,7 @@ struct rp_set {
     struct rp_watch *ready_head, *ready_tail;
     unsigned ready_count;
     uint32_t wait_serial;
+    bool tells;         /* DEFER_TASKRUN and its flag: wake-ups run in our enters, and show before */
     bool hidden_armed, hidden_ready, hidden_first;
     struct rp_op *hidden_op;
     uint32_t unfit_kernel, unfit_total; /* events since the last look */

@@ -105,7 +105,7 @@ static bool wants_reading_only(const struct rp_watch *watch)
 /* A bare wake-up that comes while QUIET may be believed. */
 static bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watch, const struct rp_fd *entry)
 {
-    if (!entry || rp_fd_shared(entry))
+    if (!set->tells || !entry || rp_fd_shared(entry))
         return false;
     uint32_t flags = rp_fd_flags(entry);
     if (!(set->flags & RINGPOLL_TRACKED) && !(flags & RP_FD_HINTED))
@@ -132,7 +132,7 @@ static bool look_proves(struct rp_watch *watch)
 void rp_watch_read(struct rp_watch *watch, const struct rp_fd *entry, bool drained, bool was_short)
 {
     struct rp_set *set = watch->set;
-    if (was_short && !drained) {
+    if (was_short && !drained && set->tells) {
         if (watch->kind == RINGPOLL_FD_TCP)
             drained = watch->bare <= 1 && !watch->urgent;
         else if (watch->kind == RINGPOLL_FD_UNIX) {
@@ -190,7 +190,7 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
     }
     if (wants_reading_only(watch)) {
         if (!bare) /* the state, unless it is the one other wake-up that a reader hears: ERR alone */
-            proves = bits != EPOLLERR && !(watch->armed & EPOLLOUT);
+            proves = set->tells && bits != EPOLLERR && !(watch->armed & EPOLLOUT);
         else if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && watch->quiet && !oneshot)
             proves = trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
     }
@@ -306,7 +306,9 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
         return error;
     }
     uint32_t want = rp_watch_interest(watch);
-    if (is_socket(watch) && (want & EPOLLIN))
+    /* A poll for PRI alone never hears of it (6.18): RDBAND, which comes with
+     * the same wake-up, does. */
+    if (is_socket(watch) && (want & (EPOLLIN | EPOLLPRI)))
         want |= EPOLLRDBAND | EPOLLPRI;
     if (watch->op) {
         bool fits = edge ? watch->armed == want && !watch->armed_oneshot : (watch->armed & want) == want;

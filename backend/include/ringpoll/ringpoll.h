@@ -69,7 +69,9 @@ RINGPOLL_API const char *ringpoll_version(void);
 #define RINGPOLL_ANY_RING (1u << 4)
 /* A kernel thread submits (IORING_SETUP_SQPOLL). It spins for
  * sq_thread_idle_ms and keeps the credentials of the ring's creator; on most
- * machines it costs more than it saves. Implies RINGPOLL_ANY_RING. */
+ * machines it costs more than it saves. Events arrive when that thread has
+ * posted them: a wait with a zero timeout may not yet see what has just
+ * happened. Implies RINGPOLL_ANY_RING. */
 #define RINGPOLL_SQPOLL (1u << 5)
 /* With RINGPOLL_SQPOLL: bind that thread to sq_thread_cpu. */
 #define RINGPOLL_SQ_AFF (1u << 6)
@@ -182,8 +184,9 @@ RINGPOLL_API void ringpoll_fork_elsewhere(void);
  * epoll. */
 RINGPOLL_API void ringpoll_exec_prepare(void);
 /* io_uring may be forbidden from now on, or must not keep today's credentials:
- * every ring of the process is given up (its set moves to kernel epoll at the
- * latest with its next call) and, with `for_good`, no new one is made. Call it
+ * with `for_good` every ring of the process is given up (its set moves to kernel
+ * epoll at the latest with its next call) and no new one is made; without, only
+ * rings whose kernel thread keeps credentials (RINGPOLL_SQPOLL) are. Call it
  * before prctl(PR_SET_SECCOMP), seccomp() and the set*id calls. */
 RINGPOLL_API void ringpoll_process_restricted(int for_good);
 /* Cancels everything in flight of the rings that the calling thread owns, so
