@@ -128,6 +128,7 @@ public:
     }
 
     void before_exec() override { ringpoll_exec_prepare(); }
+    void will_be_polled(int set) override { ringpoll_demote(set); }
 
     Held held() const override
     {

@@ -99,6 +99,9 @@ public:
     /* fork(2) with the handlers that a native caller owes; 0 in the child. The
      * child forgets what the parent has to close. */
     pid_t fork();
+    /* The set's fd is about to be watched by something that the library does not
+     * see (poll, select): a native caller owes a ringpoll_demote(). */
+    virtual void will_be_polled(int) {}
     /* In a process that will exec now. */
     virtual void before_exec() {}
 

@@ -1,0 +1,1302 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The random driver: the same script of operations in two worlds, one on the
+ * kernel's epoll and one on ringpoll, and every answer compared.
+ *
+ * A world is a process of its own (this program as "--serve ENGINE"), so that
+ * fds have the same numbers in both, a shim can be preloaded into one of them,
+ * and a crash or a hang is a difference like any other. It reads a script, one
+ * operation per line, plays it from an empty table of slots, answers each line
+ * with one line, closes everything, and says whether anything was left.
+ *
+ * What makes the answers comparable:
+ *  - An operation that fails, or that makes no sense (a slot that is empty), is
+ *    an answer too. So any subset of a script is a script, which is what lets a
+ *    failing one be made small by leaving lines out.
+ *  - After each operation the world waits until the kernel has delivered its
+ *    effect to the other end (settle_…): data by the receiver's count, FIN, RST
+ *    and connections by the state of the sockets. TCP also acknowledges, late
+ *    and with a wake-up, what was sent by shutdown: that is hurried.
+ *  - The order of events is free, so a wait has room for all, or is repeated
+ *    with little room until everything has had its turn; sets are compared.
+ *  - What the kernel does not answer alike twice (a race in spite of the above)
+ *    is no difference: before it is called one, the kernel's world plays the
+ *    script ten times more and must never have given ringpoll's answers.
+ *
+ * Environment: RINGPOLL_TEST_ENGINE (what to compare with the kernel),
+ * RINGPOLL_DIFFERENTIAL_SEED, RINGPOLL_DIFFERENTIAL_OPS (50,000 when unset),
+ * RINGPOLL_DIFFERENTIAL_SCRIPT (a file with a script, as printed: replayed, and
+ * nothing else), RINGPOLL_TEST_PRELOAD (the shim, for the engine "shim").
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <condition_variable>
+#include <fstream>
+#include <map>
+#include <random>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "support/engine.h"
+
+using namespace support;
+
+using Script = std::vector<std::string>;
+using Log = std::vector<std::string>;
+
+namespace {
+
+constexpr int slots = 24;
+constexpr size_t tcp_unread_max = 32768; /* stays below any window: never blocks, never shrinks */
+
+/* ---------------------------------------------------------------- event words */
+
+const std::pair<const char *, uint32_t> event_words[] = {
+    {"in", EPOLLIN},         {"out", EPOLLOUT},     {"pri", EPOLLPRI},
+    {"err", EPOLLERR},       {"hup", EPOLLHUP},     {"rdhup", EPOLLRDHUP},
+    {"rdnorm", EPOLLRDNORM}, {"wrnorm", EPOLLWRNORM}, {"wrband", EPOLLWRBAND},
+    {"rdband", EPOLLRDBAND}, {"et", EPOLLET},       {"once", EPOLLONESHOT},
+    {"exclusive", EPOLLEXCLUSIVE}, {"wakeup", EPOLLWAKEUP},
+};
+
+std::string event_text(uint32_t events)
+{
+    std::string text;
+    for (auto &word : event_words)
+        if (events & word.second)
+            text += (text.empty() ? "" : "|") + std::string(word.first);
+    return text.empty() ? "0" : text;
+}
+
+uint32_t event_bits(const std::string &text)
+{
+    uint32_t bits = 0;
+    std::stringstream words(text);
+    for (std::string one; std::getline(words, one, '|');)
+        for (auto &word : event_words)
+            if (one == word.first)
+                bits |= word.second;
+    return bits;
+}
+
+std::string result_text(long result)
+{
+    if (result >= 0)
+        return std::to_string(result);
+    const char *name = strerrorname_np((int)-result);
+    return name != nullptr ? name : std::to_string(result);
+}
+
+/* ------------------------------------------------------------------- a world */
+
+enum class What { set, tcp, unix_stream, pipe_reader, pipe_writer, udp, datagram, eventfd, timer, listener, fresh };
+
+/* An open file of the world, whatever fds name it. */
+struct File {
+    What what;
+    int refs = 0;
+    File *peer = nullptr;      /* NULL for what has none; it may be closed (refs 0) */
+    size_t received = 0;       /* TCP: bytes that the peer has sent here, urgent ones too */
+    size_t unread = 0;         /* TCP: of them, not yet read (an upper bound). UDP: datagrams */
+    bool fin_sent = false, reset = false, accepted = true;
+    std::vector<File *> pending; /* listener: connections that nobody accepted yet */
+    struct sockaddr_in address;  /* listener */
+};
+
+/* Runs one function at a time in a thread of its own, for operations that are
+ * marked to come from another thread. */
+class OtherThread {
+public:
+    OtherThread() : thread_([this] { loop(); }) {}
+    ~OtherThread()
+    {
+        {
+            std::lock_guard<std::mutex> guard(lock_);
+            over_ = true;
+        }
+        changed_.notify_all();
+        thread_.join();
+    }
+    void run(const std::function<void()> &job)
+    {
+        std::unique_lock<std::mutex> guard(lock_);
+        job_ = &job;
+        changed_.notify_all();
+        changed_.wait(guard, [this] { return job_ == nullptr; });
+    }
+
+private:
+    void loop()
+    {
+        std::unique_lock<std::mutex> guard(lock_);
+        for (;;) {
+            changed_.wait(guard, [this] { return job_ != nullptr || over_; });
+            if (job_ == nullptr)
+                return;
+            (*job_)();
+            job_ = nullptr;
+            changed_.notify_all();
+        }
+    }
+    std::mutex lock_;
+    std::condition_variable changed_;
+    const std::function<void()> *job_ = nullptr;
+    bool over_ = false;
+    std::thread thread_;
+};
+
+class World {
+public:
+    explicit World(Engine &engine) : e(engine)
+    {
+        for (auto &slot : slots_)
+            slot = {-1, nullptr};
+    }
+
+    std::string play(const std::string &line)
+    {
+        std::stringstream words(line);
+        std::string verb;
+        words >> verb;
+        bool elsewhere = !verb.empty() && verb[0] == '@';
+        if (elsewhere)
+            verb.erase(0, 1);
+        std::vector<std::string> arguments;
+        for (std::string word; words >> word;)
+            arguments.push_back(word);
+        arguments.resize(5);
+        std::string answer;
+        std::function<void()> job = [&] { answer = operation(verb, arguments); };
+        if (!elsewhere) {
+            job();
+        } else {
+            if (other_ == nullptr)
+                other_ = std::make_unique<OtherThread>();
+            other_->run(job);
+        }
+        return answer;
+    }
+
+    /* Closes everything; the sockets by reset, so that no port stays occupied. */
+    void end()
+    {
+        struct linger linger = {1, 0};
+        for (auto &slot : slots_)
+            if (slot.fd >= 0) {
+                if (slot.file->what == What::tcp)
+                    setsockopt(slot.fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+                e.close(slot.fd);
+                slot.fd = -1;
+            }
+        other_.reset();
+    }
+
+private:
+    struct Slot {
+        int fd;
+        File *file;
+    };
+
+    Engine &e;
+    std::array<Slot, slots> slots_;
+    std::vector<std::unique_ptr<File>> files_;
+    std::unique_ptr<OtherThread> other_;
+
+    File *new_file(What what)
+    {
+        files_.push_back(std::make_unique<File>());
+        files_.back()->what = what;
+        return files_.back().get();
+    }
+
+    Slot *slot(const std::string &word)
+    {
+        int number = atoi(word.c_str());
+        return &slots_[(size_t)(number < 0 || number >= slots ? 0 : number)];
+    }
+
+    void put(Slot *into, int fd, File *file)
+    {
+        into->fd = fd;
+        into->file = file;
+        file->refs++;
+    }
+
+    int fd_of(const File *file)
+    {
+        for (auto &each : slots_)
+            if (each.fd >= 0 && each.file == file)
+                return each.fd;
+        return -1;
+    }
+
+    /* ------------------------------------------------------------- settling */
+
+    /* Until `done`, a tenth of a second at most: what does not come by then is
+     * compared as it is. */
+    template <typename Done> static void settle_until(Done done)
+    {
+        int64_t deadline = now_ns() + 100000000;
+        while (!done() && now_ns() < deadline)
+            sched_yield();
+    }
+
+    static bool tcp_info(int fd, struct tcp_info *info, uint64_t *ret_received)
+    {
+        /* tcpi_bytes_received comes after the fields that glibc knows. */
+        union {
+            struct tcp_info info;
+            char bytes[512];
+        } all = {};
+        socklen_t length = sizeof all;
+        if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &all, &length) != 0)
+            return false;
+        *info = all.info;
+        memcpy(ret_received, all.bytes + 128, sizeof *ret_received);
+        return true;
+    }
+
+    static int tcp_state(int fd)
+    {
+        struct tcp_info info;
+        uint64_t received;
+        return tcp_info(fd, &info, &received) ? info.tcpi_state : -1;
+    }
+
+    void settle_data(File *to)
+    {
+        int fd = fd_of(to);
+        if (fd < 0)
+            return;
+        settle_until([&] {
+            struct tcp_info info;
+            uint64_t received = 0;
+            return !tcp_info(fd, &info, &received) || received >= to->received || info.tcpi_state == TCP_CLOSE;
+        });
+    }
+
+    static void settle_poll(int fd, short bits)
+    {
+        if (fd >= 0)
+            settle_until([&] { return (poll_now(fd) & bits) == bits; });
+    }
+
+    /* A FIN or RST of `from` has just left for its peer. */
+    void settle_end(File *from)
+    {
+        File *to = from->peer;
+        int to_fd = to != nullptr && to->accepted ? fd_of(to) : -1, from_fd = fd_of(from);
+        if (to_fd >= 0) {
+            settle_poll(to_fd, POLLRDHUP);
+            int on = 1;
+            setsockopt(to_fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on);
+        }
+        bool both = from->fin_sent && to != nullptr && (to->fin_sent || to->refs == 0);
+        if (from_fd >= 0 && (to_fd >= 0 || both))
+            settle_until([&] {
+                int state = tcp_state(from_fd);
+                return state < 0 || state == TCP_CLOSE || (!both && state == TCP_FIN_WAIT2);
+            });
+        if (both && to_fd >= 0)
+            settle_until([&] { return tcp_state(to_fd) == TCP_CLOSE || tcp_state(to_fd) < 0; });
+    }
+
+    void dropped(File *file)
+    {
+        if (--file->refs > 0)
+            return;
+        if (file->what == What::tcp) {
+            file->fin_sent = true;
+            settle_end(file);
+        } else if (file->what == What::listener) {
+            for (File *client : file->pending)
+                settle_poll(fd_of(client), POLLHUP);
+        }
+    }
+
+    /* ----------------------------------------------------------- operations */
+
+    using Arguments = std::vector<std::string>;
+
+    std::string make_pair(const std::string &verb, const Arguments &a)
+    {
+        Slot *first = slot(a[0]), *second = slot(a[1]);
+        if (first->fd >= 0 || second->fd >= 0 || first == second)
+            return "taken";
+        int fds[2] = {-1, -1}, result = 0;
+        What one = What::unix_stream, two = What::unix_stream;
+        if (verb == "unix") {
+            result = e.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, fds);
+        } else if (verb == "datagram") {
+            one = two = What::datagram;
+            result = e.socketpair(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, fds);
+        } else if (verb == "pipe") {
+            one = What::pipe_reader;
+            two = What::pipe_writer;
+            result = e.pipe(fds, O_NONBLOCK | O_CLOEXEC);
+        } else {
+            one = two = verb == "udp" ? What::udp : What::tcp;
+            result = verb == "udp" ? make_udp(fds) : make_tcp(fds);
+        }
+        if (result != 0)
+            return result_text(result);
+        File *left = new_file(one), *right = new_file(two);
+        left->peer = right;
+        right->peer = left;
+        put(first, fds[0], left);
+        put(second, fds[1], right);
+        return "0";
+    }
+
+    /* Somewhere in 127/8, so that ports never run out. */
+    static struct sockaddr_in somewhere()
+    {
+        static uint32_t count = 0;
+        struct sockaddr_in address = {};
+        address.sin_family = AF_INET;
+        uint32_t host = (uint32_t)getpid() * 4096 + count++;
+        address.sin_addr.s_addr = htonl(0x7f000002u + host % 0xfffff0u);
+        return address;
+    }
+
+    int make_listener(struct sockaddr_in *ret_address)
+    {
+        int fd = e.socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC);
+        struct sockaddr_in address = somewhere();
+        if (fd < 0)
+            return fd;
+        socklen_t length = sizeof address;
+        if (bind(fd, (struct sockaddr *)&address, length) != 0 || e.listen(fd, 64) != 0 ||
+            getsockname(fd, (struct sockaddr *)&address, &length) != 0) {
+            e.close(fd);
+            return -errno;
+        }
+        *ret_address = address;
+        return fd;
+    }
+
+    int make_connection(const struct sockaddr_in &address)
+    {
+        int fd = e.socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC), on = 1;
+        if (fd < 0)
+            return fd;
+        int result = e.connect(fd, (const struct sockaddr *)&address, sizeof address);
+        if (result != 0 && result != -EINPROGRESS) {
+            e.close(fd);
+            return result;
+        }
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        settle_poll(fd, POLLOUT);
+        return fd;
+    }
+
+    int make_tcp(int fds[2])
+    {
+        struct sockaddr_in address;
+        int listening = make_listener(&address), on = 1;
+        if (listening < 0)
+            return listening;
+        fds[0] = make_connection(address);
+        settle_poll(listening, POLLIN);
+        fds[1] = e.accept(listening);
+        e.close(listening);
+        if (fds[0] < 0 || fds[1] < 0)
+            return -EIO;
+        setsockopt(fds[1], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        return 0;
+    }
+
+    int make_udp(int fds[2])
+    {
+        struct sockaddr_in address[2];
+        for (int i = 0; i < 2; i++) {
+            fds[i] = e.socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC);
+            address[i] = somewhere();
+            socklen_t length = sizeof address[i];
+            if (fds[i] < 0 || bind(fds[i], (struct sockaddr *)&address[i], length) != 0 ||
+                getsockname(fds[i], (struct sockaddr *)&address[i], &length) != 0)
+                return -errno;
+        }
+        for (int i = 0; i < 2; i++)
+            e.connect(fds[i], (struct sockaddr *)&address[1 - i], sizeof address[0]);
+        return 0;
+    }
+
+    std::string make_one(const std::string &verb, const Arguments &a)
+    {
+        Slot *into = slot(a[0]);
+        if (into->fd >= 0)
+            return "taken";
+        int fd;
+        What what;
+        struct sockaddr_in address = {};
+        unsigned initial = (unsigned)atoi(a[1].c_str());
+        if (verb == "set") {
+            what = What::set;
+            fd = e.create(EPOLL_CLOEXEC);
+        } else if (verb == "eventfd" || verb == "semaphore") {
+            what = What::eventfd;
+            fd = e.eventfd(initial, EFD_NONBLOCK | EFD_CLOEXEC | (verb == "semaphore" ? EFD_SEMAPHORE : 0));
+        } else if (verb == "timer") {
+            what = What::timer;
+            fd = e.timerfd(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+        } else if (verb == "fresh") {
+            what = What::fresh;
+            fd = e.socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC);
+        } else {
+            what = What::listener;
+            fd = make_listener(&address);
+        }
+        if (fd < 0)
+            return result_text(fd);
+        File *file = new_file(what);
+        file->address = address;
+        put(into, fd, file);
+        return "0";
+    }
+
+    std::string connect(const Arguments &a)
+    {
+        Slot *into = slot(a[0]), *to = slot(a[1]);
+        if (into->fd >= 0)
+            return "taken";
+        if (to->fd < 0 || to->file->what != What::listener || to->file->pending.size() >= 16)
+            return "none";
+        int fd = make_connection(to->file->address);
+        if (fd < 0)
+            return result_text(fd);
+        File *client = new_file(What::tcp), *server = new_file(What::tcp);
+        client->peer = server;
+        server->peer = client;
+        server->accepted = false;
+        to->file->pending.push_back(client);
+        put(into, fd, client);
+        settle_until([&] {
+            struct tcp_info info;
+            uint64_t received;
+            return !tcp_info(to->fd, &info, &received) || info.tcpi_unacked == to->file->pending.size();
+        });
+        return "0";
+    }
+
+    std::string accept(const Arguments &a)
+    {
+        Slot *into = slot(a[0]), *from = slot(a[1]);
+        if (into->fd >= 0)
+            return "taken";
+        if (from->fd < 0 || from->file->what != What::listener)
+            return "none";
+        int fd = e.accept(from->fd), on = 1;
+        if (fd < 0)
+            return result_text(fd);
+        if (from->file->pending.empty()) {
+            e.close(fd);
+            return "too many";
+        }
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        File *client = from->file->pending.front(), *server = client->peer;
+        from->file->pending.erase(from->file->pending.begin());
+        server->accepted = true;
+        put(into, fd, server);
+        if (client->refs == 0)
+            settle_poll(fd, POLLRDHUP);
+        return "0";
+    }
+
+    std::string duplicate(const std::string &verb, const Arguments &a)
+    {
+        Slot *from = slot(a[0]), *to = slot(a[1]);
+        if (verb == "dup") {
+            if (to->fd >= 0)
+                return "taken";
+            int fd = from->fd < 0 ? -EBADF : e.dup(from->fd);
+            if (fd < 0)
+                return result_text(fd);
+            put(to, fd, from->file);
+            return "0";
+        }
+        if (from->fd < 0 || to->fd < 0)
+            return "none";
+        int result = e.dup2(from->fd, to->fd);
+        if (result != to->fd)
+            return result_text(result);
+        File *before = to->file;
+        to->file = from->file;
+        to->file->refs++;
+        dropped(before);
+        return "0";
+    }
+
+    std::string close(const std::string &verb, const Arguments &a)
+    {
+        Slot *which = slot(a[0]);
+        if (which->fd < 0)
+            return "none";
+        File *file = which->file;
+        struct linger linger = {1, 0};
+        if (verb == "reset" && (file->what == What::tcp || file->what == What::fresh))
+            setsockopt(which->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+        int fd = which->fd;
+        which->fd = -1;
+        int result = e.close(fd);
+        dropped(file);
+        return result_text(result);
+    }
+
+    std::string ctl(const std::string &verb, const Arguments &a)
+    {
+        Slot *set = slot(a[0]), *fd = slot(a[1]);
+        /* An empty slot is a number that is never open. */
+        int set_fd = set->fd >= 0 ? set->fd : 800, watched = fd->fd >= 0 ? fd->fd : 801;
+        struct epoll_event event = {};
+        event.events = event_bits(a[2]);
+        event.data.u64 = strtoull(a[3].c_str(), nullptr, 10);
+        int op = verb == "add" ? EPOLL_CTL_ADD : verb == "mod" ? EPOLL_CTL_MOD : EPOLL_CTL_DEL;
+        return result_text(e.ctl(set_fd, op, watched, verb == "del" ? nullptr : &event));
+    }
+
+    std::string wait(const std::string &verb, const Arguments &a)
+    {
+        Slot *set = slot(a[0]);
+        int fd = set->fd >= 0 ? set->fd : 800, room = atoi(a[1].c_str());
+        struct epoll_event events[256];
+        if (room < 1 || room > 256)
+            room = 256;
+        std::set<std::pair<uint64_t, uint32_t>> seen;
+        bool repeats = false;
+        /* With little room: until nothing is left, or until each of at most 64
+         * registrations must have had two turns. */
+        int turns = verb == "rounds" ? 128 / room + 2 : 1;
+        for (int turn = 0; turn < turns; turn++) {
+            int count = e.wait_ms(fd, events, room, 0);
+            if (count < 0)
+                return result_text(count);
+            if (count == 0)
+                break;
+            std::set<uint64_t> once;
+            for (int i = 0; i < count; i++) {
+                uint64_t data = events[i].data.u64; /* the structure is packed: no references */
+                seen.insert({data, (uint32_t)events[i].events});
+                repeats = repeats || !once.insert(data).second;
+            }
+        }
+        std::string text;
+        for (auto &one : seen)
+            text += std::to_string(one.first) + ":" + event_text(one.second) + " ";
+        return text + (repeats ? "(twice in one wait)" : "") + ".";
+    }
+
+    /* What a read has taken, for the count that keeps TCP's window open. */
+    static void took(File *file, ssize_t count)
+    {
+        if (count > 0)
+            file->unread -= std::min(file->unread, file->what == What::udp ? 1 : (size_t)count);
+    }
+
+    std::string take(const std::string &verb, const Arguments &a)
+    {
+        Slot *from = slot(a[0]);
+        if (from->fd < 0)
+            return "none";
+        static thread_local char bytes[70000];
+        size_t length = std::min((size_t)strtoul(a[1].c_str(), nullptr, 10), sizeof bytes);
+        File *file = from->file;
+        ssize_t count = 0;
+        if (verb == "read") {
+            count = e.read(from->fd, bytes, length);
+            took(file, count);
+        } else if (verb == "rawread") { /* by nobody's leave: no report, no interposed name */
+            count = syscall(SYS_read, from->fd, bytes, length);
+            count = count < 0 ? -errno : count;
+            took(file, count);
+        } else if (verb == "recv") {
+            count = e.recv(from->fd, bytes, length, MSG_DONTWAIT);
+            took(file, count);
+        } else if (verb == "peek") {
+            count = e.recv(from->fd, bytes, length, MSG_PEEK | MSG_DONTWAIT);
+        } else if (verb == "readoob") {
+            count = e.recv(from->fd, bytes, 1, MSG_OOB | MSG_DONTWAIT);
+        } else { /* drain */
+            std::string total;
+            ssize_t sum = 0;
+            int reads = 0;
+            do {
+                count = e.read(from->fd, bytes, sizeof bytes);
+                took(file, count);
+                sum += count > 0 ? count : 0;
+            } while (count > 0 && ++reads < 1000);
+            return std::to_string(sum) + " then " + result_text(count);
+        }
+        return result_text(count);
+    }
+
+    std::string give(const std::string &verb, const Arguments &a)
+    {
+        Slot *into = slot(a[0]);
+        if (into->fd < 0)
+            return "none";
+        static const char bytes[70000] = {};
+        size_t length = std::min((size_t)strtoul(a[1].c_str(), nullptr, 10), sizeof bytes);
+        File *file = into->file, *peer = file->peer;
+        if (file->what == What::eventfd) {
+            uint64_t by = verb == "fill" ? UINT64_MAX - 1 : length % 5;
+            return result_text(e.write(into->fd, &by, sizeof by));
+        }
+        if (verb == "fill") {
+            if (file->what != What::unix_stream && file->what != What::pipe_writer &&
+                file->what != What::datagram)
+                return "unfit";
+            ssize_t count, sum = 0;
+            while ((count = e.write(into->fd, bytes, 4096)) > 0)
+                sum += count;
+            return std::to_string(sum) + " then " + result_text(count);
+        }
+        if (file->what != What::tcp && file->what != What::udp)
+            return verb == "oob" ? "unfit" : result_text(e.write(into->fd, bytes, length));
+        if (!peer->accepted || (file->what == What::udp ? peer->unread > 0 : peer->unread + length > tcp_unread_max))
+            return "full";
+        if (verb == "oob" && file->what != What::tcp)
+            return "unfit";
+        ssize_t count = e.send(into->fd, bytes, verb == "oob" ? 1 : length, verb == "oob" ? MSG_OOB : 0);
+        if (count < 0 || (count == 0 && file->what == What::tcp))
+            return result_text(count);
+        if (file->what == What::udp) {
+            if (peer->refs > 0) {
+                peer->unread = 1;
+                settle_poll(fd_of(peer), POLLIN);
+            } else {
+                settle_poll(into->fd, POLLERR);
+            }
+        } else if (peer->refs > 0) {
+            peer->received += (size_t)count;
+            peer->unread += (size_t)count;
+            settle_data(peer);
+            if (verb == "oob")
+                settle_poll(fd_of(peer), POLLPRI);
+        } else {
+            settle_poll(into->fd, POLLHUP);
+        }
+        return result_text(count);
+    }
+
+    std::string shutdown(const Arguments &a)
+    {
+        Slot *which = slot(a[0]);
+        if (which->fd < 0)
+            return "none";
+        File *file = which->file;
+        if ((file->what == What::tcp && !file->peer->accepted) || file->what == What::udp ||
+            file->what == What::listener)
+            return "unfit";
+        int how = a[1] == "rd" ? SHUT_RD : a[1] == "wr" ? SHUT_WR : SHUT_RDWR;
+        int result = e.shutdown(which->fd, how);
+        if (result == 0 && file->what == What::tcp && how != SHUT_RD && !file->fin_sent) {
+            file->fin_sent = true;
+            settle_end(file);
+        }
+        return result_text(result);
+    }
+
+    std::string timer(const std::string &verb, const Arguments &a)
+    {
+        Slot *which = slot(a[0]);
+        if (which->fd < 0 || which->file->what != What::timer)
+            return "none";
+        struct itimerspec when = {{0, 0}, {0, verb == "expire" ? 1 : 0}};
+        timerfd_settime(which->fd, 0, &when, nullptr);
+        if (verb == "expire")
+            settle_poll(which->fd, POLLIN);
+        return "0";
+    }
+
+    std::string poll_slot(const Arguments &a)
+    {
+        Slot *which = slot(a[0]);
+        if (which->fd < 0)
+            return "none";
+        if (which->file->what == What::set)
+            e.will_be_polled(which->fd);
+        return event_text((uint32_t)(unsigned short)poll_now(which->fd));
+    }
+
+    std::string operation(const std::string &verb, const Arguments &a)
+    {
+        if (verb == "tcp" || verb == "unix" || verb == "pipe" || verb == "udp" || verb == "datagram")
+            return make_pair(verb, a);
+        if (verb == "set" || verb == "eventfd" || verb == "semaphore" || verb == "timer" || verb == "fresh" ||
+            verb == "listener")
+            return make_one(verb, a);
+        if (verb == "connect")
+            return connect(a);
+        if (verb == "accept")
+            return accept(a);
+        if (verb == "dup" || verb == "dup2")
+            return duplicate(verb, a);
+        if (verb == "close" || verb == "reset")
+            return close(verb, a);
+        if (verb == "add" || verb == "mod" || verb == "del")
+            return ctl(verb, a);
+        if (verb == "wait" || verb == "rounds")
+            return wait(verb, a);
+        if (verb == "read" || verb == "rawread" || verb == "recv" || verb == "peek" || verb == "readoob" ||
+            verb == "drain")
+            return take(verb, a);
+        if (verb == "write" || verb == "oob" || verb == "fill")
+            return give(verb, a);
+        if (verb == "shutdown")
+            return shutdown(a);
+        if (verb == "expire" || verb == "disarm")
+            return timer(verb, a);
+        if (verb == "poll")
+            return poll_slot(a);
+        return "unknown operation";
+    }
+};
+
+/* ------------------------------------------------------------------ the server */
+
+/* Standard input: "run N", then N lines. Standard output: N answers, one line on
+ * what was left over, "done". */
+int serve(const char *engine_name)
+{
+    signal(SIGPIPE, SIG_IGN);
+    auto engine = make_engine(engine_name);
+    if (engine == nullptr || (strcmp(engine_name, "shim") == 0) != shim_is_loaded())
+        return 3;
+    size_t fds_before = 0;
+    int episodes = 0;
+    char *line = nullptr;
+    size_t room = 0;
+    while (getline(&line, &room, stdin) > 0) {
+        long count = 0;
+        if (sscanf(line, "run %ld", &count) != 1)
+            return 4;
+        Script script;
+        for (long i = 0; i < count; i++) {
+            ssize_t length = getline(&line, &room, stdin);
+            if (length <= 0)
+                return 4;
+            script.emplace_back(line, (size_t)length - 1);
+        }
+        {
+            World world(*engine);
+            for (auto &one : script) {
+                fputs((world.play(one) + "\n").c_str(), stdout);
+                /* A crash must not take the answers with it. */
+                fflush(stdout);
+            }
+            world.end();
+        }
+        size_t fds = open_fds().size();
+        Held held = engine->held();
+        /* The first episodes may leave what is made once per process. */
+        if (++episodes <= 2)
+            fds_before = std::max(fds_before, fds);
+        if (fds > fds_before)
+            printf("left: %zu fds more than before\n", fds - fds_before);
+        else if (held.sets + held.ops_in_flight + held.polls_armed > 0)
+            printf("left: %llu sets, %llu operations, %llu polls\n", (unsigned long long)held.sets,
+                   (unsigned long long)held.ops_in_flight, (unsigned long long)held.polls_armed);
+        else
+            printf("left: nothing\n");
+        printf("done %llu\n", (unsigned long long)held.cqes);
+        fflush(stdout);
+    }
+    free(line);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ the driver */
+
+/* One world, from outside. */
+class Remote {
+public:
+    explicit Remote(std::string engine) : engine_(std::move(engine)) {}
+    ~Remote() { stop(); }
+
+    void send(const Script &script)
+    {
+        if (pid_ < 0)
+            start();
+        std::string text = "run " + std::to_string(script.size()) + "\n";
+        for (auto &line : script)
+            text += line + "\n";
+        /* Small enough for the two pipes together, or the server reads it all
+         * before it answers: no deadlock either way. */
+        for (size_t at = 0; at < text.size();) {
+            ssize_t count = ::write(to_, text.data() + at, text.size() - at);
+            if (count <= 0)
+                break;
+            at += (size_t)count;
+        }
+    }
+
+    Log receive()
+    {
+        Log log;
+        int64_t deadline = now_ns() + 60000000000LL;
+        for (;;) {
+            size_t end = buffer_.find('\n');
+            if (end != std::string::npos) {
+                std::string line = buffer_.substr(0, end);
+                buffer_.erase(0, end + 1);
+                if (line.compare(0, 5, "done ") == 0) {
+                    completions = strtoull(line.c_str() + 5, nullptr, 10);
+                    return log;
+                }
+                log.push_back(line);
+                continue;
+            }
+            struct pollfd one = {from_, POLLIN, 0};
+            int left = (int)((deadline - now_ns()) / 1000000);
+            if (left <= 0 || ::poll(&one, 1, left) == 0) {
+                log.push_back("HANGS");
+                stop();
+                return log;
+            }
+            char bytes[65536];
+            ssize_t count = ::read(from_, bytes, sizeof bytes);
+            if (count <= 0) {
+                int status = 0;
+                ::close(to_);
+                ::close(from_);
+                waitpid(pid_, &status, 0);
+                pid_ = -1;
+                buffer_.clear();
+                log.push_back(WIFSIGNALED(status) ? "DIES of signal " + std::to_string(WTERMSIG(status))
+                                                  : "DIES with status " + std::to_string(WEXITSTATUS(status)));
+                return log;
+            }
+            buffer_.append(bytes, (size_t)count);
+        }
+    }
+
+    Log play(const Script &script)
+    {
+        send(script);
+        return receive();
+    }
+
+    uint64_t completions = 0;
+
+private:
+    void start()
+    {
+        int in[2], out[2];
+        if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0)
+            abort();
+        posix_spawn_file_actions_t actions;
+        posix_spawn_file_actions_init(&actions);
+        posix_spawn_file_actions_adddup2(&actions, in[0], 0);
+        posix_spawn_file_actions_adddup2(&actions, out[1], 1);
+        std::vector<std::string> strings;
+        for (char **each = environ; *each != nullptr; each++)
+            if (strncmp(*each, "LD_PRELOAD=", 11) != 0)
+                strings.push_back(*each);
+        const char *preload = getenv("RINGPOLL_TEST_PRELOAD");
+        if (engine_ == "shim" && preload != nullptr) {
+            strings.push_back(std::string("LD_PRELOAD=") + preload);
+            strings.push_back("RINGPOLL=auto");
+        }
+        std::vector<char *> environment;
+        for (auto &string : strings)
+            environment.push_back(&string[0]);
+        environment.push_back(nullptr);
+        char self[] = "/proc/self/exe", serve_word[] = "--serve";
+        char *arguments[] = {self, serve_word, &engine_[0], nullptr};
+        char path[4096] = {};
+        if (readlink(self, path, sizeof path - 1) <= 0 ||
+            posix_spawn(&pid_, path, &actions, nullptr, arguments, environment.data()) != 0)
+            abort();
+        posix_spawn_file_actions_destroy(&actions);
+        ::close(in[0]);
+        ::close(out[1]);
+        to_ = in[1];
+        from_ = out[0];
+    }
+
+    void stop()
+    {
+        if (pid_ < 0)
+            return;
+        ::close(to_);
+        ::close(from_);
+        kill(pid_, SIGKILL);
+        waitpid(pid_, nullptr, 0);
+        pid_ = -1;
+        buffer_.clear();
+    }
+
+    std::string engine_;
+    pid_t pid_ = -1;
+    int to_ = -1, from_ = -1;
+    std::string buffer_;
+};
+
+/* --------------------------------------------------------------- the generator */
+
+class Generator {
+public:
+    explicit Generator(uint64_t seed) : random_(seed) {}
+
+    /* One episode: its own mood (how many fds, which kinds, how often threads,
+     * nesting, small reads), so that rare combinations meet often enough. */
+    Script episode()
+    {
+        Script script;
+        used_ = 6 + below(slots - 6);
+        kinds_.fill(Kind_::empty);
+        nesting_ = one_in(8);
+        threads_ = one_in(4) ? 3 + below(20) : 0;
+        foreign_waits_ = threads_ != 0 && one_in(4);
+        edge_bias_ = below(4);
+        odd_flags_ = one_in(3);
+        data_ = 1;
+        int length = 20 + below(one_in(3) ? 600 : 120);
+        script.push_back("set 0");
+        kinds_[0] = Kind_::set;
+        if (one_in(3)) {
+            script.push_back("set 1");
+            kinds_[1] = Kind_::set;
+        }
+        while ((int)script.size() < length)
+            script.push_back(operation());
+        return script;
+    }
+
+private:
+    enum class Kind_ { empty, set, stream, tcp, reader, writer, message, counter, timer, listener };
+
+    std::mt19937_64 random_;
+    int used_ = 0;
+    std::array<Kind_, slots> kinds_;
+    bool nesting_ = false, foreign_waits_ = false, odd_flags_ = false;
+    int threads_ = 0, edge_bias_ = 0;
+    uint64_t data_ = 1;
+
+    int below(int limit) { return (int)(random_() % (uint64_t)limit); }
+    bool one_in(int chances) { return below(chances) == 0; }
+
+    int any() { return below(used_); }
+    int with(std::initializer_list<Kind_> wanted)
+    {
+        std::vector<int> found;
+        for (int i = 0; i < used_; i++)
+            if (std::find(wanted.begin(), wanted.end(), kinds_[(size_t)i]) != wanted.end())
+                found.push_back(i);
+        return found.empty() ? any() : found[(size_t)below((int)found.size())];
+    }
+    int empty() { return with({Kind_::empty}); }
+    int set() { return one_in(50) ? any() : with({Kind_::set}); }
+    int file()
+    {
+        return one_in(40) ? any()
+                          : with({Kind_::stream, Kind_::tcp, Kind_::tcp, Kind_::reader, Kind_::writer,
+                                  Kind_::message, Kind_::counter, Kind_::timer, Kind_::listener});
+    }
+
+    std::string flags()
+    {
+        uint32_t bits = 0;
+        static const uint32_t usual[] = {EPOLLIN, EPOLLIN, EPOLLIN, EPOLLIN | EPOLLOUT, EPOLLOUT,
+                                         EPOLLIN | EPOLLRDHUP, EPOLLIN | EPOLLOUT | EPOLLRDHUP, 0};
+        bits = usual[below(8)];
+        if (one_in(8))
+            bits |= EPOLLPRI;
+        if (one_in(10))
+            bits |= EPOLLRDHUP;
+        if (below(4) < edge_bias_)
+            bits |= EPOLLET;
+        if (one_in(6))
+            bits |= EPOLLONESHOT;
+        if (odd_flags_) {
+            if (one_in(6))
+                bits |= EPOLLEXCLUSIVE;
+            if (one_in(8))
+                bits |= EPOLLRDNORM;
+            if (one_in(8))
+                bits |= EPOLLWRNORM | EPOLLWRBAND;
+            if (one_in(10))
+                bits |= EPOLLWAKEUP;
+            if (one_in(10))
+                bits |= EPOLLERR | EPOLLHUP;
+        }
+        return event_text(bits);
+    }
+
+    std::string make()
+    {
+        int first = empty();
+        kinds_[(size_t)first] = Kind_::counter; /* so that the next empty() is another */
+        auto pair = [&](const char *verb, Kind_ a, Kind_ b) {
+            int second = empty();
+            kinds_[(size_t)first] = a;
+            kinds_[(size_t)second] = b;
+            return std::string(verb) + " " + std::to_string(first) + " " + std::to_string(second);
+        };
+        auto single = [&](const std::string &verb, Kind_ kind, const std::string &rest) {
+            kinds_[(size_t)first] = kind;
+            return verb + " " + std::to_string(first) + rest;
+        };
+        switch (below(16)) {
+        case 0: case 1: case 2: case 3: return pair("tcp", Kind_::tcp, Kind_::tcp);
+        case 4: case 5: case 6: return pair("unix", Kind_::stream, Kind_::stream);
+        case 7: case 8: return pair("pipe", Kind_::reader, Kind_::writer);
+        case 9: return pair("udp", Kind_::message, Kind_::message);
+        case 10: return pair("datagram", Kind_::message, Kind_::message);
+        case 11: return single("eventfd", Kind_::counter, " " + std::to_string(below(3)));
+        case 12: return single("semaphore", Kind_::counter, " " + std::to_string(below(3)));
+        case 13: return single("timer", Kind_::timer, "");
+        case 14: return single(one_in(4) ? "fresh" : "listener", Kind_::listener, "");
+        default:
+            return one_in(3) || nesting_ ? single("set", Kind_::set, "") : single("eventfd", Kind_::counter, " 1");
+        }
+    }
+
+    std::string amount()
+    {
+        static const int sizes[] = {1, 1, 2, 7, 64, 100, 1000, 4096, 5000, 20000};
+        return std::to_string(sizes[below(10)]);
+    }
+
+    std::string operation()
+    {
+        std::string text = pick();
+        bool waits = text.compare(0, 4, "wait") == 0 || text.compare(0, 6, "rounds") == 0;
+        if (threads_ != 0 && below(100) < threads_ && (!waits || (foreign_waits_ && one_in(6))))
+            text = "@" + text;
+        return text;
+    }
+
+    std::string pick()
+    {
+        auto s = [](int number) { return " " + std::to_string(number); };
+        int dice = below(100);
+        if (dice < 9)
+            return make();
+        if (dice < 21) {
+            int what = nesting_ && one_in(5) ? with({Kind_::set}) : file();
+            return "add" + s(set()) + s(what) + " " + flags() + s((int)data_++);
+        }
+        if (dice < 27)
+            return "mod" + s(set()) + s(file()) + " " + flags() + s((int)data_++);
+        if (dice < 30)
+            return "del" + s(set()) + s(file());
+        if (dice < 50)
+            return "wait" + s(set()) + " 256";
+        if (dice < 53)
+            return "rounds" + s(set()) + s(1 + below(5));
+        if (dice < 66) {
+            int to = with({Kind_::tcp, Kind_::stream, Kind_::writer, Kind_::message, Kind_::counter});
+            return "write" + s(to) + " " + amount();
+        }
+        if (dice < 80) {
+            int from = with({Kind_::tcp, Kind_::stream, Kind_::reader, Kind_::message, Kind_::counter, Kind_::timer});
+            static const char *const verbs[] = {"read", "read", "read", "drain", "drain", "recv", "rawread", "peek"};
+            return verbs[below(8)] + s(from) + " " + (kinds_[(size_t)from] == Kind_::counter ||
+                                                              kinds_[(size_t)from] == Kind_::timer
+                                                          ? "8"
+                                                          : amount());
+        }
+        if (dice < 82)
+            return (one_in(2) ? "oob" : "readoob") + s(with({Kind_::tcp})) + " 1";
+        if (dice < 84)
+            return "fill" + s(with({Kind_::stream, Kind_::writer, Kind_::counter, Kind_::message}));
+        if (dice < 87) {
+            static const char *const hows[] = {" wr", " wr", " rd", " rdwr"};
+            return "shutdown" + s(with({Kind_::tcp, Kind_::stream})) + hows[below(4)];
+        }
+        if (dice < 89)
+            return (one_in(4) ? "disarm" : "expire") + s(with({Kind_::timer}));
+        if (dice < 91) {
+            int listening = with({Kind_::listener}), into = empty();
+            kinds_[(size_t)into] = Kind_::tcp;
+            return (one_in(2) ? "connect" : "accept") + s(into) + s(listening);
+        }
+        if (dice < 94) {
+            int from = one_in(10) ? any() : file();
+            if (one_in(4))
+                return "dup2" + s(from) + s(kinds_[(size_t)from] == Kind_::set ? with({Kind_::set}) : file());
+            int to = empty();
+            kinds_[(size_t)to] = kinds_[(size_t)from];
+            return "dup" + s(from) + s(to);
+        }
+        if (nesting_ && dice < 96)
+            return "poll" + s(any());
+        int victim = one_in(25) ? with({Kind_::set}) : file();
+        bool resets = kinds_[(size_t)victim] == Kind_::tcp && one_in(3);
+        kinds_[(size_t)victim] = Kind_::empty;
+        return (resets ? "reset" : "close") + s(victim);
+    }
+};
+
+/* -------------------------------------------------------------- the comparison */
+
+class Comparison {
+public:
+    Comparison(const std::string &engine) : kernel("kernel"), other(engine) {}
+
+    /* The first line where they differ, or -1. */
+    long first_difference(const Script &script)
+    {
+        kernel.send(script);
+        other.send(script);
+        kernel_log = kernel.receive();
+        other_log = other.receive();
+        size_t lines = std::max(kernel_log.size(), other_log.size());
+        for (size_t i = 0; i < lines; i++)
+            if (i >= kernel_log.size() || i >= other_log.size() || kernel_log[i] != other_log[i])
+                return (long)i;
+        return -1;
+    }
+
+    /* A difference that the kernel has with itself is none. */
+    bool real_difference(const Script &script)
+    {
+        if (first_difference(script) < 0)
+            return false;
+        Log theirs = other_log;
+        for (int i = 0; i < 10; i++)
+            if (kernel.play(script) == theirs) {
+                unsettled++;
+                return false;
+            }
+        return true;
+    }
+
+    /* Leaves out what can be left out: halves, quarters, … single lines. */
+    Script minimise(Script script)
+    {
+        int64_t deadline = now_ns() + 120000000000LL;
+        for (size_t piece = script.size() / 2; piece > 0; piece = piece == 1 ? 0 : (piece + 1) / 2) {
+            bool smaller = true;
+            while (smaller && now_ns() < deadline) {
+                smaller = false;
+                for (size_t at = 0; at < script.size() && now_ns() < deadline;) {
+                    Script without(script.begin(), script.begin() + (long)at);
+                    size_t end = std::min(at + piece, script.size());
+                    without.insert(without.end(), script.begin() + (long)end, script.end());
+                    if (!without.empty() && without.size() < script.size() && first_difference(without) >= 0) {
+                        script = without;
+                        smaller = true;
+                    } else {
+                        at += piece;
+                    }
+                }
+            }
+        }
+        return script;
+    }
+
+    void show(const Script &script)
+    {
+        long at = first_difference(script);
+        printf("# script (save it and set RINGPOLL_DIFFERENTIAL_SCRIPT to play it again)\n");
+        for (size_t i = 0; i < script.size(); i++) {
+            bool here = i < kernel_log.size() && i < other_log.size() && kernel_log[i] == other_log[i];
+            printf("%-36s # %s%s\n", script[i].c_str(), i < kernel_log.size() ? kernel_log[i].c_str() : "-",
+                   here ? "" : (" | " + (i < other_log.size() ? other_log[i] : std::string("-"))).c_str());
+        }
+        if (at >= (long)script.size())
+            printf("# afterwards: %s | %s\n", (size_t)at < kernel_log.size() ? kernel_log[(size_t)at].c_str() : "-",
+                   (size_t)at < other_log.size() ? other_log[(size_t)at].c_str() : "-");
+        if (at < 0)
+            printf("# (played again just now it showed no difference)\n");
+    }
+
+    Remote kernel, other;
+    Log kernel_log, other_log;
+    uint64_t unsettled = 0;
+};
+
+uint64_t number_from(const char *name, uint64_t otherwise)
+{
+    const char *text = getenv(name);
+    return text != nullptr && *text != 0 ? strtoull(text, nullptr, 0) : otherwise;
+}
+
+} // namespace
+
+TEST(Differential, TheSameScriptHasTheSameAnswers)
+{
+    std::string engine = chosen_engines().at(0);
+    Comparison comparison(engine);
+    const char *file = getenv("RINGPOLL_DIFFERENTIAL_SCRIPT");
+    if (file != nullptr && *file != 0) {
+        Script script;
+        std::ifstream lines(file);
+        ASSERT_TRUE(lines) << file;
+        for (std::string line; std::getline(lines, line);) {
+            line = line.substr(0, line.find('#'));
+            while (!line.empty() && line.back() == ' ')
+                line.pop_back();
+            if (!line.empty())
+                script.push_back(line);
+        }
+        bool differs = comparison.real_difference(script);
+        comparison.show(script);
+        EXPECT_FALSE(differs);
+        return;
+    }
+
+    uint64_t seed = number_from("RINGPOLL_DIFFERENTIAL_SEED", (uint64_t)now_ns(CLOCK_REALTIME) / 1000);
+    uint64_t wanted = number_from("RINGPOLL_DIFFERENTIAL_OPS", 50000), played = 0, episodes = 0;
+    printf("kernel against %s, seed %llu, %llu operations\n", engine.c_str(), (unsigned long long)seed,
+           (unsigned long long)wanted);
+    fflush(stdout);
+    Generator generator(seed);
+    int differences = 0;
+    while (played < wanted && differences < 3) {
+        Script script = generator.episode();
+        played += script.size();
+        episodes++;
+        if (comparison.first_difference(script) < 0 || !comparison.real_difference(script))
+            continue;
+        differences++;
+        Script small = comparison.minimise(script);
+        /* What is left may have become a race of the kernel's own. */
+        if (comparison.real_difference(small))
+            script = small;
+        printf("difference %d, episode %llu of seed %llu:\n", differences, (unsigned long long)episodes,
+               (unsigned long long)seed);
+        comparison.show(script);
+        fflush(stdout);
+        ADD_FAILURE() << "the kernel and " << engine << " differ";
+    }
+    printf("%llu operations in %llu episodes, %d differences, %llu unsettled, %llu completions\n",
+           (unsigned long long)played, (unsigned long long)episodes, differences,
+           (unsigned long long)comparison.unsettled, (unsigned long long)comparison.other.completions);
+    EXPECT_LT(comparison.unsettled, episodes / 20 + 3) << "the kernel often disagrees with itself";
+    const char *expected = getenv("RINGPOLL_TEST_EXPECT");
+    if (differences == 0 && engine != "shim" && expected != nullptr && strcmp(expected, "ring") == 0) {
+        EXPECT_GT(comparison.other.completions, 0u) << "this run was to be on a ring";
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && strcmp(argv[1], "--serve") == 0)
+        return serve(argv[2]);
+    signal(SIGPIPE, SIG_IGN);
+    ::testing::InitGoogleTest(&argc, argv);
+    return RUN_ALL_TESTS();
+}

@@ -1,0 +1,66 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# One run of a conformance program: run.sh PROGRAM ENGINE [MASK] [more gtest or
+# program options]. The engine "shim" is the plain program under LD_PRELOAD.
+# Fails a run that should have been carried by a ring and was not; exits 77
+# where this kernel has no io_uring for a run that needs one.
+set -u
+program=$1 engine=$2 mask=${3-}
+shift 2
+[ $# -gt 0 ] && shift
+
+RINGPOLL_TEST_ENGINE=$engine
+RINGPOLL_MASK=$mask
+[ "$mask" = full ] && RINGPOLL_MASK=
+export RINGPOLL_TEST_ENGINE RINGPOLL_MASK
+unset RINGPOLL RINGPOLL_STATS RINGPOLL_PROFILE
+
+# What should carry the events. A ring without DEFER_TASKRUN is for those who
+# ask for it.
+case $engine/$RINGPOLL_MASK in
+kernel/* | */no-uring) expect=kernel ;;
+anyring/as-5.10 | sqpoll/as-5.10) expect=either ;;
+anyring/* | sqpoll/* | */ | */as-6.1) expect=ring ;;
+*) expect=kernel ;;
+esac
+if [ "$expect" = ring ] && [ "$(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null || echo 0)" = 2 ]; then
+    echo "SKIP: kernel.io_uring_disabled is 2"
+    exit 77
+fi
+RINGPOLL_TEST_EXPECT=$expect
+export RINGPOLL_TEST_EXPECT
+
+if [ "$engine" != shim ]; then
+    exec "$program" "$@"
+fi
+
+[ -r "${RINGPOLL_PRELOAD:-}" ] || { echo "SKIP: no shim at '${RINGPOLL_PRELOAD:-}'"; exit 77; }
+preload=$RINGPOLL_PRELOAD
+# A sanitizer's runtime wants to be the first of all libraries.
+case ${RINGPOLL_SANITIZE:-} in
+*address*) preload="$(${CC:-cc} -print-file-name=libasan.so) $preload" ;;
+*thread*) preload="$(${CC:-cc} -print-file-name=libtsan.so) $preload" ;;
+esac
+case $program in
+*differential) # it starts one process under the shim and one without
+    RINGPOLL_TEST_PRELOAD=$preload
+    export RINGPOLL_TEST_PRELOAD
+    exec "$program" "$@"
+    ;;
+esac
+stats=$(mktemp) || exit 99
+trap 'rm -f "$stats"' EXIT
+RINGPOLL=auto RINGPOLL_STATS=$stats LD_PRELOAD=$preload "$program" "$@"
+status=$?
+if [ "$status" = 0 ]; then
+    rings=$(awk '$1 == "rings_made" { n += $2 } END { print n + 0 }' "$stats")
+    cqes=$(awk '$1 == "cqes" { n += $2 } END { print n + 0 }' "$stats")
+    echo "shim: $rings rings, $cqes completions"
+    if [ "$expect" = ring ] && [ "$cqes" -eq 0 ] && [ $# -eq 0 ]; then
+        echo "FAIL: this run was to be on a ring; the shim says:"
+        cat "$stats"
+        exit 1
+    fi
+fi
+exit "$status"
