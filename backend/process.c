@@ -232,6 +232,18 @@ void rp_process_deferred(void)
         rp_lock(&set->lock);
         for (struct rp_watch *watch = set->watches, *next; watch && set->in_use; watch = next) {
             next = watch->next_of_set;
+            if (watch->modified_in_handler && !watch->closed_in_handler && !watch->deleted_in_handler) {
+                watch->events = watch->handler_events;
+                watch->data = watch->handler_data;
+                watch->disabled = false;
+                watch->recheck = true;
+                rp_set_dirty(set, watch);
+            }
+            if (watch->deleted_in_handler && !watch->closed_in_handler) {
+                watch->deleted = true;
+                rp_set_dirty(set, watch);
+            }
+            watch->modified_in_handler = watch->deleted_in_handler = false;
             if (!watch->closed_in_handler)
                 continue;
             watch->closed_in_handler = false;

@@ -1296,6 +1296,32 @@ static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epo
     return error;
 }
 
+/* From a signal handler that interrupted a critical section of its own thread:
+ * no lock can be taken. The lists can be read (they are changed by one store
+ * each), kernel epoll can be told, and the rest waits for the section's end. */
+static int ctl_in_handler(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    struct rp_watch *watch = entry ? entry->watches : NULL;
+    while (watch && (watch->set != set || watch->deleted || watch->deleted_in_handler))
+        watch = watch->next_of_fd;
+    if (!watch || watch->home == RP_HOME_KERNEL || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) {
+        bool hidden = set->hidden >= 0 && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL;
+        return rp_sys_epoll_ctl(hidden ? set->hidden : epfd, op, fd, event);
+    }
+    if (op == EPOLL_CTL_ADD)
+        return -EEXIST;
+    if (op == EPOLL_CTL_MOD) {
+        watch->handler_events = event->events;
+        watch->handler_data = event->data;
+        watch->modified_in_handler = true;
+    } else {
+        watch->deleted_in_handler = true;
+    }
+    rp_self.deferred = 1;
+    return 0;
+}
+
 /* EINVAL, whatever is registered: MOD with EXCLUSIVE, or ADD beside bits that
  * EXCLUSIVE does not go with. */
 static bool exclusive_is_wrong(int op, const struct epoll_event *event)
@@ -1321,8 +1347,8 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     rp_process_check();
     if (target == set || exclusive_is_wrong(op, event))
         return rp_sys_epoll_ctl(epfd, op, fd, event);
-    if (rp_self.locks_held) /* a signal handler inside our own critical section */
-        return rp_sys_epoll_ctl(set->hidden >= 0 ? set->hidden : epfd, op, fd, event);
+    if (rp_self.locks_held)
+        return ctl_in_handler(set, epfd, op, fd, event);
     rp_set_end_zombies();
 
     int result;
@@ -1482,9 +1508,14 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             blocked = true;
             set->owner_inside = true;
             rp_set_unlock(set);
-            entered = rp_ring_enter(ring, 1, timeout ? &left : NULL, sigmask);
+            /* What a signal handler left (see ctl_in_handler) is dirty now. */
+            bool enters = __atomic_load_n(&set->dirty, __ATOMIC_RELAXED) == NULL;
+            if (enters)
+                entered = rp_ring_enter(ring, 1, timeout ? &left : NULL, sigmask);
             rp_set_lock(set);
             set->owner_inside = false;
+            if (!enters)
+                continue;
             if (ring->fd < 0 || set->zombie || is_ending(set)) {
                 if (set->requests) {
                     take_wake(set);
@@ -1550,6 +1581,15 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
     rp_set_demote(set, result == -EPERM || result == -EACCES ? RINGPOLL_REASON_RESTRICTED : RINGPOLL_REASON_NO_RING,
                   result);
     return AGAIN;
+}
+
+/* Not a server that has only begun to accept. */
+static bool mostly_kernel_watches(const struct rp_set *set)
+{
+    unsigned kernel = 0;
+    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        kernel += watch->home == RP_HOME_KERNEL && !watch->deleted;
+    return kernel > set->ring_watches;
 }
 
 int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
@@ -1641,7 +1681,8 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
         set->stats.events += (uint64_t)result;
         set->unfit_total += (uint32_t)result;
         if (set->unfit_total >= UNFIT_WINDOW) {
-            if (set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && rp_set_engine(set) == RINGPOLL_ENGINE_RING)
+            if (set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
+                mostly_kernel_watches(set))
                 rp_set_demote(set, RINGPOLL_REASON_UNFIT, 0);
             set->unfit_total = set->unfit_kernel = 0;
         }
@@ -1760,6 +1801,47 @@ int ringpoll_demote(int epfd)
     rp_set_demote(set, RINGPOLL_REASON_NESTED, 0);
     rp_set_unlock(set);
     return 0;
+}
+
+static bool move_fd(int *at, int number)
+{
+    if (*at != number)
+        return false;
+    int copy = rp_sys_fcntl(number, 0 /* F_DUPFD */, number + 1);
+    copy = copy < 0 ? rp_sys_fcntl(number, 0, 3) : copy;
+    if (copy < 0)
+        return false;
+    rp_sys_fcntl(copy, 2 /* F_SETFD */, 1);
+    rp_fd_internal(copy, true);
+    rp_fd_internal(number, false);
+    *at = copy;
+    rp_sys_close(number);
+    return true;
+}
+
+int ringpoll_fd_vacate(int fd)
+{
+    bool moved = false;
+    if (!ringpoll_fd_is_internal(fd))
+        return 0;
+    if (rp_self.locks_held)
+        return -EBUSY;
+    rp_lock(&wake_lock);
+    moved = move_fd(&wake_fd, fd);
+    rp_unlock(&wake_lock);
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set && !moved; set = set->next_set) {
+        rp_lock(&set->lock);
+        if (set->in_use) {
+            bool enters_by_it = set->ring.enter_fd == fd && set->ring.fd == fd;
+            moved = move_fd(&set->hidden, fd);
+            if (!moved && set->ring.fd == fd && (moved = move_fd(&set->ring.fd, fd)) && enters_by_it)
+                set->ring.enter_fd = set->ring.fd;
+        }
+        rp_unlock(&set->lock);
+    }
+    rp_unlock(&rp_sets_lock);
+    return moved ? 0 : -EBUSY;
 }
 
 /* ------------------------------------------------------------------- stats */

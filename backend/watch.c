@@ -199,7 +199,7 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
     watch->quiet = false;
     if (proves && (watch->ready == RP_READY_IDLE ||
                    (watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial))) {
-        watch->mask = bits & interest;
+        watch->mask = bits;
         watch->certain_in = set->wait_serial;
         rp_watch_to_ready(set, watch, RP_READY_CERTAIN);
         return;
@@ -387,7 +387,7 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
         watch->urgent = (revents & POLLPRI) != 0;
         watch->bare = 0;
         if (revents & rp_watch_interest(watch)) {
-            watch->mask = revents & rp_watch_interest(watch);
+            watch->mask = revents;
             watch->certain_in = set->wait_serial;
             watch->single = watch->quiet = false;
             watch->ready = RP_READY_CERTAIN;
@@ -412,7 +412,7 @@ void rp_watch_check(struct rp_set *set, unsigned limit)
             continue;
         fds[count].fd = watch->fd;
         fds[count].events =
-            (short)((rp_watch_interest(watch) | (watch->kind == RINGPOLL_FD_TCP ? EPOLLPRI : 0)) & 0xffffu);
+            (short)((rp_watch_interest(watch) | EPOLLRDHUP | (watch->kind == RINGPOLL_FD_TCP ? EPOLLPRI : 0)) & 0xffffu);
         fds[count].revents = 0;
         watches[count++] = watch;
         if (count == CHECK_CHUNK) {

@@ -89,7 +89,8 @@ struct rp_watch {
     uint32_t events;     /* the program's, flags included */
     epoll_data_t data;
     uint32_t armed;      /* poll bits of op */
-    uint32_t mask;       /* CERTAIN: what to report; CANDIDATE: what was seen of it */
+    uint32_t mask;       /* what was last seen of it, asked for or not: an end that is known
+                            forbids to call the fd drained */
     uint32_t certain_in; /* CERTAIN: in this wait of the set */
     uint8_t home;        /* enum rp_home */
     uint8_t ready;       /* enum rp_ready */
@@ -102,7 +103,10 @@ struct rp_watch {
     bool urgent;         /* TCP: PRI was seen */
     uint8_t bare;        /* TCP: bare wake-ups since a look without PRI */
     uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
-    bool closed_in_handler;
+    /* Left by a signal handler inside a critical section, see set.c */
+    bool closed_in_handler, modified_in_handler, deleted_in_handler;
+    uint32_t handler_events;
+    epoll_data_t handler_data;
     uint8_t kind; /* RINGPOLL_FD_KIND of the fd */
 };
 

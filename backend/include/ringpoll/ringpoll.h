@@ -166,6 +166,9 @@ RINGPOLL_API void ringpoll_fd_read(int fd, size_t asked, long result);
 /* 1: `fd` belongs to the library (a ring, a hidden epoll instance): a close
  * loop must leave it alone. 0: it does not. */
 RINGPOLL_API int ringpoll_fd_is_internal(int fd);
+/* The program is about to make `fd` its own by dup2 or dup3: if the library has
+ * it, the library moves elsewhere. 0; -EBUSY where that cannot be done now. */
+RINGPOLL_API int ringpoll_fd_vacate(int fd);
 /* 1: `fd` is a set's identity, or a duplicate of one. 0: it is not. */
 RINGPOLL_API int ringpoll_fd_is_set(int fd);
 
