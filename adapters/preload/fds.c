@@ -196,14 +196,10 @@ EXPORT int eventfd(unsigned initial, int flags)
 
 /* ------------------------------------------------------------ duplication */
 
-/* dup2 and dup3 name a number, and the library may be using it. It gives its
- * rings up then; what it still holds after that is not for the taking. */
+/* dup2 and dup3 name a number, and the library may be using it: then it moves. */
 static bool make_room(int to)
 {
-    if (LIKELY(!ringpoll_fd_is_internal(to)))
-        return true;
-    ringpoll_process_restricted(0);
-    return !ringpoll_fd_is_internal(to);
+    return LIKELY(!ringpoll_fd_is_internal(to)) || ringpoll_fd_vacate(to) == 0;
 }
 
 bool rp_shim_before_dup_onto(int from, int to)

@@ -75,6 +75,7 @@ Outcome run(const std::vector<std::string> &arguments, const Environment &extra,
     argv.push_back(nullptr);
     pid_t child = fork();
     if (child == 0) {
+        setpgid(0, 0);
         int null = open("/dev/null", O_RDONLY);
         dup2(null, 0);
         dup2(out[1], 1);
@@ -93,7 +94,13 @@ Outcome run(const std::vector<std::string> &arguments, const Environment &extra,
     close(err[1]);
     pollfd ends[2] = {{out[0], POLLIN, 0}, {err[0], POLLIN, 0}};
     while (ends[0].fd >= 0 || ends[1].fd >= 0) {
-        if (poll(ends, 2, -1) < 0)
+        int ready = poll(ends, 2, 90000);
+        if (ready == 0) {
+            outcome.err += "[hangs: ended with all its children]\n";
+            kill(-child, SIGKILL);
+            break;
+        }
+        if (ready < 0)
             continue;
         for (int i = 0; i < 2; i++) {
             char bytes[4096];

@@ -400,6 +400,20 @@ SCENARIO_WITHOUT_RING(ASetThatSurvivesExecKeepsItsEvents)
     exec_self(loop.epfd, loop.fds[0], nullptr);
 }
 
+SCENARIO(ASetThatSurvivesForkAndExecKeepsItsEvents)
+{
+    Loop loop = running_loop();
+    SAME(fcntl(loop.epfd, F_SETFD, 0), 0);
+    SAME(write(loop.fds[1], "x", 1), 1);
+    pid_t child = fork();
+    if (child == 0)
+        exec_self(loop.epfd, loop.fds[0], nullptr);
+    SAME(ended(child), 0);
+    /* The child took the byte. */
+    SAME(next_event(loop.epfd, loop.fds[0], 0), 0);
+    still_works(loop.epfd, loop.fds);
+}
+
 SCENARIO_WITHOUT_RING(ACloseOnExecSetEndsWithExec)
 {
     Loop loop = running_loop();
@@ -431,7 +445,10 @@ SCENARIO_WITHOUT_RING(list_arguments)
 static pid_t start_child()
 {
     fflush(stdout);
-    return fork();
+    pid_t child = fork();
+    if (child == 0)
+        alarm(50); /* it would outlive a parent that hangs */
+    return child;
 }
 
 SCENARIO_WITHOUT_RING(EveryExecPassesItsArguments)
@@ -659,28 +676,103 @@ static void exit_from_handler(int)
     _exit(21);
 }
 
-SCENARIO_WITHOUT_RING(ExitFromAHandlerInsideAWait)
+static void *sleeps(void *)
+{
+    sigset_t everything;
+    sigfillset(&everything);
+    pthread_sigmask(SIG_BLOCK, &everything, nullptr);
+    for (;;)
+        pause();
+}
+
+/* At any instant of a busy loop, in a program with one thread or two. */
+static void exit_from_a_handler(bool threaded)
 {
     pid_t parent = getpid();
-    for (int round = 0; round < 20; round++) {
+    for (int round = 0; round < 30; round++) {
         int ready[2];
         SAME(pipe(ready), 0);
         pid_t child = start_child();
         if (child == 0) {
             signal(SIGTERM, exit_from_handler);
+            pthread_t thread;
+            if (threaded)
+                SAME(pthread_create(&thread, nullptr, sleeps, nullptr), 0);
             Loop loop = running_loop();
             SAME(write(ready[1], "r", 1), 1);
             for (;;) {
+                int fds[2];
+                socket_pair(fds);
+                add(loop.epfd, fds[0], EPOLLIN | EPOLLET);
                 still_works(loop.epfd, loop.fds);
+                close(fds[0]);
+                close(fds[1]);
                 if (getppid() != parent)
                     _exit(1);
             }
         }
         char byte;
         SAME(read(ready[0], &byte, 1), 1);
+        for (volatile int spin = 0; spin < round * 1000; spin = spin + 1) {
+        }
         SAME(kill(child, SIGTERM), 0);
         SAME(ended(child), 21);
         close(ready[0]);
         close(ready[1]);
     }
+}
+
+SCENARIO_WITHOUT_RING(ExitFromAHandler)
+{
+    exit_from_a_handler(false);
+}
+
+SCENARIO_WITHOUT_RING(ExitFromAHandlerInAThreadedProgram)
+{
+    exit_from_a_handler(true);
+}
+
+static void *waits_and_serves(void *at)
+{
+    Loop &loop = *static_cast<Loop *>(at);
+    for (;;) {
+        epoll_event event = {};
+        if (epoll_wait(loop.epfd, &event, 1, -1) != 1)
+            continue;
+        char byte;
+        SAME(read(loop.fds[0], &byte, 1), 1);
+        if (byte == 'q')
+            return nullptr;
+        SAME(write(loop.fds[0], &byte, 1), 1);
+    }
+}
+
+/* The child gets the set in whatever state the other thread has it. */
+SCENARIO(AForkWhileAnotherThreadServes)
+{
+    Loop loop;
+    tcp_pair(loop.fds);
+    loop.epfd = epoll_of(loop.fds[0], EPOLLIN);
+    pthread_t thread;
+    SAME(pthread_create(&thread, nullptr, waits_and_serves, &loop), 0);
+    for (int round = 0; round < 60; round++) {
+        SAME(write(loop.fds[1], "a", 1), 1);
+        pid_t child = start_child();
+        if (child == 0) {
+            Loop own = running_loop();
+            still_works(own.epfd, own.fds);
+            close(loop.fds[0]);
+            close(loop.epfd);
+            _exit(12);
+        }
+        pollfd answer = {loop.fds[1], POLLIN, 0};
+        SAME(poll(&answer, 1, 5000), 1);
+        char byte;
+        SAME(read(loop.fds[1], &byte, 1), 1);
+        SAME(ended(child), 12);
+    }
+    SAME(write(loop.fds[1], "q", 1), 1);
+    SAME(pthread_join(thread, nullptr), 0);
+    close(loop.fds[0]);
+    must_have_fin(loop.fds[1]);
 }
