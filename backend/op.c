@@ -104,7 +104,7 @@ uint64_t rp_op_user_data(const struct rp_op_table *table, const struct rp_op *op
     return (uint64_t)op->generation << (SLOT_BITS + KIND_BITS) | (uint64_t)op->slot << KIND_BITS | op->kind;
 }
 
-struct rp_op *rp_op_find(struct rp_op_table *table, uint64_t user_data)
+struct rp_op *rp_op_find_slowly(struct rp_op_table *table, uint64_t user_data)
 {
     if ((uint8_t)user_data == RP_OP_NONE)
         return NULL;

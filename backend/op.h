@@ -53,7 +53,17 @@ struct rp_op *rp_op_new(struct rp_op_table *table, enum rp_op_kind kind, void *o
 uint64_t rp_op_user_data(const struct rp_op_table *table, const struct rp_op *op);
 /* The op that this user_data names, or NULL when it is stale (counted) or of
  * kind NONE (not counted). */
-struct rp_op *rp_op_find(struct rp_op_table *table, uint64_t user_data);
+struct rp_op *rp_op_find_slowly(struct rp_op_table *table, uint64_t user_data);
+static inline struct rp_op *rp_op_find(struct rp_op_table *table, uint64_t user_data)
+{
+    uint32_t slot = (uint32_t)(user_data >> 8);
+    if (slot / RP_OP_PAGE < table->pages_used) {
+        struct rp_op *op = &table->pages[slot / RP_OP_PAGE][slot % RP_OP_PAGE];
+        if (op->generation == user_data >> 40 && op->kind == (uint8_t)user_data && op->state != RP_OP_FREE)
+            return op;
+    }
+    return rp_op_find_slowly(table, user_data);
+}
 void rp_op_step(struct rp_op_table *table, struct rp_op *op, enum rp_op_state to);
 /* Ops in any state but FREE. */
 uint32_t rp_op_busy(const struct rp_op_table *table);

@@ -127,30 +127,6 @@ int ringpoll_fd_is_set(int fd)
     return rp_set_of(fd) != NULL;
 }
 
-/* ------------------------------------------------------------------- reads */
-
-void ringpoll_fd_read(int fd, size_t asked, long result)
-{
-    struct rp_fd *entry = rp_fd_peek(fd);
-    if (!entry)
-        return;
-    struct rp_watch *watch = __atomic_load_n(&entry->watches, __ATOMIC_RELAXED);
-    if (!watch)
-        return;
-    if (!(entry->flags & RP_FD_HINTED))
-        rp_fd_set_flags(entry, RP_FD_HINTED, 0);
-    struct rp_set *set = __atomic_load_n(&watch->set, __ATOMIC_RELAXED);
-    if (!set || rp_set_engine(set) != RINGPOLL_ENGINE_RING || watch->home != RP_HOME_RING)
-        return;
-    if (!rp_set_is_mine(set) || watch->next_of_fd || rp_self.locks_held) {
-        /* Somebody else reads along: its wake-ups prove nothing from now on. */
-        rp_fd_set_flags(entry, RP_FD_SHARED, 0);
-        return;
-    }
-    bool drained = asked > 0 && (result == -EAGAIN || (result > 0 && watch->kind == RINGPOLL_FD_EVENTFD));
-    rp_watch_read(watch, entry, drained, result > 0 && (size_t)result < asked);
-}
-
 /* ------------------------------------------------------------------ closes */
 
 static void close_deferred(struct rp_fd *entry)

@@ -355,13 +355,13 @@ static bool same_options(const struct rp_ring_options *a, const struct rp_ring_o
            !a->sqpoll && !b->sqpoll;
 }
 
-static bool keep_ring(struct rp_set *set)
+static bool keep_ring(struct rp_set *set, bool with_fd)
 {
     struct rp_ring *ring = &set->ring;
     if (rp_op_busy(&set->ops) > 0 || rp_ring_queued(ring) > 0 ||
         set->ring_options.sqpoll || rp_process_no_rings || !thread_key_made)
         return false;
-    if (ring->fd != NO_FD) {
+    if (ring->fd != NO_FD && !with_fd) {
         if (ring->enter_fd == ring->fd)
             rp_ring_register_fd(ring);
         if (ring->enter_fd == ring->fd)
@@ -378,7 +378,9 @@ static bool keep_ring(struct rp_set *set)
         kept[i].owner = rp_self.id;
         kept[i].options = set->ring_options;
         kept[i].ring = *ring;
-        if (ring->fd != NO_FD) {
+        if (ring->fd != NO_FD && with_fd) {
+            rp_fd_internal(ring->fd, true);
+        } else if (ring->fd != NO_FD) {
             rp_fd_internal(ring->fd, false);
             rp_sys_close(ring->fd);
             kept[i].ring.fd = NO_FD;
@@ -409,6 +411,8 @@ static void end_kept_rings(void)
     rp_lock(&kept_lock);
     for (unsigned i = 0; i < KEPT_RINGS; i++)
         if (kept[i].owner == rp_self.id) {
+            if (kept[i].ring.fd != NO_FD)
+                rp_fd_internal(kept[i].ring.fd, false);
             rp_ring_fini(&kept[i].ring);
             kept[i].owner = 0;
         }
@@ -419,6 +423,9 @@ static void end_kept_rings(void)
 void rp_set_forget_kept_rings(void)
 {
     kept_lock.word = wake_lock.word = retired_lock.word = 0;
+    for (unsigned i = 0; i < KEPT_RINGS; i++)
+        if (kept[i].owner && kept[i].ring.fd != NO_FD)
+            rp_sys_close(kept[i].ring.fd);
     memset(kept, 0, sizeof kept);
 }
 
@@ -711,7 +718,7 @@ void rp_set_end_ring(struct rp_set *set)
     set->stats.cqes += ring->cqes_reaped;
     set->stats.cq_overflows += ring->overflows;
     set->stats.stale_cqes += set->ops.stale;
-    if (!keep_ring(set)) {
+    if (!keep_ring(set, false)) {
         if (ring->fd != NO_FD)
             rp_fd_internal(ring->fd, false);
         rp_ring_fini(ring); /* closing NO_FD is EBADF, and nothing else */
@@ -1092,7 +1099,7 @@ int ringpoll_create(const struct ringpoll_options *given)
     if (options.flags & RINGPOLL_REQUIRE) {
         /* Made to see whether it can be, and kept for the first wait. */
         error = get_ring(set);
-        if (error == 0 && !keep_ring(set))
+        if (error == 0 && !keep_ring(set, true))
             rp_ring_fini(&set->ring);
         memset(&set->ring, 0, sizeof set->ring);
         set->ring.fd = -1;

@@ -129,7 +129,8 @@ static bool look_proves(struct rp_watch *watch)
     return rp_sys_poll(&look, 1, &now) == 0;
 }
 
-void rp_watch_read(struct rp_watch *watch, const struct rp_fd *entry, bool drained, bool was_short)
+/* The owner read from the fd. */
+static inline void note_read(struct rp_watch *watch, bool drained, bool was_short)
 {
     struct rp_set *set = watch->set;
     if (was_short && !drained && set->tells) {
@@ -155,7 +156,29 @@ void rp_watch_read(struct rp_watch *watch, const struct rp_fd *entry, bool drain
     rp_watch_to_idle(set, watch);
     watch->single = watch->urgent = false;
     watch->bare = 0;
-    watch->quiet = watch->op && !rp_ring_wants_enter(&set->ring) && trusts_wakeups(set, watch, entry);
+    watch->quiet = watch->armed && !rp_ring_wants_enter(&set->ring);
+}
+
+void ringpoll_fd_read(int fd, size_t asked, long result)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry)
+        return;
+    struct rp_watch *watch = __atomic_load_n(&entry->watches, __ATOMIC_RELAXED);
+    if (!watch)
+        return;
+    if (!(rp_fd_flags(entry) & RP_FD_HINTED))
+        rp_fd_set_flags(entry, RP_FD_HINTED, 0);
+    struct rp_set *set = __atomic_load_n(&watch->set, __ATOMIC_RELAXED);
+    if (!set || rp_set_engine(set) != RINGPOLL_ENGINE_RING || watch->home != RP_HOME_RING)
+        return;
+    if (!rp_set_is_mine(set) || watch->next_of_fd || rp_self.locks_held) {
+        /* Somebody else reads along: its wake-ups prove nothing from now on. */
+        rp_fd_set_flags(entry, RP_FD_SHARED, 0);
+        return;
+    }
+    bool drained = asked > 0 && (result == -EAGAIN || (result > 0 && watch->kind == RINGPOLL_FD_EVENTFD));
+    note_read(watch, drained, result > 0 && (size_t)result < asked);
 }
 
 /* What a poll completion says about the watch; see watch.h. */
@@ -208,8 +231,29 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
     rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
 }
 
+/* The one case that makes up a busy server's life: a bare wake-up of a quiet
+ * socket that is watched for reading. What note_event() would do, in a line. */
+static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+{
+    const int usual = EPOLLIN | EPOLLRDNORM | EPOLLRDBAND | EPOLLPRI;
+    if (!(flags & RP_CQE_F_MORE) || !watch->quiet || watch->ready != RP_READY_IDLE || watch->armed_oneshot ||
+        (result & (EPOLLIN | EPOLLRDBAND)) != (EPOLLIN | EPOLLRDBAND) || (result & ~usual) != 0 ||
+        !is_socket(watch) || !wants_reading_only(watch) || watch->deleted || watch->disabled ||
+        !trusts_wakeups(set, watch, rp_fd_peek(watch->fd)))
+        return false;
+    watch->quiet = false;
+    watch->single = true;
+    watch->bare++; /* QUIET: it was 0 */
+    watch->mask = (uint32_t)result & (EPOLLIN | EPOLLRDNORM);
+    watch->certain_in = set->wait_serial;
+    rp_watch_to_ready(set, watch, RP_READY_CERTAIN);
+    return true;
+}
+
 void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
 {
+    if (completed_as_usual(set, watch, result, flags))
+        return;
     bool oneshot = watch->armed_oneshot;
     if (!(flags & RP_CQE_F_MORE)) {
         if (watch->op->state == RP_OP_QUEUED)
@@ -394,7 +438,7 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
         } else {
             rp_watch_to_idle(set, watch);
             watch->single = false;
-            watch->quiet = watch->op && !wakeup_pending && trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
+            watch->quiet = watch->op && !wakeup_pending;
         }
     }
 }

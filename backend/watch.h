@@ -78,37 +78,40 @@ enum rp_home { RP_HOME_RING, RP_HOME_KERNEL };
 enum rp_ready { RP_READY_IDLE, RP_READY_CANDIDATE, RP_READY_CERTAIN };
 
 struct rp_watch {
-    struct rp_watch *next_of_fd;             /* fdtab */
-    struct rp_set *set;                      /* NULL: free record */
-    struct rp_watch *next_of_set, *prev_of_set; /* all watches of the set; next: free list */
-    struct rp_watch *next_dirty, *prev_dirty;
+    /* What every event touches, one cache line. */
+    struct rp_set *set;  /* NULL: free record */
     struct rp_watch *next_ready, *prev_ready;
-    struct rp_op *op;    /* armed or queued poll, or NULL */
-    uint32_t sqe_at;     /* its SQE's position, to take it back while it is QUEUED */
-    int fd;
-    uint32_t events;     /* the program's, flags included */
     epoll_data_t data;
-    uint32_t armed;      /* poll bits of op */
+    uint32_t events;     /* the program's, flags included */
     uint32_t mask;       /* what was last seen of it, asked for or not: an end that is known
                             forbids to call the fd drained */
     uint32_t certain_in; /* CERTAIN: in this wait of the set */
+    uint32_t armed;      /* poll bits of op */
+    int fd;
     uint8_t home;        /* enum rp_home */
     uint8_t ready;       /* enum rp_ready */
+    uint8_t kind;        /* RINGPOLL_FD_KIND of the fd */
+    uint8_t bare;        /* TCP: bare wake-ups since a look without PRI */
+    bool quiet, single;
+    bool urgent;         /* TCP: PRI was seen */
+    bool armed_oneshot;
     bool deleted;        /* DEL came; a later ADD may revive it */
     bool disabled;       /* one-shot, reported */
     bool dirty;          /* stands in the dirty list */
     bool recheck;        /* dirty: becomes CANDIDATE */
-    bool quiet, single, armed_oneshot;
+    /* The rest. */
+    struct rp_op *op;    /* armed or queued poll, or NULL */
+    struct rp_watch *next_of_fd;             /* fdtab */
+    struct rp_watch *next_of_set, *prev_of_set; /* all watches of the set; next: free list */
+    struct rp_watch *next_dirty, *prev_dirty;
+    uint32_t sqe_at;     /* its SQE's position, to take it back while it is QUEUED */
     uint8_t fresh;       /* one-shot polls to go before a multishot one */
-    bool urgent;         /* TCP: PRI was seen */
-    uint8_t bare;        /* TCP: bare wake-ups since a look without PRI */
     uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
     /* Left by a signal handler inside a critical section, see set.c */
     bool closed_in_handler, modified_in_handler, deleted_in_handler;
     uint32_t handler_events;
     epoll_data_t handler_data;
-    uint8_t kind; /* RINGPOLL_FD_KIND of the fd */
-};
+} __attribute__((aligned(64)));
 
 /* The poll bits (no flags) of an interest. */
 #define RP_POLL_BITS \
@@ -143,7 +146,5 @@ bool rp_watch_in_flight(const struct rp_watch *watch);
 int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **ret_op);
 /* Asks poll(2) about the CANDIDATEs among the first `limit` of the ready list. */
 void rp_watch_check(struct rp_set *set, unsigned limit);
-/* The owner read from the fd. No lock. */
-void rp_watch_read(struct rp_watch *watch, const struct rp_fd *entry, bool drained, bool was_short);
 
 #endif
