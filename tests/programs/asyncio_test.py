@@ -89,6 +89,12 @@ class Both:
             results = {mode: collect(process, self.limit) for mode, process in processes.items()}
             outcomes = {mode: result["outcomes"] for mode, result in results.items()}
             if ring:
+                times = {mode: result["times"] for mode, result in results.items()}
+                slow = [(times["ring"].get(name, 0) - took, name) for name, took in times["epoll"].items()]
+                run.notes.append("all tests took %.0f s on epoll, %.0f s on the ring%s" % (
+                    sum(times["epoll"].values()), sum(times["ring"].values()),
+                    "".join("; %s %.1f s longer" % (name, more) for more, name in sorted(slow)[:-4:-1] if more > 2)))
+            if ring:
                 self.settle(run, ring, outcomes)
                 self.reports = ring.reports()
         finally:

@@ -1,0 +1,79 @@
+-- SPDX-License-Identifier: MIT
+-- What the terminal test does inside nvim: jobs, pipes, timers, TCP, files, all on
+-- its libuv loop. The results go to the file that $RESULTS names.
+local uv = vim.loop
+local seen = {}
+local function note(...) table.insert(seen, table.concat(vim.tbl_map(tostring, { ... }), ' ')) end
+
+note('system', vim.fn.system('printf hello'), vim.v.shell_error)
+note('system input', #vim.fn.system('cat', string.rep('x', 300000)))
+
+local exits = {}
+local jobs = {}
+for i = 1, 20 do
+  local out = ''
+  jobs[i] = vim.fn.jobstart({ 'sh', '-c', 'cat; echo end ' .. i .. '; exit ' .. i }, {
+    stdout_buffered = true,
+    on_stdout = function(_, data) out = out .. table.concat(data, '|') end,
+    on_exit = function(_, status) exits[i] = status .. ':' .. out end,
+  })
+  vim.fn.chansend(jobs[i], 'input ' .. i .. '\n')
+  vim.fn.chanclose(jobs[i], 'stdin')
+end
+vim.fn.jobwait(jobs, 20000)
+assert(vim.wait(20000, function() return #vim.tbl_keys(exits) == 20 end, 5))
+for i = 1, 20 do note('job', i, exits[i]) end
+
+local order = {}
+for _, delay in ipairs({ 30, 10, 20 }) do
+  vim.defer_fn(function() table.insert(order, delay) end, delay)
+end
+assert(vim.wait(20000, function() return #order == 3 end, 5))
+note('timers', unpack(order))
+
+-- A TCP echo server and ten clients.
+local server = uv.new_tcp()
+server:bind(os.getenv('ADDRESS'), 0)
+server:listen(128, function()
+  local peer = uv.new_tcp()
+  server:accept(peer)
+  peer:read_start(function(_, data)
+    if data then peer:write(data) else peer:shutdown(function() peer:close() end) end
+  end)
+end)
+local ended = 0
+for i = 1, 10 do
+  local client, got = uv.new_tcp(), 0
+  client:connect(os.getenv('ADDRESS'), server:getsockname().port, function()
+    client:read_start(function(_, data)
+      if data then
+        got = got + #data
+      else
+        assert(got == i * 50000, got)
+        ended = ended + 1
+        client:close()
+      end
+    end)
+    client:write(string.rep('e', i * 50000))
+    client:shutdown()
+  end)
+end
+assert(vim.wait(20000, function() return ended == 10 end, 5))
+server:close()
+note('echoed', ended)
+
+-- Files through the thread pool.
+local file = os.getenv('RESULTS') .. '.data'
+local size
+uv.fs_open(file, 'w', 420, function(_, fd)
+  uv.fs_write(fd, string.rep('f', 100000), 0, function()
+    uv.fs_close(fd, function() uv.fs_stat(file, function(_, stat) size = stat.size end) end)
+  end)
+end)
+assert(vim.wait(20000, function() return size end, 5))
+note('file', size)
+
+local out = assert(io.open(os.getenv('RESULTS'), 'w'))
+out:write(table.concat(seen, '\n'), '\n')
+out:close()
+vim.cmd('qall!')
