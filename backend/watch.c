@@ -159,6 +159,13 @@ static inline void note_read(struct rp_watch *watch, bool drained, bool was_shor
     watch->quiet = watch->armed && !rp_ring_wants_enter(&set->ring);
 }
 
+int ringpoll_fd_is_stream_on_ring(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    struct rp_watch *watch = entry ? __atomic_load_n(&entry->watches, __ATOMIC_RELAXED) : NULL;
+    return watch && watch->home == RP_HOME_RING && is_socket(watch);
+}
+
 void ringpoll_fd_read(int fd, size_t asked, long result)
 {
     struct rp_fd *entry = rp_fd_peek(fd);

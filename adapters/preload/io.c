@@ -5,7 +5,13 @@
  * What a read returned is a hint for the library and nothing more: it comes
  * after the real call, touches neither result nor errno, and one that is missed
  * (pread on a pipe, splice, stdio) only costs a look at an fd that is empty.
- * Writes are of no interest.
+ * Writes are of no interest in themselves.
+ *
+ * read() and write() of a stream socket that a ring polls are made by recv() and
+ * send() with no flags: the same to the byte and the errno, cancellation and
+ * SIGPIPE included, and 130 to 180 cycles cheaper each (6.18: they do not go by
+ * way of the file layer). Not for length 0, where read() does nothing and recv()
+ * may do something, and not under a seccomp filter, which may know read() alone.
  */
 #include "preload.h"
 
@@ -76,12 +82,23 @@ void rp_shim_after_recvmsg(int fd, const struct msghdr *message, int flags, long
 
 /* ------------------------------------------------------------------ reads */
 
+static inline bool by_socket_call(int fd, size_t length)
+{
+    return length > 0 && rp_shim.any_set && rp_shim.short_cut && ringpoll_fd_is_stream_on_ring(fd);
+}
+
 EXPORT ssize_t read(int fd, void *buffer, size_t length)
 {
-    ssize_t result = rp_real.read(fd, buffer, length);
+    ssize_t result =
+        by_socket_call(fd, length) ? rp_real.recv(fd, buffer, length, 0) : rp_real.read(fd, buffer, length);
     if (rp_shim_watching())
         tell(fd, length, result);
     return result;
+}
+
+EXPORT ssize_t write(int fd, const void *buffer, size_t length)
+{
+    return by_socket_call(fd, length) ? rp_real.send(fd, buffer, length, 0) : rp_real.write(fd, buffer, length);
 }
 
 EXPORT ssize_t readv(int fd, const struct iovec *iov, int count)

@@ -122,6 +122,8 @@ int spawn_pidfd_t(int *pidfd, const char *path, const void *actions, const void 
 #define RP_REAL_EARLY(X)                                                                                         \
     X(close, "close", close)                                                                                     \
     X(read, "read", read)                                                                                        \
+    X(write, "write", write)                                                                                     \
+    X(send, "send", send)                                                                                        \
     X(readv, "readv", readv)                                                                                     \
     X(recv, "recv", recv)                                                                                        \
     X(recvfrom, "recvfrom", recvfrom)                                                                            \
@@ -222,6 +224,7 @@ struct rp_shim {
     bool any_set;    /* this process, or its parents, made one: reads and polls matter */
     bool made_epoll; /* this very process made an epoll instance: it reports at its end */
     bool restricted; /* a seccomp filter was announced: never try io_uring_setup again */
+    bool short_cut;  /* no seccomp filter: a stream socket may be read by recv(), see io.c */
     bool any_cancel; /* pthread_cancel was called */
     bool can_cancel; /* the thread key that wait.c needs */
 };

@@ -275,6 +275,7 @@ void rp_shim_before_filter(void)
     if (!rp_shim_active())
         return;
     rp_shim.restricted = true;
+    rp_shim.short_cut = false;
     ringpoll_process_restricted(1);
 }
 

@@ -18,6 +18,7 @@
 
 #include <dlfcn.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 struct rp_shim rp_shim;
 __thread pid_t rp_shim_vfork_owner;
@@ -87,6 +88,10 @@ static int early_close(int fd)
 static ssize_t early_read(int fd, void *buffer, size_t length)
 {
     return RAW(SYS_read, fd, buffer, length);
+}
+static ssize_t early_write(int fd, const void *buffer, size_t length)
+{
+    return RAW(SYS_write, fd, buffer, length);
 }
 static ssize_t early_readv(int fd, const struct iovec *iov, int count)
 {
@@ -204,6 +209,10 @@ static ssize_t early_recvfrom(int fd, void *buffer, size_t length, int flags, st
                               socklen_t *address_length)
 {
     return RAW(SYS_recvfrom, fd, buffer, length, flags, address, address_length);
+}
+static ssize_t early_send(int fd, const void *buffer, size_t length, int flags)
+{
+    return RAW(SYS_sendto, fd, buffer, length, flags, NULL, 0);
 }
 static ssize_t early_recv(int fd, void *buffer, size_t length, int flags)
 {
@@ -323,6 +332,7 @@ void rp_shim_start(void)
     /* Without the handlers a child would take its parent's sets for its own. */
     if (pthread_atfork(fork_prepare, fork_parent, fork_child))
         off = true;
+    rp_shim.short_cut = RAW(SYS_prctl, PR_GET_SECCOMP, 0, 0, 0, 0) == 0;
     if (!off)
         rp_shim.can_cancel = rp_shim_wait_start();
     __atomic_store_n(&rp_shim.on, !off, __ATOMIC_RELEASE);

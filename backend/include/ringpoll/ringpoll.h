@@ -169,6 +169,10 @@ RINGPOLL_API int ringpoll_fd_is_internal(int fd);
 /* The program is about to make `fd` its own by dup2 or dup3: if the library has
  * it, the library moves elsewhere. 0; -EBUSY where that cannot be done now. */
 RINGPOLL_API int ringpoll_fd_vacate(int fd);
+/* 1: `fd` is a stream socket (kind TCP or UNIX) that a ring polls, so that
+ * recv(2) and send(2) without flags do what read(2) and write(2) do. 0: not so, or
+ * not known. */
+RINGPOLL_API int ringpoll_fd_is_stream_on_ring(int fd);
 /* 1: `fd` is a set's identity, or a duplicate of one. 0: it is not. */
 RINGPOLL_API int ringpoll_fd_is_set(int fd);
 
