@@ -483,6 +483,7 @@ ssize_t Engine::recv_fd(int over, void *bytes, size_t length, int *ret_fd)
             int fd;
             memcpy(&fd, CMSG_DATA(header), sizeof fd);
             *ret_fd = made(fd, Kind::other, 0, false);
+            on_shared(fd); /* whoever sent it may have it still */
         }
     return count;
 }
