@@ -618,7 +618,10 @@ int FakeKernel::enter(EnterCall &call, const void *arg)
         } else if (on_idle && on_idle()) {
             continue;
         } else {
+            /* As the kernel does: whoever has something to reap is not told why it came back. */
             waited = call.timeout_ns ? -ETIME : -EINTR;
+            if (ring->ready() > 0)
+                return result;
         }
     }
     return result ? result : waited;

@@ -95,7 +95,8 @@ protected:
     /* The next completion, at most ten seconds from now. */
     rp_cqe next()
     {
-        for (int i = 0; i < 1000; i++) {
+        uint64_t deadline_ns = rp_sys_now_ns() + 10000000000u;
+        while (rp_sys_now_ns() < deadline_ns) {
             if (rp_cqe *head = rp_ring_peek(&ring)) {
                 rp_cqe cqe = *head;
                 rp_ring_seen(&ring);
@@ -103,9 +104,7 @@ protected:
             }
             if (ring.features & RINGPOLL_FEATURE_EXT_ARG) {
                 struct timespec patience = {10, 0};
-                int result = rp_ring_enter(&ring, 1, &patience, nullptr);
-                if (result == -ETIME)
-                    break;
+                rp_ring_enter(&ring, 1, &patience, nullptr);
             } else {
                 rp_ring_enter(&ring, 0, nullptr, nullptr);
                 struct pollfd ready = {ring.fd, POLLIN, 0};
@@ -301,6 +300,28 @@ TEST_F(Ring, AWaitLastsItsTimeAndNoLess)
     }
 }
 
+TEST_F(Ring, WithEntriesHeldAWaitLastsAsLong)
+{
+    start(plain("", 64, 1024));
+    if (!(ring.features & RINGPOLL_FEATURE_EXT_ARG))
+        GTEST_SKIP() << "no EXT_ARG";
+    for (uint64_t i = 0; i < 50; i++)
+        sqe(RP_IORING_OP_NOP, i);
+    for (uint64_t i = 0; i < 50; i++)
+        ASSERT_EQ(next().user_data, i);
+    struct timespec time = {0, 20000000};
+    uint64_t before = rp_sys_now_ns();
+    int result = rp_ring_enter(&ring, 1, &time, nullptr);
+    EXPECT_TRUE(result == -ETIME || (result == 0 && rp_ring_held(&ring))) << result;
+    EXPECT_GE(rp_sys_now_ns() - before, 20000000u);
+    EXPECT_EQ(rp_ring_peek(&ring), nullptr);
+
+    poll_in(pipe[0], 77);
+    ASSERT_EQ(rp_ring_enter(&ring, 0, nullptr, nullptr), 1);
+    feed();
+    EXPECT_EQ(next().user_data, 77u);
+}
+
 TEST_F(Ring, ALookNeverWaits)
 {
     start(plain());
@@ -336,6 +357,14 @@ volatile sig_atomic_t signals_seen;
 void on_signal(int)
 {
     signals_seen = signals_seen + 1;
+}
+
+/* ThreadSanitizer keeps a signal back until the next call that it knows to
+ * block; the ring's are none. For the kernel SIGALRM is blocked here. */
+int handled()
+{
+    ::poll(nullptr, 0, 0);
+    return signals_seen;
 }
 
 /* SIGALRM blocked and pending, or about to come, as a test needs it. */
@@ -376,9 +405,9 @@ TEST_F(RingSignals, TheMaskHoldsForTheWaitAndOnlyForIt)
 {
     start(plain());
     raise(SIGALRM);
-    EXPECT_EQ(signals_seen, 0);
+    EXPECT_EQ(handled(), 0);
     EXPECT_EQ(rp_ring_enter(&ring, 1, nullptr, &open_mask), -EINTR) << "pending before: as by epoll_pwait";
-    EXPECT_EQ(signals_seen, 1);
+    EXPECT_EQ(handled(), 1);
     sigset_t now;
     pthread_sigmask(SIG_SETMASK, nullptr, &now);
     EXPECT_EQ(sigismember(&now, SIGALRM), 1) << "the mask of before is back";
@@ -392,16 +421,16 @@ TEST_F(RingSignals, MaskAndTimeGoTogether)
     struct timespec patience = {10, 0};
     raise(SIGALRM);
     EXPECT_EQ(rp_ring_enter(&ring, 1, &patience, &open_mask), -EINTR);
-    EXPECT_EQ(signals_seen, 1);
+    EXPECT_EQ(handled(), 1);
 
     struct timespec shortly = {0, 1000000};
     sigset_t closed = open_mask;
     sigaddset(&closed, SIGALRM);
     raise(SIGALRM);
     EXPECT_EQ(rp_ring_enter(&ring, 1, &shortly, &closed), -ETIME) << "a masked signal ends no wait";
-    EXPECT_EQ(signals_seen, 1);
+    EXPECT_EQ(handled(), 1);
     pthread_sigmask(SIG_SETMASK, &old_mask, nullptr);
-    EXPECT_EQ(signals_seen, 2);
+    EXPECT_EQ(handled(), 2);
 }
 
 TEST_F(RingSignals, ASignalEndsAWaitThatIsUnderWay)
@@ -410,7 +439,7 @@ TEST_F(RingSignals, ASignalEndsAWaitThatIsUnderWay)
     struct itimerval soon = {{0, 2000}, {0, 2000}}; /* again and again: one may come before the wait */
     setitimer(ITIMER_REAL, &soon, nullptr);
     EXPECT_EQ(rp_ring_enter(&ring, 1, nullptr, &open_mask), -EINTR);
-    EXPECT_GE(signals_seen, 1);
+    EXPECT_GE(handled(), 1);
 }
 
 TEST_F(RingSignals, WhatIsReadyComesBeforeASignal)
@@ -421,7 +450,7 @@ TEST_F(RingSignals, WhatIsReadyComesBeforeASignal)
     EXPECT_EQ(rp_ring_enter(&ring, 1, nullptr, &open_mask), 1);
     EXPECT_NE(rp_ring_peek(&ring), nullptr);
     pthread_sigmask(SIG_SETMASK, &old_mask, nullptr);
-    EXPECT_EQ(signals_seen, 1) << "late at the latest, never lost";
+    EXPECT_EQ(handled(), 1) << "late at the latest, never lost";
 }
 
 TEST_F(Ring, ErrnoIsLeftAlone)
