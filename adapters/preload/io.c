@@ -12,6 +12,8 @@
  * SIGPIPE included, and 130 to 180 cycles cheaper each (6.18: they do not go by
  * way of the file layer). Not for length 0, where read() does nothing and recv()
  * may do something, and not under a seccomp filter, which may know read() alone.
+ * ENOTSOCK tells of a number that was closed and made anew by means that nobody
+ * sees: then the real call is made after all, and nothing has happened before.
  */
 #include "preload.h"
 
@@ -84,13 +86,15 @@ void rp_shim_after_recvmsg(int fd, const struct msghdr *message, int flags, long
 
 static inline bool by_socket_call(int fd, size_t length)
 {
-    return length > 0 && rp_shim.any_set && rp_shim.short_cut && ringpoll_fd_is_stream_on_ring(fd);
+    return length > 0 && rp_shim_watching() && rp_shim.short_cut && ringpoll_fd_is_stream_on_ring(fd);
 }
 
 EXPORT ssize_t read(int fd, void *buffer, size_t length)
 {
-    ssize_t result =
-        by_socket_call(fd, length) ? rp_real.recv(fd, buffer, length, 0) : rp_real.read(fd, buffer, length);
+    ssize_t result;
+    if (!by_socket_call(fd, length) ||
+        ((result = rp_real.recv(fd, buffer, length, 0)) < 0 && UNLIKELY(errno == ENOTSOCK)))
+        result = rp_real.read(fd, buffer, length);
     if (rp_shim_watching())
         tell(fd, length, result);
     return result;
@@ -98,7 +102,12 @@ EXPORT ssize_t read(int fd, void *buffer, size_t length)
 
 EXPORT ssize_t write(int fd, const void *buffer, size_t length)
 {
-    return by_socket_call(fd, length) ? rp_real.send(fd, buffer, length, 0) : rp_real.write(fd, buffer, length);
+    if (by_socket_call(fd, length)) {
+        ssize_t result = rp_real.send(fd, buffer, length, 0);
+        if (LIKELY(result >= 0) || errno != ENOTSOCK)
+            return result;
+    }
+    return rp_real.write(fd, buffer, length);
 }
 
 EXPORT ssize_t readv(int fd, const struct iovec *iov, int count)

@@ -385,6 +385,36 @@ SCENARIO(EveryReadCallLeavesNoStaleEvent)
     }
 }
 
+/* Closed where nobody looks, by a system call of the program's own, and made anew
+ * as something that is no socket. */
+SCENARIO(ANumberThatWasReplacedUnseenIsReadAndWritten)
+{
+#if defined(__x86_64__)
+    int fds[2], ends[2];
+    socket_pair(fds);
+    int epfd = epoll_of(fds[0], EPOLLIN | EPOLLET);
+    warm_up(epfd);
+    for (int round = 0; round < 3; round++) {
+        char byte;
+        SAME(write(fds[1], "y", 1), 1);
+        SAME(next_event(epfd, fds[0]), EPOLLIN);
+        SAME(read(fds[0], &byte, 1), 1);
+    }
+    SAME(pipe(ends), 0);
+    long result = SYS_dup2;
+    asm volatile("syscall" : "+a"(result) : "D"(ends[1]), "S"(fds[0]) : "rcx", "r11", "memory");
+    SAME(result, fds[0]);
+    SAME(write(fds[0], "pipe", 4), 4);
+    char text[8];
+    SAME(read(ends[0], text, sizeof text), 4);
+    errno = 0;
+    SAME(read(fds[0], text, sizeof text), -1); /* the end for writing */
+    SAME(errno, EBADF);
+#else
+    warm_up(epoll_create1(0));
+#endif
+}
+
 SCENARIO(HintsLeaveErrnoAlone)
 {
     int fds[2];

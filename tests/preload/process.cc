@@ -226,6 +226,25 @@ SCENARIO(AVforkChildEditsNothingOfItsParents)
     must_have_fin(loop.fds[1]);
 }
 
+SCENARIO(AVforkChildReadsAndWritesWhatItPutInAWatchedPlace)
+{
+    Loop loop = running_loop();
+    int ends[2];
+    SAME(pipe(ends), 0);
+    pid_t child = vfork();
+    if (child == 0) {
+        /* A pipe under the number of a socket that the parent's ring polls. */
+        if (dup2(ends[1], loop.fds[0]) != loop.fds[0] || write(loop.fds[0], "child", 5) != 5)
+            _exit(1);
+        char text[8];
+        if (dup2(ends[0], loop.fds[0]) != loop.fds[0] || read(loop.fds[0], text, sizeof text) != 5)
+            _exit(2);
+        _exit(44);
+    }
+    SAME(ended(child), 44);
+    still_works(loop.epfd, loop.fds);
+}
+
 SCENARIO(VforkInAVforkChild)
 {
     Loop loop = running_loop();
