@@ -108,11 +108,11 @@ if wanted asan; then
     # program: that order is meant.
     export ASAN_OPTIONS=verify_asan_link_order=0:detect_stack_use_after_return=1:abort_on_error=0
     export UBSAN_OPTIONS=print_stacktrace=1
-    check_tree asan check-rooms --disable-static --enable-sanitize=address,undefined 'CFLAGS=-O1 -g' 'CXXFLAGS=-O1 -g'
+    check_tree asan check-rooms --disable-static --enable-sanitize=address,undefined 'CFLAGS=-O1 -g' 'CXXFLAGS=-O0 -g1'
 fi
 if wanted tsan; then
     export TSAN_OPTIONS=halt_on_error=0:second_deadlock_stack=1
-    check_tree tsan check-rooms --disable-static --enable-sanitize=thread 'CFLAGS=-O1 -g' 'CXXFLAGS=-O1 -g'
+    check_tree tsan check-rooms --disable-static --enable-sanitize=thread 'CFLAGS=-O1 -g' 'CXXFLAGS=-O0 -g1'
 fi
 unset ASAN_OPTIONS UBSAN_OPTIONS TSAN_OPTIONS
 if wanted no-uring; then
