@@ -72,7 +72,7 @@ static const char *error_name(int error)
         int error;
         const char *name;
     } names[] = {{0, "none"},          {EPERM, "EPERM"},   {ENOSYS, "ENOSYS"}, {ENOMEM, "ENOMEM"},
-                 {EMFILE, "EMFILE"},   {ENFILE, "ENFILE"}, {EINVAL, "EINVAL"}, {EACCES, "EACCES"},
+                 {EMFILE, "EMFILE"},   {ENFILE, "ENFILE"}, {EINVAL, "EINVAL"}, {EACCES, "EACCES"},  {EBUSY, "EBUSY"},
                  {EAGAIN, "EAGAIN"},   {EFAULT, "EFAULT"}, {EBADF, "EBADF"},   {EOPNOTSUPP, "EOPNOTSUPP"},
                  {EOVERFLOW, "EOVERFLOW"}};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
