@@ -1094,7 +1094,7 @@ private:
         words >> verb >> first >> second;
         auto without = [&](const char *what) { return without_.find(what) != std::string::npos; };
         auto is_set = [&](int number) { return kinds_[(size_t)number % slots] == Kind_::set; };
-        if (without("nesting") && (verb == "poll" || (verb == "add" && is_set(second))))
+        if (without("nesting") && (verb == "poll" || (verb == "add" && (is_set(second) || second < 2))))
             return true;
         if (without("dup") && (verb == "dup" || verb == "dup2"))
             return true;
