@@ -92,7 +92,7 @@ if wanted plain; then
 
     # The long differential run goes where everything is in play; the other
     # engines had the short one above.
-    long_runs="tests/conformance/differential-native@full.run tests/conformance/differential-shim@full.run"
+    long_runs="tests/conformance/differential-native--full.run tests/conformance/differential-shim--full.run"
     say "plain: $plain_ops differential operations on the library and on the shim"
     begin=$SECONDS
     find "$work/plain" -name '*.trs' -delete
