@@ -389,8 +389,19 @@ def soft_stop(run):
 @suite.case
 def reload_of_master_and_worker(run):
     """SIGUSR2: the master replaces its worker, listeners are handed over, no request fails."""
-    proxy = Proxy(run, options=("-W",))
+    socket_path = os.path.join(run.directory, "master.sock")
+    proxy = Proxy(run, options=("-W", "-S", socket_path))
     stop, counts = threading.Event(), []
+
+    def ask_master():
+        try:
+            conn = run.connect(socket_path)
+            conn.sendall(b"show proc\n")
+            answer = conn.recv(65536).decode()
+            conn.close()
+            return answer
+        except OSError:
+            return ""
 
     def load():
         done = 0
@@ -406,6 +417,8 @@ def reload_of_master_and_worker(run):
         try:
             seen = []
             for generation in range(1, 4):
+                # A signal before its loop runs can find the master without a handler.
+                wait_until(lambda: "worker" in ask_master(), "the master answers")
                 before = set(run.family(proxy.process.pid)[1:])
                 proxy.configure(generation=str(generation))
                 proxy.process.send_signal(signal.SIGUSR2)

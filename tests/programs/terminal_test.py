@@ -194,6 +194,8 @@ def tmux_control_mode(run):
     read_end, write_end = os.pipe()
     client = run.start(tmux.argv("-C", "attach", "-t", "main"), env=tmux.env, stdin=read_end)
     os.close(read_end)
+    tmux.wait_for_text(r"^[#$]")
+    wait_until(lambda: "%session-changed" in client.output(), "it is attached")
     for turn in range(20):
         os.write(write_end, b"send-keys -t main 'echo turn-$((%d+1000))' Enter\n" % turn)
         wait_until(lambda turn=turn: re.search(r"%%output .*turn-%d" % (turn + 1000), client.output()), "its output")
