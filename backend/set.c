@@ -1342,7 +1342,10 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_set *set = rp_set_of(epfd);
     struct rp_set *target = rp_set_of(fd);
-    if (target && target != set && op == EPOLL_CTL_ADD)
+    /* A set that is watched lives in its identity, before the kernel looks for
+     * loops in it. Not for a call that is bound to fail. */
+    if (target && target != set && op == EPOLL_CTL_ADD && (uintptr_t)event >= 4096 &&
+        !(event->events & EPOLLEXCLUSIVE) && (set || rp_sys_fcntl(epfd, 1 /* F_GETFD */, 0) >= 0))
         ringpoll_demote(fd);
     if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && set->leftovers == 0))
         return rp_sys_epoll_ctl(epfd, op, fd, event);

@@ -110,7 +110,7 @@ static bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watc
     uint32_t flags = rp_fd_flags(entry);
     if (!(set->flags & RINGPOLL_TRACKED) && !(flags & RP_FD_HINTED))
         return false;
-    return watch->kind == RINGPOLL_FD_TCP || watch->kind == RINGPOLL_FD_EVENTFD || (flags & RINGPOLL_FD_NONBLOCK);
+    return watch->kind == RINGPOLL_FD_TCP || (watch->kind == RINGPOLL_FD_UNIX && (flags & RINGPOLL_FD_NONBLOCK));
 }
 
 /* An AF_UNIX fd that gave a short read and nothing to prove it by. */

@@ -31,10 +31,11 @@
  * exact (of a multishot poll; a one-shot one is deaf to what follows) if the
  * program cannot have read what caused it, that is, if it came
  * after the watch was QUIET: seen drained, or just armed, with no wake-up on its
- * way (the ring's TASKRUN flag clear after the read). TCP and eventfds wake
- * under the lock that a read takes, so that flag cannot lag; AF_UNIX and pipes
- * wake after it, so there only fds with O_NONBLOCK are trusted, whose readers
- * take the (very rare) EAGAIN that epoll would have spared them.
+ * way (the ring's TASKRUN flag clear after the read). TCP wakes under the lock
+ * that a read takes, so that flag cannot lag; AF_UNIX wakes after it, so there
+ * only fds with O_NONBLOCK are trusted, whose readers take the (very rare) EAGAIN
+ * that epoll would have spared them. Pipes and eventfds are never trusted: a
+ * write of zero to an eventfd wakes too.
  *
  * When is an fd seen drained? EAGAIN. Or a short read, where nothing can hide
  * behind it. A FIN cannot: it makes a completion with RDHUP of its own. On TCP
