@@ -865,6 +865,8 @@ int ringpoll_probe(struct ringpoll_probe *probe)
 
     uint32_t features;
     probe->error = try_setup(0, &features);
+    if (probe->masked & RINGPOLL_FEATURE_URING)
+        probe->knob = RINGPOLL_KNOB_MASK;
     if (probe->error < 0) {
         probe->knob = rp_probe_knob(probe->error);
         for (unsigned bit = 0; bit < RINGPOLL_FEATURE_COUNT; bit++)

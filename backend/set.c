@@ -70,6 +70,7 @@ static struct rp_lock retired_lock; /* leaf: rp_stats_retired, rp_newest_set */
 static pthread_key_t thread_key;
 static pthread_once_t thread_key_once = PTHREAD_ONCE_INIT;
 static bool thread_key_made;
+static int ring_refused; /* the negative errno of a kernel that gives no rings, or 0 */
 static void end_kept_rings(void);
 
 #define DEFAULT_SQ_ENTRIES 256u
@@ -646,6 +647,8 @@ static int get_ring(struct rp_set *set)
         return 0;
     options.single_thread = rp_single_threaded();
     int error = rp_ring_init(&set->ring, &options);
+    if (error == -ENOSYS || error == -EPERM || error == -EACCES)
+        __atomic_store_n(&ring_refused, error, __ATOMIC_RELAXED); /* it will say so for ever */
     if (error < 0)
         return error;
     set->stats.rings_made++;
@@ -1067,10 +1070,14 @@ int ringpoll_create(const struct ringpoll_options *given)
     };
     bool kernel = (options.flags & RINGPOLL_KERNEL) != 0;
     uint32_t reason = kernel ? RINGPOLL_REASON_ASKED : RINGPOLL_REASON_NONE;
-    if (!kernel && !(ring_options.features & RINGPOLL_FEATURE_URING)) {
+#ifdef RINGPOLL_WITHOUT_URING
+    ring_options.features = 0;
+#endif
+    int refused = __atomic_load_n(&ring_refused, __ATOMIC_RELAXED);
+    if (!kernel && (refused || !(ring_options.features & RINGPOLL_FEATURE_URING))) {
         kernel = true;
         reason = RINGPOLL_REASON_NO_RING;
-        error = -ENOSYS;
+        error = refused ? refused : -ENOSYS;
     }
     if (!kernel && rp_process_no_rings) {
         kernel = true;
@@ -1862,6 +1869,8 @@ int ringpoll_stats(int epfd, struct ringpoll_stats *stats)
     uint32_t size = stats->size;
     if (size < 16 || size > sizeof sum)
         return -EINVAL;
+    if (rp_self.locks_held) /* a signal handler inside our own critical section */
+        return -EBUSY;
     if (epfd != -1) {
         struct rp_set *set = rp_set_of(epfd);
         if (!set)

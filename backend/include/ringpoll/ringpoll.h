@@ -322,7 +322,8 @@ struct ringpoll_stats {
 };
 
 /* Counters of one set, or, with epfd -1, of the whole process (engine, reason
- * and error then tell of the newest set). 0; -EBADF, -EINVAL as above. */
+ * and error then tell of the newest set). 0; -EBADF, -EINVAL as above; -EBUSY from
+ * a signal handler that interrupted the library. */
 RINGPOLL_API int ringpoll_stats(int epfd, struct ringpoll_stats *stats);
 
 #ifdef __cplusplus
