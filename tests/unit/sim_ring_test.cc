@@ -220,6 +220,15 @@ TEST_F(SimRing, AnyErrorButEinvalAndEnomemIsFinal)
     }
 }
 
+TEST_F(SimRing, WithoutDeferAndWithCoopMaskedTheRestOfTheFlagsStays)
+{
+    kernel.setup_flags &= ~RP_SETUP_DEFER_TASKRUN;
+    rp_ring_options options = plain_options();
+    options.features &= ~RINGPOLL_FEATURE_COOP;
+    start(options);
+    EXPECT_EQ(ring.setup_flags, sizes | RP_SETUP_SUBMIT_ALL | RP_SETUP_SINGLE_ISSUER);
+}
+
 TEST_F(SimRing, EinvalToTheLastIsTheAnswerInTheEnd)
 {
     kernel.on_setup = [](const sim::SetupCall &) { return -EINVAL; };
@@ -299,8 +308,10 @@ TEST_F(SimRing, TheCompletionQueueIsNeverSmallerThanTheOther)
 TEST_F(SimRing, EveryAllocationMayFailInTurn)
 {
     for (bool single : {true, false}) {
-        if (!single)
+        if (!single) { /* before 5.4 */
             kernel.features &= ~RP_FEAT_SINGLE_MMAP;
+            kernel.setup_flags &= ~RP_SETUP_NO_SQARRAY;
+        }
         unsigned n = 1;
         for (;; n++) {
             kernel.allocation_failed = false;
