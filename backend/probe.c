@@ -14,8 +14,10 @@
  *   EPROTO      it is said to be there, and did something else
  *   ETIME       it is said to be there, and did nothing
  *
- * Rings that the library really uses do not wait for any of this: ring.c takes
- * what the ladder and the features word give.
+ * One trace is left: an ended ring interrupts the thread that made it, some
+ * milliseconds later and without a signal (the kernel's own clean-up work), so
+ * its next epoll_wait or two may answer EINTR. Hence a set never probes so; it
+ * takes what the ladder and the features word give (ring.c).
  *
  * A masked feature is a feature the kernel lacks. Masks close over what depends
  * on them: without single-issuer there is no defer, without buf-ring no
