@@ -72,21 +72,34 @@ def collect(process, limit):
                       (process.popen.returncode, process.errors()[-3000:])) from None
 
 
+def merge(results):
+    merged = {"outcomes": {}, "times": {}}
+    for result in results:
+        for key, found in merged.items():
+            found.update(result[key])
+    return merged
+
+
 class Both:
     """The harness runs a body per mode; here one body runs both modes at once, in
-    the epoll turn, and the ring's turn takes its half of the results."""
+    the epoll turn, and the ring's turn takes its half of the results. `groups`
+    are lists of modules; each group is a process."""
 
-    def __init__(self, names, limit):
-        self.names, self.limit, self.results = names, limit, {}
+    def __init__(self, groups, limit):
+        self.groups, self.limit, self.results = groups, limit, {}
 
     def run_all(self, run):
         ring = None
-        processes = {"epoll": start(run, self.names, self.limit, "all")}
+        def start_all(which):
+            return [start(which, names, self.limit, "group%d" % number) for number, names in enumerate(self.groups)]
+
+        processes = {"epoll": start_all(run)}
         if suite.preload:
             ring = Run(suite, run.case, "ring")
-            processes["ring"] = start(ring, self.names, self.limit, "all")
+            processes["ring"] = start_all(ring)
         try:
-            results = {mode: collect(process, self.limit) for mode, process in processes.items()}
+            results = {mode: merge([collect(process, self.limit) for process in started])
+                       for mode, started in processes.items()}
             outcomes = {mode: result["outcomes"] for mode, result in results.items()}
             if ring:
                 times = {mode: result["times"] for mode, result in results.items()}
@@ -98,7 +111,7 @@ class Both:
                 self.settle(run, ring, outcomes)
                 self.reports = ring.reports()
         finally:
-            for process in processes.values():
+            for process in sum(processes.values(), []):
                 if process.alive():
                     process.end(signal.SIGKILL)
             if ring:
@@ -136,11 +149,21 @@ class Both:
         return outcomes
 
 
-def add(name, names, limit):
-    both = Both(names, limit)
+def asyncio_groups():
+    """Two halves that take about the same time."""
+    where = "/usr/lib/python3.11/test/test_asyncio"
+    modules = sorted(name[:-3] for name in (os.listdir(where) if os.path.isdir(where) else ())
+                     if name.startswith("test_") and name.endswith(".py"))
+    first = [name for name in modules if name in ("test_tasks", "test_subprocess", "test_futures", "test_taskgroups")]
+    second = [name for name in modules if name not in first and "windows" not in name]
+    return [["test.test_asyncio." + name for name in half] for half in (first, second)]
+
+
+def add(name, groups, limit):
+    both = Both(groups, limit)
 
     def body(run):
-        if not os.path.exists(PYTHON) or os.system("%s -c 'import %s' >/dev/null 2>&1" % (PYTHON, names[0])) != 0:
+        if not os.path.exists(PYTHON) or os.system("%s -c 'import test.%s' >/dev/null 2>&1" % (PYTHON, name)) != 0:
             raise Skipped("CPython's tests are not installed (libpython3.11-testsuite)")
         return both(run)
 
@@ -148,9 +171,9 @@ def add(name, names, limit):
     suite.case(body, timeout=limit + 200)
 
 
-add("test_epoll", ["test.test_epoll"], 60)
-add("test_selectors", ["test.test_selectors"], 90)
-add("test_asyncio", ["test.test_asyncio"], 240)
+add("test_epoll", [["test.test_epoll"]], 60)
+add("test_selectors", [["test.test_selectors"]], 90)
+add("test_asyncio", asyncio_groups(), 240)
 
 
 if __name__ == "__main__":
