@@ -50,6 +50,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -310,6 +311,47 @@ static int kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll
     return rp_sys_epoll_ctl(epfd, op, fd, event);
 }
 
+/* The edge-triggered watch has reported what there is. */
+static bool is_spent_edge(const struct rp_watch *watch)
+{
+    return watch->home == RP_HOME_RING && rp_watch_is_edge(watch) && !(watch->events & EPOLLONESHOT) &&
+           watch->ready == RP_READY_IDLE && rp_watch_in_flight(watch) && !watch->dirty;
+}
+
+/* Nothing has happened that the ring has not told us. */
+static bool ring_is_quiet(struct rp_set *set)
+{
+    return set->ring.fd >= 0 && (set->ring.features & RINGPOLL_FEATURE_TASKRUN_FLAG) &&
+           !rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring);
+}
+
+static int enter_and_reap(struct rp_set *set);
+
+/* Registering a ready fd makes an edge; this one was reported before. The kernel
+ * gives it up only by a wait, which takes others' events along: level-triggered
+ * ones it keeps by itself, the rest are put back by MOD. */
+static void swallow_edge(struct rp_set *set, struct rp_watch *watch, struct epoll_event *event)
+{
+    struct epoll_event got[64];
+    int count = rp_sys_epoll_wait(set->hidden, got, 64, &no_time, NULL);
+    bool swallowed = false;
+    for (int i = 0; i < count; i++) {
+        if (!swallowed && got[i].data.u64 == event->data.u64) {
+            swallowed = true;
+            continue;
+        }
+        for (struct rp_watch *other = set->watches; other; other = other->next_of_set) {
+            struct epoll_event again = {.events = other->events, .data = other->data};
+            if (other != watch && other->home == RP_HOME_KERNEL && !other->deleted &&
+                (other->events & (EPOLLET | EPOLLONESHOT)) && other->data.u64 == got[i].data.u64)
+                rp_sys_epoll_ctl(set->hidden, EPOLL_CTL_MOD, other->fd, &again);
+        }
+    }
+    /* Something came meanwhile: a second report is better than none. */
+    if (enter_and_reap(set) < 0 || watch->ready != RP_READY_IDLE)
+        rp_sys_epoll_ctl(set->hidden, EPOLL_CTL_MOD, watch->fd, event);
+}
+
 int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
 {
     if (watch->home == RP_HOME_KERNEL)
@@ -318,9 +360,12 @@ int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
     if (error < 0)
         return error;
     struct epoll_event event = {.events = watch->events, .data = watch->data};
+    bool spent = is_spent_edge(watch) && ring_is_quiet(set);
     error = kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, watch->fd, &event);
     if (error < 0)
         return error;
+    if (spent)
+        swallow_edge(set, watch, &event);
     set->stats.handovers++;
     watch->home = RP_HOME_KERNEL;
     set->ring_watches--;
@@ -732,6 +777,8 @@ void rp_set_end_ring(struct rp_set *set)
     set->zombie = false;
 }
 
+static void close_hidden(struct rp_set *set);
+
 void rp_set_end_zombies(void)
 {
     if (__atomic_load_n(&rp_zombies, __ATOMIC_RELAXED) == 0 || rp_self.locks_held)
@@ -744,14 +791,11 @@ void rp_set_end_zombies(void)
             rp_set_end_ring(set);
             for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
                 next = watch->next_of_set;
-                if (!watch->disabled || watch->deleted)
+                if ((!watch->disabled && !watch->stays) || watch->deleted)
                     rp_set_forget_watch(set, watch);
             }
-            if (set->hidden >= 0 && set->waiters == 0) {
-                rp_fd_internal(set->hidden, false);
-                rp_sys_close(set->hidden);
-                set->hidden = -1;
-            }
+            if (set->waiters == 0)
+                close_hidden(set);
             if (is_ending(set))
                 set_free(set);
         }
@@ -843,27 +887,22 @@ static bool hidden_disabled(struct rp_set *set, const struct rp_watch *watch)
 /* Registers every watch in the identity. A disabled one-shot cannot be: kernel
  * epoll has that state, but no way to make it. Its record stays (`leftovers`)
  * until MOD, DEL or close. */
-static bool is_spent_edge(const struct rp_watch *watch)
-{
-    return watch->home == RP_HOME_RING && rp_watch_is_edge(watch) && !(watch->events & EPOLLONESHOT) &&
-           watch->ready == RP_READY_IDLE && rp_watch_in_flight(watch) && !watch->dirty;
-}
-
-/* Nothing has happened that the ring has not told us. */
-static bool ring_is_quiet(struct rp_set *set)
-{
-    return set->ring.fd >= 0 && (set->ring.features & RINGPOLL_FEATURE_TASKRUN_FLAG) &&
-           !rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring);
-}
-
 static void add_to_identity(struct rp_set *set, struct rp_watch *watch)
 {
     struct epoll_event event = {.events = watch->events, .data = watch->data};
     kernel_ctl(set, set->identity, EPOLL_CTL_ADD, watch->fd, &event);
 }
 
-static void move_all(struct rp_set *set)
+static void move_all(struct rp_set *set, uint32_t reason)
 {
+    /* What an edge-triggered watch of the hidden instance has reported only the
+     * kernel knows: those stay there, and that instance is nested in the identity
+     * (unless the identity shall serve another process). */
+    bool may_stay = reason != RINGPOLL_REASON_SHARED && reason != RINGPOLL_REASON_FORK && !set->identity_foreign;
+    for (struct rp_watch *watch = set->watches; watch && may_stay; watch = watch->next_of_set)
+        if (watch->home == RP_HOME_KERNEL && !watch->deleted && (watch->events & EPOLLET))
+            watch->stays = set->ghosts = true;
+
     struct epoll_event spent[64];
     bool quiet = ring_is_quiet(set);
 
@@ -890,8 +929,14 @@ static void move_all(struct rp_set *set)
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         if (watch->deleted)
             continue;
+        if (watch->stays) {
+            set->leftovers++;
+            continue;
+        }
         if (watch->home == RP_HOME_KERNEL && (watch->events & EPOLLONESHOT) && hidden_disabled(set, watch))
             watch->disabled = true;
+        if (set->ghosts && watch->home == RP_HOME_KERNEL)
+            rp_sys_epoll_ctl(set->hidden, EPOLL_CTL_DEL, watch->fd, NULL);
         if (watch->disabled) {
             set->leftovers++;
             continue;
@@ -899,6 +944,22 @@ static void move_all(struct rp_set *set)
         if (!quiet || !is_spent_edge(watch))
             add_to_identity(set, watch);
     }
+    /* Registrations whose number is closed can be moved by nobody. They stay in
+     * the hidden instance, and that is nested in the identity. */
+    if (set->ghosts && set->hidden >= 0) {
+        struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = set}};
+        set->hidden_nested = kernel_ctl(set, set->identity, EPOLL_CTL_ADD, set->hidden, &event) == 0;
+    }
+}
+
+/* Of a set without a ring: unless it is nested, the hidden instance has served. */
+static void close_hidden(struct rp_set *set)
+{
+    if (set->hidden < 0 || set->hidden_nested)
+        return;
+    rp_fd_internal(set->hidden, false);
+    rp_sys_close(set->hidden);
+    set->hidden = -1;
 }
 
 void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
@@ -911,7 +972,10 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
     bool mine = engine == RINGPOLL_ENGINE_NEW || rp_set_is_mine(set);
     if (set->identity_foreign)
         replace_identity(set);
-    move_all(set);
+    /* What is on its way to us tells fresh edges from spent ones. */
+    if (engine == RINGPOLL_ENGINE_RING && mine && error == 0 && !set->owner_inside)
+        (void)enter_and_reap(set);
+    move_all(set, reason);
     set->reason = reason;
     set->error = error;
     set->stats.demotions++;
@@ -920,17 +984,14 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
         rp_set_end_ring(set);
         for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
             next = watch->next_of_set;
-            if (!watch->disabled || watch->deleted)
+            if ((!watch->disabled && !watch->stays) || watch->deleted)
                 rp_set_forget_watch(set, watch);
         }
         /* A wait that began while NEW sits in the hidden instance: out with it. */
-        if (set->waiters > 0) {
+        if (set->waiters > 0)
             wake_owner(set);
-        } else if (set->hidden >= 0) {
-            rp_fd_internal(set->hidden, false);
-            rp_sys_close(set->hidden);
-            set->hidden = -1;
-        }
+        else
+            close_hidden(set);
         return;
     }
     set->zombie = true;
@@ -978,11 +1039,8 @@ void rp_set_after_fork(struct rp_set *set)
     __atomic_store_n(&set->owner, 0, __ATOMIC_RELAXED);
     if (engine != RINGPOLL_ENGINE_KERNEL)
         set->inherited = set->identity_foreign = true;
-    else if (set->hidden >= 0) {
-        rp_fd_internal(set->hidden, false);
-        rp_sys_close(set->hidden);
-        set->hidden = -1;
-    }
+    else
+        close_hidden(set);
 }
 
 void rp_set_adopt_inherited(struct rp_set *set)
@@ -1289,10 +1347,18 @@ static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
     return 0;
 }
 
-/* Engine KERNEL with records of disabled one-shots. */
+/* Engine KERNEL with records of disabled one-shots and of what stayed behind. */
 static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_watch *watch = find(set, fd);
+    if (watch && watch->stays && !watch->deleted) {
+        int result = kernel_ctl(set, set->hidden, op, fd, event);
+        if (result == 0 && op == EPOLL_CTL_DEL) {
+            set->leftovers--;
+            rp_set_forget_watch(set, watch);
+        }
+        return result;
+    }
     if (!watch || watch->deleted || !watch->disabled)
         return kernel_ctl(set, epfd, op, fd, event);
     if (op == EPOLL_CTL_ADD)
@@ -1336,6 +1402,13 @@ static int ctl_in_handler(struct rp_set *set, int epfd, int op, int fd, struct e
     return 0;
 }
 
+/* A wait that must fail with EFAULT, or find nothing: EINVAL is for other files. */
+static bool is_epoll(int fd)
+{
+    int result = rp_sys_epoll_wait(fd, NULL, 1, &no_time, NULL);
+    return result != -EINVAL && result != -EBADF;
+}
+
 /* EINVAL, whatever is registered: MOD with EXCLUSIVE, or ADD beside bits that
  * EXCLUSIVE does not go with. */
 static bool exclusive_is_wrong(int op, const struct epoll_event *event)
@@ -1352,7 +1425,7 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     /* A set that is watched lives in its identity, before the kernel looks for
      * loops in it. Not for a call that is bound to fail. */
     if (target && target != set && op == EPOLL_CTL_ADD && (uintptr_t)event >= 4096 &&
-        !(event->events & EPOLLEXCLUSIVE) && (set || rp_sys_fcntl(epfd, 1 /* F_GETFD */, 0) >= 0))
+        !(event->events & EPOLLEXCLUSIVE) && (set || is_epoll(epfd)))
         ringpoll_demote(fd);
     if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && set->leftovers == 0))
         return rp_sys_epoll_ctl(epfd, op, fd, event);
@@ -1455,8 +1528,25 @@ static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned
 static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *events, int max,
                           const struct timespec *timeout, const sigset_t *sigmask)
 {
-    int count = rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
-    __atomic_fetch_add(&set->stats.kernel_waits, 1, __ATOMIC_RELAXED);
+    int count;
+    bool again;
+    do {
+        again = false;
+        count = rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
+        __atomic_fetch_add(&set->stats.kernel_waits, 1, __ATOMIC_RELAXED);
+        if (!__atomic_load_n(&set->hidden_nested, __ATOMIC_RELAXED) || epfd == set->hidden)
+            break;
+        for (int i = 0; i < count; i++) {
+            if (events[i].data.ptr != set)
+                continue;
+            /* The nested instance: what is in it instead. */
+            events[i] = events[count - 1];
+            int more = rp_sys_epoll_wait(set->hidden, events + count - 1, max - count + 1, &no_time, NULL);
+            count += (more > 0 ? more : 0) - 1;
+            again = count == 0 && !(timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0);
+            break;
+        }
+    } while (again);
     return count;
 }
 
@@ -1689,10 +1779,10 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     }
     set->waiters--;
     if (set->waiters == 0 && rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie && set->hidden >= 0) {
-        rp_fd_internal(set->hidden, false);
-        rp_sys_close(set->hidden);
-        set->hidden = -1;
+        if (set->wake_sent && set->hidden_nested)
+            take_wake(set);
         set->wake_sent = false;
+        close_hidden(set);
     }
     if (result > 0) {
         set->stats.events += (uint64_t)result;
@@ -1721,12 +1811,37 @@ kernel:
 
 /* ------------------------------------------------------------------ closes */
 
+/* The file outlives its close for a moment: what the peer is to hear of the close
+ * goes out now. On TCP a reset where close would send one (SO_LINGER of zero, or
+ * unread bytes), which a disconnect does. An AF_UNIX peer hears of an end where
+ * unread bytes would have made it a reset: the one thing that differs. */
+static void end_connection(int fd, uint8_t kind)
+{
+    struct linger linger = {0, 0};
+    unsigned length = sizeof linger;
+    int unread = 0;
+    if (kind == RINGPOLL_FD_TCP) {
+        rp_sys_getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &length);
+        rp_sys_call(SYS_ioctl, fd, FIONREAD, (long)&unread, 0, 0, 0);
+        if (unread > 0 || (linger.l_onoff && linger.l_linger == 0)) {
+            struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+            rp_sys_call(SYS_connect, fd, (long)&nowhere, sizeof nowhere, 0, 0, 0);
+            return;
+        }
+    }
+    if (kind == RINGPOLL_FD_TCP || kind == RINGPOLL_FD_UNIX)
+        rp_sys_call(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
+}
+
 void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry)
 {
     uint32_t engine = rp_set_engine(set);
     struct rp_op *op = NULL;
 
+    if (rp_fd_shared(entry) && !watch->deleted)
+        set->ghosts = true; /* if it is registered in the hidden instance, or will be in a moment */
     if (watch->home == RP_HOME_KERNEL && !watch->op) {
+        set->leftovers -= watch->stays;
         rp_set_forget_watch(set, watch);
         return;
     }
@@ -1772,8 +1887,8 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
     set->stats.cancels_on_close++;
     if (set->owner_inside)
         ask_owner(set);
-    else if (!rp_fd_shared(entry) && (watch->kind == RINGPOLL_FD_TCP || watch->kind == RINGPOLL_FD_UNIX))
-        rp_sys_call(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
+    else if (!rp_fd_shared(entry))
+        end_connection(fd, watch->kind);
 }
 
 void rp_set_name_closing(struct rp_set *set, int fd)

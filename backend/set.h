@@ -33,6 +33,8 @@ struct rp_set {
     struct rp_watch *dirty, *dirty_tail;
     unsigned ring_watches; /* HOME_RING records */
     unsigned leftovers; /* engine KERNEL: records of disabled one-shots, see move_all() */
+    bool ghosts;        /* `hidden` may have registrations whose number is closed */
+    bool hidden_nested; /* engine KERNEL: `hidden` stands in the identity, for the ghosts */
     bool inherited;     /* a fork's child has yet to make it its own */
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
     struct rp_set *next_set;  /* all sets; under rp_sets_lock */

@@ -108,6 +108,7 @@ struct rp_watch {
     uint32_t sqe_at;     /* its SQE's position, to take it back while it is QUEUED */
     uint8_t fresh;       /* one-shot polls to go before a multishot one */
     uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
+    bool stays;          /* engine KERNEL: registered in the hidden instance still */
     /* Left by a signal handler inside a critical section, see set.c */
     bool closed_in_handler, modified_in_handler, deleted_in_handler;
     uint32_t handler_events;

@@ -31,6 +31,26 @@ fi
 RINGPOLL_TEST_EXPECT=$expect
 export RINGPOLL_TEST_EXPECT
 
+# What is known to differ, and why: docs/design.md, "Known differences". The
+# list shrinks.
+#  - The driver leaves out what moves edge-triggered and one-shot registrations
+#    between the ring and kernel epoll in the middle of their lives: duplicates
+#    that are closed, sets in sets, other threads.
+#  - A ring without DEFER_TASKRUN (asked for by RINGPOLL_ANY_RING) spills wake-ups
+#    of an overflown CQ into the next wait, and cannot tell spent edges apart.
+case $program in
+*differential)
+    RINGPOLL_DIFFERENTIAL_WITHOUT=${RINGPOLL_DIFFERENTIAL_WITHOUT-dup,nesting,threads}
+    export RINGPOLL_DIFFERENTIAL_WITHOUT
+    ;;
+*)
+    case $engine/$RINGPOLL_MASK in
+    anyring/as-5.19 | anyring/as-5.13)
+        set -- "$@" --gtest_filter='-Scale.M*:Waiters.*:Timeout.*:Timerfd.*:Signals.*:Concurrent.*' ;;
+    esac
+    ;;
+esac
+
 if [ "$engine" != shim ]; then
     exec "$program" "$@"
 fi

@@ -26,7 +26,8 @@ run at once.
 Environment: RINGPOLL_PRELOAD (path of the preload library), RINGPOLL_TEST_CASES
 (comma-separated names: only these), RINGPOLL_TEST_MODES (epoll,ring),
 RINGPOLL_TEST_KEEP=1 (keep the directories and logs), RINGPOLL_TEST_SEED,
-RINGPOLL_TEST_PATIENCE (seconds to wait for what should come at once).
+RINGPOLL_TEST_PATIENCE (seconds to wait for what should come at once),
+RINGPOLL_PROFILE and RINGPOLL_MASK (for the programs on the ring).
 """
 
 import ctypes
@@ -229,7 +230,7 @@ class Run:
 
     def ring_variables(self):
         return {"LD_PRELOAD": self.suite.preload, "RINGPOLL": "require", "RINGPOLL_PROFILE": self.suite.profile,
-                "RINGPOLL_STATS": os.path.join(self.stats_directory, "%p"),
+                "RINGPOLL_MASK": os.environ.get("RINGPOLL_MASK", ""), "RINGPOLL_STATS": os.path.join(self.stats_directory, "%p"),
                 "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0"}
 
     def start(self, argv, env=None, shim=True, stdin=subprocess.DEVNULL, cwd=None, name=None, preexec=None):
