@@ -266,7 +266,8 @@ struct ringpoll_probe {
     int32_t feature_error[64]; /* per feature bit: 0, or why not */
 };
 
-/* Finds out by trying (it makes and ends small rings; some milliseconds).
+/* Finds out by trying (it makes and ends small rings; some milliseconds, and
+ * for some tens more a blocking call of this thread may return EINTR).
  * 0; -EINVAL: size. A kernel without io_uring is an answer, not a failure. */
 RINGPOLL_API int ringpoll_probe(struct ringpoll_probe *probe);
 
