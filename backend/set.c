@@ -176,7 +176,7 @@ static void add_stats(struct ringpoll_stats *sum, const struct rp_set *set)
     sum->cq_overflows += set->stats.cq_overflows + set->ring.overflows;
     sum->demotions += set->stats.demotions;
     sum->ops_in_flight += rp_op_busy(&set->ops);
-    sum->polls_armed += set->ops.count[RP_OP_INFLIGHT];
+    sum->polls_armed += set->ops.count[RP_OP_QUEUED] + set->ops.count[RP_OP_INFLIGHT];
 }
 
 /* The last of it: everything has been cancelled, no name is left. */
