@@ -362,9 +362,10 @@ cases.cluster = async () => {
 cases.serve = async () => {
     const server = echoServer();
     const where = await listen(server);
+    const told = events.once(process, 'SIGTERM'); // before anybody can know that we serve
     fs.writeFileSync(path.join(directory, 'port.tmp'), String(where.port));
     fs.renameSync(path.join(directory, 'port.tmp'), path.join(directory, 'port'));
-    await events.once(process, 'SIGTERM');
+    await told;
     const closed = close(server);
     server.closeAllConnections?.();
     await closed;
