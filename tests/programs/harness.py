@@ -229,7 +229,9 @@ class Run:
         return env
 
     def ring_variables(self):
-        return {"LD_PRELOAD": self.suite.preload, "RINGPOLL": "require", "RINGPOLL_PROFILE": self.suite.profile,
+        # Under a mask there may be no ring at all, and the programs run as well.
+        word = "auto" if os.environ.get("RINGPOLL_MASK") else "require"
+        return {"LD_PRELOAD": self.suite.preload, "RINGPOLL": word, "RINGPOLL_PROFILE": self.suite.profile,
                 "RINGPOLL_MASK": os.environ.get("RINGPOLL_MASK", ""), "RINGPOLL_STATS": os.path.join(self.stats_directory, "%p"),
                 "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0"}
 
@@ -396,6 +398,8 @@ class Run:
                 raise Failure("no report at the end of %s" % (pid or "any process"))
             got_rings = sum(report.get("rings_made", 0) for report in chosen)
             got_cqes = sum(report.get("cqes", 0) for report in chosen)
+            if os.environ.get("RINGPOLL_MASK") and not got_rings and reasons:
+                continue
             if got_rings < rings or got_cqes < cqes:
                 raise Failure("the ring carried nothing: %d rings, %d completions (at least %d, %d expected); %s" %
                               (got_rings, got_cqes, rings, cqes, self.summary))

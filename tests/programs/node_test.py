@@ -5,8 +5,9 @@
 Two of them where both can be had: the one on the PATH, and Debian's own package,
 which runs on the system's libuv. When another source's package shadows Debian's,
 its files are fetched by version into a directory (RINGPOLL_NODE_DIRECTORY, or
-tests/programs/debian-node in the build tree) and shown to that process alone by
-a mount namespace, because it wants /usr/share/nodejs.
+ringpoll-tests/debian-node in the user's cache, outside of a build tree that
+distcheck wants to find empty) and shown to that process alone by a mount
+namespace, because it wants /usr/share/nodejs.
 """
 
 import sys
@@ -47,8 +48,8 @@ def quiet(argv, **options):
 
 def debian_directory():
     """Where Debian's node is unpacked; fetches it once. Skipped says why not."""
-    where = os.environ.get("RINGPOLL_NODE_DIRECTORY") or \
-        os.path.join(os.environ.get("top_builddir") or os.getcwd(), "tests", "programs", "debian-node")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    where = os.environ.get("RINGPOLL_NODE_DIRECTORY") or os.path.join(cache, "ringpoll-tests", "debian-node")
     if os.path.exists(os.path.join(where, "usr/bin/node")):
         return where
     if not find_program("apt-get") or os.getuid() != 0:
@@ -57,7 +58,10 @@ def debian_directory():
     if not versions:
         raise Skipped("no Debian package of nodejs 18 is on offer")
     fetching = where + ".fetching.%d" % os.getpid()
-    os.makedirs(fetching)
+    try:
+        os.makedirs(fetching)
+    except OSError as error:
+        raise Skipped("Debian's node cannot be kept in %s: %s" % (where, error.strerror)) from None
     names = ["nodejs=" + versions[0], "libnode108=" + versions[0], "node-acorn", "node-busboy",
              "node-cjs-module-lexer", "node-undici", "node-xtend"]
     quiet(["apt-get", "download", "-q"] + names, cwd=fetching)
