@@ -108,7 +108,7 @@ static bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watc
     if (!set->tells || !entry || rp_fd_shared(entry))
         return false;
     uint32_t flags = rp_fd_flags(entry);
-    if (!(set->flags & RINGPOLL_TRACKED) && !(flags & RP_FD_HINTED))
+    if (!(flags & RP_FD_HINTED))
         return false;
     return watch->kind == RINGPOLL_FD_TCP || (watch->kind == RINGPOLL_FD_UNIX && (flags & RINGPOLL_FD_NONBLOCK));
 }

@@ -160,7 +160,7 @@ RINGPOLL_API void ringpoll_fd_shared(int fd);
 RINGPOLL_API void ringpoll_fd_leave(int fd);
 /* A read of any kind took place: `asked` bytes were wanted and `result` is
  * their number or a negative errno. A hint: it spares the library a look at an
- * fd that was seen drained. Only for reads without flags beyond MSG_DONTWAIT
+ * fd that was seen drained. Report all reads of an fd, or none. Only for reads without flags beyond MSG_DONTWAIT
  * and MSG_NOSIGNAL; report others with `asked` 0. */
 RINGPOLL_API void ringpoll_fd_read(int fd, size_t asked, long result);
 /* 1: `fd` belongs to the library (a ring, a hidden epoll instance): a close
