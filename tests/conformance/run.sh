@@ -24,6 +24,7 @@ anyring/as-5.10 | sqpoll/as-5.10) expect=either ;;
 anyring/* | sqpoll/* | */ | */as-6.1) expect=ring ;;
 *) expect=kernel ;;
 esac
+[ -n "${RINGPOLL_TEST_NO_URING-}" ] && expect=kernel # built --with-uring=no
 if [ "$expect" = ring ] && [ "$(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null || echo 0)" = 2 ]; then
     echo "SKIP: kernel.io_uring_disabled is 2"
     exit 77
