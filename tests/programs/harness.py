@@ -375,6 +375,10 @@ class Run:
     def check_reports(self):
         if self.mode != "ring":
             return
+        for process in self.processes:
+            bad = re.search(r".*(?:runtime error:|(?:Address|Thread|Leak)Sanitizer).*", process.errors())
+            if bad:
+                raise Failure("%s: %s" % (process.name, process.errors()[bad.start():][:2000]))
         reports = self.reports()
         summary = {}
         for pid, report in reports.items():
