@@ -3,7 +3,7 @@
  * What this kernel can do, found out by letting it do it.
  *
  * Why not by version: distributions port features back, filters take them away,
- * and some were there for releases before they worked. So ringpoll_probe() makes
+ * and some were there for releases before they worked. So ringpoll_get_probe() makes
  * a small ring, or a few, and lets each feature do its work once on a
  * socketpair, a pipe or a timer. Each test ends what it began; nothing outlives
  * the call, no fd is left, and no test waits longer than PATIENCE.
@@ -856,7 +856,7 @@ static unsigned bit_of(uint64_t feature)
     return (unsigned)__builtin_ctzll(feature);
 }
 
-int ringpoll_probe(struct ringpoll_probe *probe)
+int ringpoll_get_probe(struct ringpoll_probe *probe)
 {
     if (!probe || probe->size < sizeof(*probe))
         return -EINVAL;

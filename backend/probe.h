@@ -3,7 +3,7 @@
  * Which features this kernel really has, found by trying, minus the masked.
  * Found once per process, lazily, in one of two depths: the cheap one (what a
  * ring for readiness needs, from one io_uring_setup and REGISTER_PROBE) and the
- * full one behind ringpoll_probe().
+ * full one behind ringpoll_get_probe().
  */
 #ifndef RP_PROBE_H
 #define RP_PROBE_H

@@ -115,6 +115,40 @@ static inline void rp_set_unlock(struct rp_set *set)
         rp_process_deferred();
 }
 
+/* ---- between the files of the set ----------------------------------------
+ * set.c: the object and its records; owner.c: the ring and its thread; ctl.c,
+ * wait.c, close.c: the calls; demote.c: to kernel epoll, and forks; stats.c.
+ * Set locked, where nothing else is said. */
+static inline bool rp_set_is_ending(const struct rp_set *set)
+{
+    return set->names == 0;
+}
+void rp_set_free(struct rp_set *set); /* everything has been cancelled, no name is left */
+void rp_set_link_watch(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry);
+void rp_set_undirty(struct rp_set *set, struct rp_watch *watch);
+struct rp_watch *rp_set_find(struct rp_set *set, int fd);
+int rp_set_make_hidden(struct rp_set *set);
+void rp_set_close_hidden(struct rp_set *set);
+int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event);
+/* owner.c */
+#define RP_RING_NO_FD INT_MAX /* ring.fd of a ring that is registered, and has no number */
+extern int rp_wake_fd;
+extern struct rp_lock rp_wake_lock;    /* leaf: rp_wake_fd, the number of sets */
+extern struct rp_lock rp_retired_lock; /* leaf: rp_stats_retired, rp_newest_set */
+int rp_set_make_ring(struct rp_set *set);
+/* Whether a ring can be had; it is kept for the first wait. Nothing locked. */
+int rp_set_try_ring(struct rp_set *set);
+int rp_ring_refusal(void); /* the errno, negative, of a kernel that gives no rings; 0: not known */
+void rp_set_wake_owner(struct rp_set *set);
+void rp_set_take_wake(struct rp_set *set);
+void rp_set_say_serviced(struct rp_set *set);
+void rp_set_ask_owner(struct rp_set *set);
+/* wait.c: enters without blocking, and reaps. 0, or a negative errno that means
+ * that this ring is of no use any more. Owner thread. */
+int rp_set_enter_and_reap(struct rp_set *set);
+/* stats.c */
+void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set);
+
 /* kernel epoll for this watch from now on; owner thread, or no owner; locked. */
 int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch);
 void rp_set_dirty(struct rp_set *set, struct rp_watch *watch);

@@ -1,9 +1,89 @@
 /* SPDX-License-Identifier: MIT
  *
- * Words for what the counters and reasons say. The counters themselves live in
- * each set (set.c adds them up).
+ * The counters, which live in each set, added up; and words for what they say.
  */
-#include "ringpoll/ringpoll.h"
+#include "set.h"
+
+#include <errno.h>
+#include <string.h>
+
+struct ringpoll_stats rp_stats_retired;
+struct rp_lock rp_retired_lock;
+
+void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set)
+{
+    sum->sets_made++;
+    sum->rings_made += set->stats.rings_made;
+    sum->waits += set->stats.waits;
+    sum->events += set->stats.events;
+    sum->enters += set->stats.enters + set->ring.enters;
+    sum->rechecks += set->stats.rechecks;
+    sum->rechecked_fds += set->stats.rechecked_fds;
+    sum->kernel_waits += set->stats.kernel_waits;
+    sum->kernel_ctls += set->stats.kernel_ctls;
+    sum->sqes += set->stats.sqes + set->ring.sqes_submitted;
+    sum->cqes += set->stats.cqes + set->ring.cqes_reaped;
+    sum->cancels_on_close += set->stats.cancels_on_close;
+    sum->handovers += set->stats.handovers;
+    sum->stale_cqes += set->stats.stale_cqes + set->ops.stale;
+    sum->rearms += set->stats.rearms;
+    sum->cq_overflows += set->stats.cq_overflows + set->ring.overflows;
+    sum->demotions += set->stats.demotions;
+    sum->ops_in_flight += rp_op_busy(&set->ops);
+    sum->polls_armed += set->ops.count[RP_OP_QUEUED] + set->ops.count[RP_OP_INFLIGHT];
+}
+
+int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
+{
+    struct ringpoll_stats sum = {.size = sizeof sum};
+    uint32_t size = stats->size;
+    if (size < 16 || size > sizeof sum)
+        return -EINVAL;
+    if (rp_self.locks_held) /* a signal handler inside our own critical section */
+        return -EBUSY;
+    if (epfd != -1) {
+        struct rp_set *set = rp_set_of(epfd);
+        if (!set)
+            return rp_sys_fcntl(epfd, 1 /* F_GETFD */, 0) < 0 ? -EBADF : -EINVAL;
+        rp_set_lock(set);
+        rp_stats_add(&sum, set);
+        sum.engine = set->engine;
+        sum.reason = set->reason;
+        sum.error = set->error;
+        sum.sets = 1;
+        sum.rings = set->ring.fd >= 0;
+        for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+            if (!watch->deleted)
+                *(watch->home == RP_HOME_RING ? &sum.watches_ring : &sum.watches_kernel) += 1;
+        rp_set_unlock(set);
+    } else {
+        rp_lock(&rp_sets_lock);
+        rp_lock(&rp_retired_lock);
+        sum = rp_stats_retired;
+        if (rp_newest_set) {
+            sum.engine = rp_newest_set->engine;
+            sum.reason = rp_newest_set->reason;
+            sum.error = rp_newest_set->error;
+        }
+        rp_unlock(&rp_retired_lock);
+        for (struct rp_set *set = rp_sets; set; set = set->next_set) {
+            rp_lock(&set->lock);
+            if (set->in_use) {
+                rp_stats_add(&sum, set);
+                sum.sets++;
+                sum.rings += set->ring.fd >= 0;
+                for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+                    if (!watch->deleted)
+                        *(watch->home == RP_HOME_RING ? &sum.watches_ring : &sum.watches_kernel) += 1;
+            }
+            rp_unlock(&set->lock);
+        }
+        rp_unlock(&rp_sets_lock);
+    }
+    memcpy(stats, &sum, size);
+    stats->size = size;
+    return 0;
+}
 
 const char *ringpoll_reason_text(uint32_t reason)
 {

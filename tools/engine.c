@@ -32,7 +32,7 @@ void find_engine(struct engine *engine)
     struct timespec at_once = {0, 0};
     struct ringpoll_stats stats = {.size = sizeof(stats)};
     ringpoll_wait(set, &happened, 1, &at_once, NULL);
-    if (ringpoll_stats(set, &stats) == 0) {
+    if (ringpoll_get_stats(set, &stats) == 0) {
         engine->is_ring = stats.engine == RINGPOLL_ENGINE_RING;
         engine->reason = stats.reason;
         engine->error = stats.reason == RINGPOLL_REASON_NO_RING ? stats.error : 0;

@@ -2,7 +2,7 @@
  *
  * `ringpoll probe`: what the library finds out about this kernel by trying, for
  * people and (--json) for programs, and what explains each "no". It adds three
- * things to ringpoll_probe(): the settings that decide about io_uring, whether
+ * things to ringpoll_get_probe(): the settings that decide about io_uring, whether
  * they do so here or not; what each feature is good for; and what a set would
  * really run on, which is found out by making one and waiting on it, not by
  * guessing from the features.
@@ -128,7 +128,7 @@ static int find_all(struct findings *findings)
     memset(findings, 0, sizeof(*findings));
     uname(&findings->kernel);
     findings->probe.size = sizeof(findings->probe);
-    int error = ringpoll_probe(&findings->probe);
+    int error = ringpoll_get_probe(&findings->probe);
     if (error < 0)
         return error;
     findings->uring_disabled = read_number("/proc/sys/kernel/io_uring_disabled");

@@ -167,7 +167,7 @@ static bool ring_can_be_had(void)
         return true;
     char buffer[ERRNO_NAME_SIZE], cause[256] = "";
     struct ringpoll_probe found = {.size = sizeof(found)};
-    if (engine.error != 0 && ringpoll_probe(&found) == 0) {
+    if (engine.error != 0 && ringpoll_get_probe(&found) == 0) {
         snprintf(cause, sizeof(cause), " (%s: %s)", errno_name(engine.error, buffer, sizeof(buffer)),
                  ringpoll_knob_text(found.knob));
     }

@@ -97,7 +97,7 @@ static void add_error(struct text *text, int error)
 static const char *knob(void)
 {
     struct ringpoll_probe probe = {.size = sizeof probe};
-    if (rp_shim.restricted || ringpoll_probe(&probe) < 0)
+    if (rp_shim.restricted || ringpoll_get_probe(&probe) < 0)
         return NULL;
     if (probe.error == 0 && probe.masked)
         return ringpoll_knob_text(RINGPOLL_KNOB_MASK);
@@ -178,7 +178,7 @@ static void compose(struct text *text)
         line(text, "reason", "RINGPOLL=off");
         return;
     }
-    int error = ringpoll_stats(-1, &stats);
+    int error = ringpoll_get_stats(-1, &stats);
     if (error < 0) {
         add(text, "error ");
         add_error(text, -error);

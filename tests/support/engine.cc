@@ -135,7 +135,7 @@ public:
         struct ringpoll_stats stats = {};
         stats.size = sizeof stats;
         Held held;
-        if (ringpoll_stats(-1, &stats) != 0)
+        if (ringpoll_get_stats(-1, &stats) != 0)
             return held;
         held.sets = stats.sets;
         held.rings = stats.rings;

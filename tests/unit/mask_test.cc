@@ -177,7 +177,7 @@ TEST(MaskOfTheEnvironment, StandsInTheProbeBesideWhatTheKernelHas)
         struct ringpoll_probe probe = {};
         probe.size = sizeof(probe);
         uint64_t masked = 0;
-        if (ringpoll_probe(&probe) != 0 || ringpoll_mask_parse("as-5.19", &masked, nullptr, nullptr) != 0)
+        if (ringpoll_get_probe(&probe) != 0 || ringpoll_mask_parse("as-5.19", &masked, nullptr, nullptr) != 0)
             _exit(1);
         if (probe.masked != masked)
             _exit(2);

@@ -35,7 +35,7 @@ struct ringpoll_probe probe_now()
 {
     struct ringpoll_probe probe = {};
     probe.size = sizeof(probe);
-    EXPECT_EQ(::ringpoll_probe(&probe), 0);
+    EXPECT_EQ(::ringpoll_get_probe(&probe), 0);
     return probe;
 }
 
@@ -61,10 +61,10 @@ int in_child(const std::function<int()> &body)
 TEST(Probe, TellsASizeThatItCannotFill)
 {
     struct ringpoll_probe probe = {};
-    EXPECT_EQ(::ringpoll_probe(&probe), -EINVAL);
+    EXPECT_EQ(::ringpoll_get_probe(&probe), -EINVAL);
     probe.size = sizeof(probe) - 1;
-    EXPECT_EQ(::ringpoll_probe(&probe), -EINVAL);
-    EXPECT_EQ(::ringpoll_probe(nullptr), -EINVAL);
+    EXPECT_EQ(::ringpoll_get_probe(&probe), -EINVAL);
+    EXPECT_EQ(::ringpoll_get_probe(nullptr), -EINVAL);
 }
 
 TEST(Probe, ZeroesTheFieldsOfALaterHeader)
@@ -75,7 +75,7 @@ TEST(Probe, ZeroesTheFieldsOfALaterHeader)
     } grown;
     memset(&grown, 0xaa, sizeof(grown));
     grown.probe.size = sizeof(grown);
-    ASSERT_EQ(::ringpoll_probe(&grown.probe), 0);
+    ASSERT_EQ(::ringpoll_get_probe(&grown.probe), 0);
     EXPECT_EQ(grown.probe.size, sizeof(grown));
     for (unsigned char byte : grown.later)
         EXPECT_EQ(byte, 0);
@@ -171,7 +171,7 @@ TEST(ProbeOnFakeKernel, SurvivesEveryFailingAllocation)
         int before = open_fds();
         struct ringpoll_probe probe = {};
         probe.size = sizeof(probe);
-        ASSERT_EQ(::ringpoll_probe(&probe), 0);
+        ASSERT_EQ(::ringpoll_get_probe(&probe), 0);
         EXPECT_EQ(open_fds(), before) << "allocation " << n;
         if (!faulty.failed())
             break;
@@ -187,7 +187,7 @@ TEST(ProbeOnFakeKernel, SurvivesEveryFailingRegistrationAndEnter)
             int before = open_fds();
             struct ringpoll_probe probe = {};
             probe.size = sizeof(probe);
-            ASSERT_EQ(::ringpoll_probe(&probe), 0);
+            ASSERT_EQ(::ringpoll_get_probe(&probe), 0);
             EXPECT_EQ(open_fds(), before) << "call " << n << ", " << strerror(-error);
             if (!faulty.failed())
                 break;
@@ -254,7 +254,7 @@ TEST(Knob, AFilterIsFoundOut)
                 return 77;
             struct ringpoll_probe probe = {};
             probe.size = sizeof(probe);
-            if (::ringpoll_probe(&probe) != 0)
+            if (::ringpoll_get_probe(&probe) != 0)
                 return 1;
 #ifdef RINGPOLL_WITHOUT_URING
             if (probe.error != -ENOSYS || probe.knob != RINGPOLL_KNOB_BUILD)
@@ -293,7 +293,7 @@ TEST(Knob, ALimitOnFilesIsFoundOut)
                       return 2;
                   struct ringpoll_probe probe = {};
                   probe.size = sizeof(probe);
-                  if (::ringpoll_probe(&probe) != 0)
+                  if (::ringpoll_get_probe(&probe) != 0)
                       return 3;
                   if (probe.error == -ENOSYS || probe.error == -EPERM)
                       return 0; /* nothing to find out here */

@@ -269,7 +269,7 @@ struct ringpoll_probe {
 /* Finds out by trying (it makes and ends small rings; some milliseconds, and
  * for some tens more a blocking call of this thread may return EINTR).
  * 0; -EINVAL: size. A kernel without io_uring is an answer, not a failure. */
-RINGPOLL_API int ringpoll_probe(struct ringpoll_probe *probe);
+RINGPOLL_API int ringpoll_get_probe(struct ringpoll_probe *probe);
 
 /* ------------------------------------------------------------------ stats */
 
@@ -325,7 +325,7 @@ struct ringpoll_stats {
 /* Counters of one set, or, with epfd -1, of the whole process (engine, reason
  * and error then tell of the newest set). 0; -EBADF, -EINVAL as above; -EBUSY from
  * a signal handler that interrupted the library. */
-RINGPOLL_API int ringpoll_stats(int epfd, struct ringpoll_stats *stats);
+RINGPOLL_API int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats);
 
 #ifdef __cplusplus
 }

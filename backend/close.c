@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Closes: of a watched fd, of a name of the set, of a number that the library
+ * itself sits on.
+ */
+#include "set.h"
+
+#include <errno.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+/* The file outlives its close for a moment: what the peer is to hear of the close
+ * goes out now. On TCP a reset where close would send one (SO_LINGER of zero, or
+ * unread bytes), which a disconnect does. An AF_UNIX peer hears of an end where
+ * unread bytes would have made it a reset: the one thing that differs. */
+static void end_connection(int fd, uint8_t kind)
+{
+    struct linger linger = {0, 0};
+    unsigned length = sizeof linger;
+    int unread = 0;
+    if (kind == RINGPOLL_FD_TCP) {
+        rp_sys_getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &length);
+        rp_sys_call(SYS_ioctl, fd, FIONREAD, (long)&unread, 0, 0, 0);
+        if (unread > 0 || (linger.l_onoff && linger.l_linger == 0)) {
+            struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+            rp_sys_call(SYS_connect, fd, (long)&nowhere, sizeof nowhere, 0, 0, 0);
+            return;
+        }
+    }
+    if (kind == RINGPOLL_FD_TCP || kind == RINGPOLL_FD_UNIX)
+        rp_sys_call(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
+}
+
+void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry)
+{
+    uint32_t engine = rp_set_engine(set);
+    struct rp_op *op = NULL;
+
+    if (rp_fd_shared(entry) && !watch->deleted)
+        set->ghosts = true; /* if it is registered in the hidden instance, or will be in a moment */
+    if (watch->home == RP_HOME_KERNEL && !watch->op) {
+        set->leftovers -= watch->stays;
+        rp_set_forget_watch(set, watch);
+        return;
+    }
+    if (engine == RINGPOLL_ENGINE_KERNEL && watch->disabled && !watch->deleted)
+        set->leftovers--;
+    if (set->ring.fd < 0) { /* NEW, or a leftover */
+        if (engine == RINGPOLL_ENGINE_NEW && rp_fd_shared(entry) && !watch->deleted && !watch->disabled)
+            rp_set_move_to_kernel(set, watch);
+        rp_set_forget_watch(set, watch);
+        return;
+    }
+    /* Others hold the file: epoll goes on reporting it, under a number that is
+     * gone. Kernel epoll can say that, we cannot. */
+    if (engine == RINGPOLL_ENGINE_RING && watch->home == RP_HOME_RING && rp_fd_shared(entry) && !watch->deleted &&
+        !watch->disabled)
+        rp_set_move_to_kernel(set, watch);
+    if (rp_set_is_mine(set)) {
+        bool armed = watch->op != NULL;
+        while (rp_watch_disarm(set, watch, &op) == -EBUSY)
+            if (rp_set_enter_and_reap(set) < 0)
+                break;
+        /* It may have completed while room was made. */
+        rp_set_forget_watch(set, watch);
+        if (op) {
+            set->stats.cancels_on_close += armed;
+            uint32_t generation = op->generation;
+            for (int turn = 0; turn < 256 && op->state == RP_OP_ORPHANED && op->generation == generation; turn++)
+                if (rp_set_enter_and_reap(set) < 0)
+                    break;
+        }
+        if (set->owner_inside && (set->ready_count || set->hidden_ready || set->dirty))
+            rp_set_wake_owner(set); /* we are its signal handler, and took its completions */
+        return;
+    }
+    /* Another thread's ring. The record goes to the owner. */
+    watch->deleted = true;
+    rp_set_dirty(set, watch);
+    rp_fd_unlink(entry, watch);
+    int fd = watch->fd;
+    watch->fd = -1;
+    if (!watch->op)
+        return;
+    set->stats.cancels_on_close++;
+    if (set->owner_inside)
+        rp_set_ask_owner(set);
+    else if (!rp_fd_shared(entry))
+        end_connection(fd, watch->kind);
+}
+
+void rp_set_name_closing(struct rp_set *set, int fd)
+{
+    if (--set->names > 0) {
+        if (set->identity != fd)
+            return;
+        for (unsigned page = 0; page < RP_FD_PAGES; page++)
+            for (unsigned i = 0; rp_fd_pages[page] && i < RP_FD_PAGE; i++)
+                if (rp_fd_pages[page][i].set == set && (int)(page * RP_FD_PAGE + i) != fd) {
+                    set->identity = (int)(page * RP_FD_PAGE + i);
+                    return;
+                }
+        return;
+    }
+    uint32_t engine = rp_set_engine(set);
+    if (engine == RINGPOLL_ENGINE_RING && !rp_set_is_mine(set)) {
+        set->zombie = true;
+        __atomic_fetch_add(&rp_zombies, 1, __ATOMIC_RELAXED);
+        __atomic_store_n(&set->engine, RINGPOLL_ENGINE_KERNEL, __ATOMIC_RELEASE);
+        if (set->owner_inside)
+            rp_set_ask_owner(set);
+        return;
+    }
+    if (set->zombie) /* its owner will end it */
+        return;
+    if (engine == RINGPOLL_ENGINE_RING)
+        rp_set_end_ring(set);
+    if (set->waiters == 0)
+        rp_set_free(set);
+}
+
+static bool move_fd(int *at, int number)
+{
+    if (*at != number)
+        return false;
+    int copy = rp_sys_fcntl(number, 0 /* F_DUPFD */, number + 1);
+    copy = copy < 0 ? rp_sys_fcntl(number, 0, 3) : copy;
+    if (copy < 0)
+        return false;
+    rp_sys_fcntl(copy, 2 /* F_SETFD */, 1);
+    rp_fd_internal(copy, true);
+    rp_fd_internal(number, false);
+    *at = copy;
+    rp_sys_close(number);
+    return true;
+}
+
+int ringpoll_fd_vacate(int fd)
+{
+    bool moved = false;
+    if (!ringpoll_fd_is_internal(fd))
+        return 0;
+    if (rp_self.locks_held)
+        return -EBUSY;
+    rp_lock(&rp_wake_lock);
+    moved = move_fd(&rp_wake_fd, fd);
+    rp_unlock(&rp_wake_lock);
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set && !moved; set = set->next_set) {
+        rp_lock(&set->lock);
+        if (set->in_use) {
+            bool enters_by_it = set->ring.enter_fd == fd && set->ring.fd == fd;
+            moved = move_fd(&set->hidden, fd);
+            if (!moved && set->ring.fd == fd && (moved = move_fd(&set->ring.fd, fd)) && enters_by_it)
+                set->ring.enter_fd = set->ring.fd;
+        }
+        rp_unlock(&set->lock);
+    }
+    rp_unlock(&rp_sets_lock);
+    return moved ? 0 : -EBUSY;
+}

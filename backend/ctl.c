@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * epoll_ctl: which home a watch gets, and what other threads and signal
+ * handlers may do to it.
+ */
+#include "set.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+static const struct timespec no_time = {0, 0};
+
+/* Is this fd one that the ring serves as epoll would? *ret_kind only when so. */
+static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t *ret_kind)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    uint32_t flags = entry ? rp_fd_flags(entry) : 0;
+
+    if ((flags & RP_FD_SHARED) && !(set->flags & RINGPOLL_TRACKED))
+        return false;
+    if ((events & EPOLLEXCLUSIVE) || (flags & (RP_FD_LEAVE | RP_FD_INTERNAL)) || (entry && entry->set))
+        return false;
+    if (set->flags & RINGPOLL_TRACKED) {
+        uint32_t kind = flags & RINGPOLL_FD_KIND;
+        if (!(flags & RP_FD_KNOWN) || kind == RINGPOLL_FD_OTHER)
+            return false;
+        if ((kind == RINGPOLL_FD_TCP || kind == RINGPOLL_FD_UNIX) && !(flags & RINGPOLL_FD_CONNECTED))
+            return false;
+        /* Its registration may outlive this number: kernel epoll's business. */
+        if (rp_fd_shared(entry))
+            return false;
+        *ret_kind = (uint8_t)kind;
+        return true;
+    }
+    /* Untracked: nothing is known of the number, so ask what it is now. */
+    int type = 0, protocol = 0, domain = 0;
+    unsigned length = sizeof type;
+    if (rp_sys_getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0) {
+        length = sizeof domain;
+        if (type != SOCK_STREAM || rp_sys_getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0)
+            return false;
+        if (domain == AF_UNIX) {
+            *ret_kind = RINGPOLL_FD_UNIX;
+            return rp_sys_getpeername_connected(fd) == 1;
+        }
+        length = sizeof protocol;
+        if ((domain != AF_INET && domain != AF_INET6) ||
+            rp_sys_getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) < 0 || protocol != IPPROTO_TCP)
+            return false;
+        uint8_t state = 0; /* tcpi_state: 1 established, 2 SYN sent, 7 closed, 10 listening */
+        length = sizeof state;
+        *ret_kind = RINGPOLL_FD_TCP;
+        return rp_sys_getsockopt(fd, IPPROTO_TCP, 11 /* TCP_INFO */, &state, &length) == 0 && state != 7 &&
+               state != 10;
+    }
+    unsigned mode;
+    *ret_kind = RINGPOLL_FD_PIPE;
+    return rp_sys_fstat_mode(fd, &mode) == 0 && S_ISFIFO(mode);
+}
+
+static int record_kernel_watch(struct rp_set *set, int fd, const struct epoll_event *event)
+{
+    struct rp_fd *entry = rp_fd_get(fd);
+    struct rp_watch *watch = entry ? rp_watch_alloc() : NULL;
+    if (!watch)
+        return -ENOMEM;
+    watch->fd = fd;
+    watch->home = RP_HOME_KERNEL;
+    watch->events = event->events;
+    watch->data = event->data;
+    rp_set_link_watch(set, watch, entry);
+    return 0;
+}
+
+static int add_to_kernel(struct rp_set *set, int fd, struct epoll_event *event)
+{
+    int error = rp_set_make_hidden(set);
+    if (error < 0 && rp_set_engine(set) == RINGPOLL_ENGINE_NEW) {
+        /* No fd left for the hidden instance: the identity serves. */
+        rp_set_demote(set, RINGPOLL_REASON_NO_RING, error);
+        return rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_ADD, fd, event);
+    }
+    if (error == 0)
+        error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, fd, event);
+    if (error == 0) {
+        error = record_kernel_watch(set, fd, event);
+        if (error < 0)
+            rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, fd, NULL);
+    }
+    return error;
+}
+
+static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int fd, struct epoll_event *event)
+{
+    uint8_t kind = 0;
+    if (watch && !watch->deleted) {
+        if (watch->home == RP_HOME_RING)
+            return -EEXIST;
+        /* The kernel knows better: the record may be of a file that was closed
+         * unseen. */
+        int error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, fd, event);
+        if (error == 0) {
+            watch->events = event->events;
+            watch->data = event->data;
+        }
+        return error;
+    }
+    if (inside || !fits_ring(set, fd, event->events, &kind))
+        return add_to_kernel(set, fd, event);
+    if (!watch) {
+        struct rp_fd *entry = rp_fd_get(fd);
+        watch = entry ? rp_watch_alloc() : NULL;
+        if (!watch)
+            return -ENOMEM;
+        if (!(rp_fd_flags(entry) & RP_FD_KNOWN))
+            entry->epoch = __atomic_load_n(&rp_fork_epoch, __ATOMIC_RELAXED);
+        watch->fd = fd;
+        watch->home = RP_HOME_RING;
+        watch->fresh = 2;
+        rp_set_link_watch(set, watch, entry);
+    }
+    watch->kind = kind;
+    watch->deleted = watch->disabled = false;
+    watch->recheck = true;
+    watch->events = event->events;
+    watch->data = event->data;
+    rp_set_dirty(set, watch);
+    return 0;
+}
+
+static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int fd, struct epoll_event *event)
+{
+    if (watch->home == RP_HOME_KERNEL) {
+        int error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_MOD, fd, event);
+        if (error == 0) {
+            watch->events = event->events;
+            watch->data = event->data;
+        }
+        return error;
+    }
+    if (event->events & EPOLLEXCLUSIVE)
+        return -EINVAL;
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (inside || (entry && (rp_fd_flags(entry) & RP_FD_LEAVE))) {
+        int error = add_to_kernel(set, fd, event);
+        if (error == 0) {
+            watch->deleted = true;
+            rp_set_dirty(set, watch);
+        }
+        return error;
+    }
+    watch->events = event->events;
+    watch->data = event->data;
+    watch->disabled = false;
+    watch->recheck = true;
+    rp_set_dirty(set, watch);
+    return 0;
+}
+
+static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
+{
+    if (watch->home == RP_HOME_KERNEL) {
+        int error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, fd, NULL);
+        if (!watch->op)
+            rp_set_forget_watch(set, watch);
+        else {
+            watch->deleted = true;
+            rp_set_dirty(set, watch);
+        }
+        return error;
+    }
+    watch->deleted = true;
+    rp_set_dirty(set, watch);
+    return 0;
+}
+
+/* Engine KERNEL with records of disabled one-shots and of what stayed behind. */
+static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
+{
+    struct rp_watch *watch = rp_set_find(set, fd);
+    if (watch && watch->stays && !watch->deleted) {
+        int result = rp_set_kernel_ctl(set, set->hidden, op, fd, event);
+        if (result == 0 && op == EPOLL_CTL_DEL) {
+            set->leftovers--;
+            rp_set_forget_watch(set, watch);
+        }
+        return result;
+    }
+    if (!watch || watch->deleted || !watch->disabled)
+        return rp_set_kernel_ctl(set, epfd, op, fd, event);
+    if (op == EPOLL_CTL_ADD)
+        return -EEXIST;
+    int error = 0;
+    if (op == EPOLL_CTL_MOD)
+        error = event->events & EPOLLEXCLUSIVE ? -EINVAL : rp_set_kernel_ctl(set, epfd, EPOLL_CTL_ADD, fd, event);
+    if (error == 0) {
+        set->leftovers--;
+        watch->disabled = false;
+        watch->deleted = true;
+        if (!set->zombie)
+            rp_set_forget_watch(set, watch);
+    }
+    return error;
+}
+
+/* From a signal handler that interrupted a critical section of its own thread:
+ * no lock can be taken. The lists can be read (they are changed by one store
+ * each), kernel epoll can be told, and the rest waits for the section's end. */
+static int ctl_in_handler(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    struct rp_watch *watch = entry ? entry->watches : NULL;
+    while (watch && (watch->set != set || watch->deleted || watch->deleted_in_handler))
+        watch = watch->next_of_fd;
+    if (!watch || watch->home == RP_HOME_KERNEL || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) {
+        bool hidden = set->hidden >= 0 && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL;
+        return rp_sys_epoll_ctl(hidden ? set->hidden : epfd, op, fd, event);
+    }
+    if (op == EPOLL_CTL_ADD)
+        return -EEXIST;
+    if (op == EPOLL_CTL_MOD) {
+        watch->handler_events = event->events;
+        watch->handler_data = event->data;
+        watch->modified_in_handler = true;
+    } else {
+        watch->deleted_in_handler = true;
+    }
+    rp_self.deferred = 1;
+    return 0;
+}
+
+/* A wait that must fail with EFAULT, or find nothing: EINVAL is for other files. */
+static bool is_epoll(int fd)
+{
+    int result = rp_sys_epoll_wait(fd, NULL, 1, &no_time, NULL);
+    return result != -EINVAL && result != -EBADF;
+}
+
+/* EINVAL, whatever is registered: MOD with EXCLUSIVE, or ADD beside bits that
+ * EXCLUSIVE does not go with. */
+static bool exclusive_is_wrong(int op, const struct epoll_event *event)
+{
+    const uint32_t allowed = EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
+    return op != EPOLL_CTL_DEL && (event->events & EPOLLEXCLUSIVE) &&
+           (op == EPOLL_CTL_MOD || (event->events & ~allowed));
+}
+
+int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+{
+    struct rp_set *set = rp_set_of(epfd);
+    struct rp_set *target = rp_set_of(fd);
+    /* A set that is watched lives in its identity, before the kernel looks for
+     * loops in it. Not for a call that is bound to fail. */
+    if (target && target != set && op == EPOLL_CTL_ADD && (uintptr_t)event >= 4096 &&
+        !(event->events & EPOLLEXCLUSIVE) && (set || is_epoll(epfd)))
+        ringpoll_demote(fd);
+    if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && set->leftovers == 0))
+        return rp_sys_epoll_ctl(epfd, op, fd, event);
+    /* What is wrong beyond doubt, the kernel shall name: the identity is a real
+     * epoll fd. */
+    if (fd < 0 || (op != EPOLL_CTL_ADD && op != EPOLL_CTL_MOD && op != EPOLL_CTL_DEL) ||
+        (op != EPOLL_CTL_DEL && (uintptr_t)event < 4096))
+        return rp_sys_epoll_ctl(epfd, op, fd, event);
+    rp_process_check();
+    if (target == set || exclusive_is_wrong(op, event))
+        return rp_sys_epoll_ctl(epfd, op, fd, event);
+    if (rp_self.locks_held)
+        return ctl_in_handler(set, epfd, op, fd, event);
+    rp_set_end_zombies();
+
+    int result;
+    rp_set_lock(set);
+    if (set->inherited)
+        rp_set_adopt_inherited(set);
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) {
+        result = ctl_leftover(set, epfd, op, fd, event);
+        rp_set_unlock(set);
+        return result;
+    }
+    bool inside = set->owner_inside || (set->waiters > 0 && rp_set_engine(set) == RINGPOLL_ENGINE_NEW);
+    struct rp_watch *watch = rp_set_find(set, fd);
+    if (op == EPOLL_CTL_ADD)
+        result = ctl_add(set, inside, watch, fd, event);
+    else if (!watch || watch->deleted) /* ENOENT, EBADF or EPERM: it knows */
+        result = rp_set_kernel_ctl(set, set->hidden >= 0 ? set->hidden : epfd, op, fd, event);
+    else if (op == EPOLL_CTL_MOD)
+        result = ctl_mod(set, inside, watch, fd, event);
+    else
+        result = ctl_del(set, watch, fd);
+    rp_set_unlock(set);
+    return result;
+}

@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The thread that owns a ring: how it gets the ring, keeps it, is woken inside a
+ * wait by others, and ends it. Who owns what stands in set.c.
+ */
+#include "set.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "probe.h"
+
+unsigned rp_zombies;
+int rp_wake_fd = -1;
+struct rp_lock rp_wake_lock;
+
+static pthread_key_t thread_key;
+static pthread_once_t thread_key_once = PTHREAD_ONCE_INIT;
+static bool thread_key_made;
+static int ring_refused; /* the negative errno of a kernel that gives no rings, or 0 */
+static void end_kept_rings(void);
+
+/* -------------------------------------------------------------- the thread */
+
+/* A thread ends: its rings must not outlive it with polls in flight (they would
+ * complete with ECANCELED at best), and nobody else may touch them. */
+static void thread_ends(void *unused)
+{
+    (void)unused;
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set; set = set->next_set) {
+        rp_lock(&set->lock);
+        if (set->in_use && rp_set_is_mine(set) && rp_set_engine(set) == RINGPOLL_ENGINE_RING)
+            rp_set_demote(set, RINGPOLL_REASON_WAITERS, 0);
+        rp_unlock(&set->lock);
+    }
+    rp_unlock(&rp_sets_lock);
+    rp_set_end_zombies();
+    end_kept_rings();
+}
+
+static void make_thread_key(void)
+{
+    thread_key_made = pthread_key_create(&thread_key, thread_ends) == 0;
+}
+
+uint64_t rp_self_new_id(void)
+{
+    static uint64_t last;
+    rp_self.id = __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
+    return rp_self.id;
+}
+
+/* --------------------------------------------------------------- kept rings
+ *
+ * When a ring's file goes, the kernel sends the thread that used it a work item
+ * 13 to 20 ms later (io_tctx_exit_cb), and whatever the thread waits in then
+ * returns EINTR without a signal: epoll_wait, io_uring_enter, a recv with a
+ * timeout. So a ring that is empty is kept for the thread's next set, as a
+ * registered ring without an fd of its own, and ends with the thread. */
+
+#define KEPT_RINGS 16
+#define KEPT_RINGS_A_THREAD 2
+
+static struct {
+    uint64_t owner;
+    struct rp_ring ring;
+    struct rp_ring_options options;
+} kept[KEPT_RINGS];
+static struct rp_lock kept_lock; /* leaf */
+
+static bool same_options(const struct rp_ring_options *a, const struct rp_ring_options *b)
+{
+    return a->sq_entries == b->sq_entries && a->cq_entries == b->cq_entries && a->features == b->features &&
+           !a->sqpoll && !b->sqpoll;
+}
+
+static bool keep_ring(struct rp_set *set, bool with_fd)
+{
+    struct rp_ring *ring = &set->ring;
+    if (rp_op_busy(&set->ops) > 0 || rp_ring_queued(ring) > 0 ||
+        set->ring_options.sqpoll || rp_process_no_rings || !thread_key_made)
+        return false;
+    if (ring->fd != RP_RING_NO_FD && !with_fd) {
+        if (ring->enter_fd == ring->fd)
+            rp_ring_register_fd(ring);
+        if (ring->enter_fd == ring->fd)
+            return false;
+    }
+    bool done = false;
+    int mine = 0;
+    rp_lock(&kept_lock);
+    for (unsigned i = 0; i < KEPT_RINGS; i++)
+        mine += kept[i].owner == rp_self.id;
+    for (unsigned i = 0; i < KEPT_RINGS && !done && mine < KEPT_RINGS_A_THREAD; i++) {
+        if (kept[i].owner)
+            continue;
+        kept[i].owner = rp_self.id;
+        kept[i].options = set->ring_options;
+        kept[i].ring = *ring;
+        if (ring->fd != RP_RING_NO_FD && with_fd) {
+            rp_fd_internal(ring->fd, true);
+        } else if (ring->fd != RP_RING_NO_FD) {
+            rp_fd_internal(ring->fd, false);
+            rp_sys_close(ring->fd);
+            kept[i].ring.fd = RP_RING_NO_FD;
+        }
+        kept[i].ring.enters = kept[i].ring.sqes_submitted = kept[i].ring.cqes_reaped = kept[i].ring.overflows = 0;
+        done = true;
+    }
+    rp_unlock(&kept_lock);
+    return done;
+}
+
+static bool take_kept_ring(struct rp_set *set)
+{
+    bool found = false;
+    rp_lock(&kept_lock);
+    for (unsigned i = 0; i < KEPT_RINGS && !found; i++)
+        if (kept[i].owner == rp_self_id() && same_options(&kept[i].options, &set->ring_options)) {
+            set->ring = kept[i].ring;
+            kept[i].owner = 0;
+            found = true;
+        }
+    rp_unlock(&kept_lock);
+    return found;
+}
+
+static void end_kept_rings(void)
+{
+    rp_lock(&kept_lock);
+    for (unsigned i = 0; i < KEPT_RINGS; i++)
+        if (kept[i].owner == rp_self.id) {
+            if (kept[i].ring.fd != RP_RING_NO_FD)
+                rp_fd_internal(kept[i].ring.fd, false);
+            rp_ring_fini(&kept[i].ring);
+            kept[i].owner = 0;
+        }
+    rp_unlock(&kept_lock);
+}
+
+/* In a fork's child: they are the parent's, and so is their memory. */
+void rp_set_forget_kept_rings(void)
+{
+    kept_lock.word = rp_wake_lock.word = rp_retired_lock.word = 0;
+    for (unsigned i = 0; i < KEPT_RINGS; i++)
+        if (kept[i].owner && kept[i].ring.fd != RP_RING_NO_FD)
+            rp_sys_close(kept[i].ring.fd);
+    memset(kept, 0, sizeof kept);
+}
+
+/* ----------------------------------------------------------- waking the owner */
+
+void rp_set_wake_owner(struct rp_set *set)
+{
+    if (set->wake_sent || set->hidden < 0)
+        return;
+    rp_lock(&rp_wake_lock);
+    if (rp_wake_fd < 0) {
+        int fd = rp_sys_eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (fd >= 0)
+            fd = rp_sys_dup_high(fd);
+        if (fd >= 0)
+            rp_fd_internal(fd, true);
+        rp_wake_fd = fd;
+    }
+    rp_unlock(&rp_wake_lock);
+    struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = &rp_wake_fd}};
+    set->wake_sent = rp_wake_fd >= 0 && rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, rp_wake_fd, &event) == 0;
+}
+
+/* The owner, back outside: first of all. */
+void rp_set_take_wake(struct rp_set *set)
+{
+    if (!set->wake_sent)
+        return;
+    rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, rp_wake_fd, NULL);
+    set->wake_sent = false;
+}
+
+void rp_set_say_serviced(struct rp_set *set)
+{
+    __atomic_fetch_add(&set->serviced, 1, __ATOMIC_RELEASE);
+    rp_sys_futex_wake_all(&set->serviced);
+}
+
+/* Another thread asks the owner, which is inside, to flush and enter; returns
+ * when it has. Drops the lock meanwhile. */
+void rp_set_ask_owner(struct rp_set *set)
+{
+    uint32_t before = __atomic_load_n(&set->serviced, __ATOMIC_ACQUIRE);
+    set->requests = true;
+    rp_set_wake_owner(set);
+    rp_set_unlock(set);
+    while (__atomic_load_n(&set->serviced, __ATOMIC_ACQUIRE) == before)
+        rp_sys_futex_wait(&set->serviced, before);
+    rp_set_lock(set);
+}
+
+/* ------------------------------------------------------------------ the ring */
+
+static bool fits_sets(uint64_t features, uint32_t flags)
+{
+    uint64_t needed = RINGPOLL_FEATURE_MULTISHOT_POLL | RINGPOLL_FEATURE_EXT_ARG | RINGPOLL_FEATURE_NODROP;
+    if (!(flags & (RINGPOLL_ANY_RING | RINGPOLL_SQPOLL)))
+        needed |= RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_TASKRUN_FLAG;
+    return (features & needed) == needed;
+}
+
+/* An old kernel's ring, which nobody will use, was just ended: see "kept rings"
+ * for what that does. Its interrupt is waited for here, once per process. */
+static void await_late_interrupt(void)
+{
+    static const struct timespec while_ns = {0, 30000000};
+    struct epoll_event unused;
+    int fd = rp_sys_epoll_create1(EPOLL_CLOEXEC);
+    if (fd < 0)
+        return;
+    rp_sys_epoll_wait(fd, &unused, 1, &while_ns, NULL);
+    rp_sys_close(fd);
+}
+
+/* The ring of a set, from those kept or a new one. */
+static int get_ring(struct rp_set *set)
+{
+    static bool unfit; /* this kernel's rings, found out the hard way */
+    struct rp_ring_options options = set->ring_options;
+    if (!fits_sets(options.features, set->flags) || __atomic_load_n(&unfit, __ATOMIC_RELAXED))
+        return -EOPNOTSUPP;
+    pthread_once(&thread_key_once, make_thread_key);
+    if (take_kept_ring(set))
+        return 0;
+    options.single_thread = rp_single_threaded();
+    int error = rp_ring_init(&set->ring, &options);
+    if (error == -ENOSYS || error == -EPERM || error == -EACCES)
+        __atomic_store_n(&ring_refused, error, __ATOMIC_RELAXED); /* it will say so for ever */
+    if (error < 0)
+        return error;
+    set->stats.rings_made++;
+    if (!fits_sets(set->ring.features, set->flags)) {
+        rp_ring_fini(&set->ring);
+        if (!(set->flags & (RINGPOLL_ANY_RING | RINGPOLL_SQPOLL)))
+            __atomic_store_n(&unfit, true, __ATOMIC_RELAXED);
+        await_late_interrupt();
+        return -EOPNOTSUPP;
+    }
+    return 0;
+}
+
+int rp_ring_refusal(void)
+{
+    return __atomic_load_n(&ring_refused, __ATOMIC_RELAXED);
+}
+
+int rp_set_try_ring(struct rp_set *set)
+{
+    int error = get_ring(set);
+    if (error == 0 && !keep_ring(set, true))
+        rp_ring_fini(&set->ring);
+    memset(&set->ring, 0, sizeof set->ring);
+    set->ring.fd = -1;
+    return error;
+}
+
+int rp_set_make_ring(struct rp_set *set)
+{
+    int error = rp_set_make_hidden(set);
+    if (error == 0)
+        error = get_ring(set);
+    if (error < 0)
+        return error;
+    uint64_t tells = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_TASKRUN_FLAG;
+    set->tells = (set->ring.features & tells) == tells;
+    rp_fd_internal(set->ring.fd, true);
+    rp_op_table_init(&set->ops);
+    __atomic_store_n(&set->owner, rp_self_id(), __ATOMIC_RELAXED);
+    if (thread_key_made)
+        pthread_setspecific(thread_key, set);
+    __atomic_store_n(&set->engine, RINGPOLL_ENGINE_RING, __ATOMIC_RELEASE);
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (watch->home == RP_HOME_RING)
+            rp_set_dirty(set, watch);
+    return 0;
+}
+
+/* Cancels all and waits for all, then unmaps: the order that frees files, and
+ * so listeners' ports and peers' FINs, at once. */
+void rp_set_end_ring(struct rp_set *set)
+{
+    struct rp_ring *ring = &set->ring;
+    if (ring->fd < 0)
+        return;
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        while (rp_watch_disarm(set, watch, NULL) == -EBUSY)
+            if (rp_set_enter_and_reap(set) < 0)
+                break;
+    if (set->hidden_op && set->hidden_armed) {
+        struct rp_sqe *sqe = rp_ring_get_sqe(ring);
+        if (!sqe && rp_set_enter_and_reap(set) == 0)
+            sqe = rp_ring_get_sqe(ring);
+        if (sqe && set->hidden_op) {
+            sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
+            sqe->fd = -1;
+            sqe->addr = rp_op_user_data(&set->ops, set->hidden_op);
+            rp_op_step(&set->ops, set->hidden_op, RP_OP_ORPHANED);
+        } else if (sqe) {
+            sqe->opcode = RP_IORING_OP_NOP;
+        }
+    }
+    set->hidden_op = NULL;
+    set->hidden_armed = set->hidden_ready = false;
+    for (int turns = 0; turns < 4096 && rp_op_busy(&set->ops) > 0; turns++)
+        if (rp_set_enter_and_reap(set) < 0)
+            break;
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        rp_watch_to_idle(set, watch);
+        watch->quiet = watch->single = false;
+    }
+    set->stats.enters += ring->enters;
+    set->stats.sqes += ring->sqes_submitted;
+    set->stats.cqes += ring->cqes_reaped;
+    set->stats.cq_overflows += ring->overflows;
+    set->stats.stale_cqes += set->ops.stale;
+    if (!keep_ring(set, false)) {
+        if (ring->fd != RP_RING_NO_FD)
+            rp_fd_internal(ring->fd, false);
+        rp_ring_fini(ring); /* closing RP_RING_NO_FD is EBADF, and nothing else */
+    }
+    memset(ring, 0, sizeof *ring);
+    ring->fd = -1;
+    rp_op_table_fini(&set->ops);
+    set->zombie = false;
+}
+
+void rp_set_end_zombies(void)
+{
+    if (__atomic_load_n(&rp_zombies, __ATOMIC_RELAXED) == 0 || rp_self.locks_held)
+        return;
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set; set = set->next_set) {
+        rp_lock(&set->lock);
+        if (set->in_use && set->zombie && rp_set_is_mine(set) && !set->owner_inside) {
+            __atomic_fetch_sub(&rp_zombies, 1, __ATOMIC_RELAXED);
+            rp_set_end_ring(set);
+            for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
+                next = watch->next_of_set;
+                if ((!watch->disabled && !watch->stays) || watch->deleted)
+                    rp_set_forget_watch(set, watch);
+            }
+            if (set->waiters == 0)
+                rp_set_close_hidden(set);
+            if (rp_set_is_ending(set))
+                rp_set_free(set);
+        }
+        rp_unlock(&set->lock);
+    }
+    rp_unlock(&rp_sets_lock);
+}

@@ -1,0 +1,497 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * epoll_wait: the turn of a ring, the list of what is ready, and waits in kernel
+ * epoll. What the ring's answers mean stands at rp_set_enter_and_reap() and at
+ * wait_on_ring().
+ */
+#include "set.h"
+
+#include <errno.h>
+#include <limits.h>
+
+/* A set's fds may be better off on kernel epoll: looked at after so many
+ * events, if more than three quarters of which came from there. */
+#define UNFIT_WINDOW 4096u
+
+static const struct timespec no_time = {0, 0};
+
+/* ------------------------------------------------------------ the ring's turn */
+
+/* All that the CQ holds goes into ready list and op table. */
+static unsigned reap(struct rp_set *set)
+{
+    struct rp_ring *ring = &set->ring;
+    struct rp_cqe *cqe;
+    unsigned count = 0;
+
+    while ((cqe = rp_ring_peek(ring)) != NULL) {
+        uint64_t user_data = cqe->user_data;
+        int result = cqe->res;
+        uint32_t flags = cqe->flags;
+        rp_ring_seen(ring);
+        count++;
+        struct rp_op *op = rp_op_find(&set->ops, user_data);
+        if (!op)
+            continue;
+        if (op->state == RP_OP_ORPHANED) {
+            if (!(flags & RP_CQE_F_MORE))
+                rp_op_step(&set->ops, op, RP_OP_FREE);
+        } else if (op->kind == RP_OP_KERNEL) {
+            if (op->state == RP_OP_QUEUED)
+                rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
+            rp_op_step(&set->ops, op, RP_OP_FREE);
+            set->hidden_op = NULL;
+            set->hidden_armed = false;
+            set->hidden_ready = true;
+        } else {
+            rp_watch_completed(set, op->owner, result, flags);
+        }
+    }
+    return count;
+}
+
+/* A completion was lost: every poll may be the one. */
+static void recheck_all(struct rp_set *set)
+{
+    set->stats.cq_overflows++;
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        watch->recheck = true;
+        rp_set_dirty(set, watch);
+    }
+    set->hidden_ready = true;
+}
+
+/* Enters without blocking, and reaps. 0, or a negative errno that means that
+ * this ring is of no use any more. */
+int rp_set_enter_and_reap(struct rp_set *set)
+{
+    for (int attempts = 0; attempts < 1000; attempts++) {
+        int result = rp_ring_enter(&set->ring, 0, NULL, NULL);
+        unsigned reaped = reap(set);
+        switch (result) {
+        case -EINTR:
+        case -ETIME:
+            return 0;
+        case -EBUSY:  /* the CQ overflowed and was just reaped */
+        case -EAGAIN: /* no memory for requests, for now */
+            if (result == -EAGAIN && reaped == 0 && attempts > 100)
+                return result;
+            continue;
+        case -EBADR:
+            recheck_all(set);
+            return 0;
+        default:
+            if (result < 0)
+                return result;
+            if (rp_ring_queued(&set->ring) == 0)
+                return 0;
+        }
+    }
+    return -EAGAIN;
+}
+
+/* The dirty list: what is armed becomes what is wanted. */
+static int flush_dirty(struct rp_set *set)
+{
+    struct rp_watch *watch;
+    while ((watch = set->dirty) != NULL) {
+        int error;
+        if (watch->deleted) {
+            error = rp_watch_disarm(set, watch, NULL);
+            if (error == 0) {
+                rp_set_forget_watch(set, watch);
+                continue;
+            }
+        } else {
+            error = rp_watch_arm(set, watch);
+            if (error == 0) {
+                rp_set_undirty(set, watch);
+                continue;
+            }
+            if (error == -ENOMEM) {
+                rp_set_undirty(set, watch);
+                if (rp_set_move_to_kernel(set, watch) < 0)
+                    return error;
+                continue;
+            }
+        }
+        error = rp_set_enter_and_reap(set); /* the SQ is full */
+        if (error < 0)
+            return error;
+    }
+    return 0;
+}
+
+/* Level-triggered by arming it anew: the kernel looks whether anything in the
+ * hidden instance is ready. */
+static int arm_hidden(struct rp_set *set)
+{
+    if (set->hidden_armed || set->hidden_ready)
+        return 0;
+    struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
+    if (!sqe) {
+        int error = rp_set_enter_and_reap(set);
+        if (error < 0)
+            return error;
+        sqe = rp_ring_get_sqe(&set->ring);
+        if (!sqe)
+            return -EAGAIN;
+    }
+    struct rp_op *op = rp_op_new(&set->ops, RP_OP_KERNEL, set);
+    if (!op) {
+        sqe->opcode = RP_IORING_OP_NOP;
+        return -ENOMEM;
+    }
+    sqe->opcode = RP_IORING_OP_POLL_ADD;
+    sqe->fd = set->hidden;
+    sqe->poll32_events = rp_poll_word(EPOLLIN);
+    sqe->user_data = rp_op_user_data(&set->ops, op);
+    set->hidden_op = op;
+    set->hidden_armed = true;
+    return 0;
+}
+
+/* ------------------------------------------------------------------- wait */
+
+static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room)
+{
+    int count = rp_sys_epoll_wait(set->hidden, events, (int)room, &no_time, NULL);
+    set->stats.kernel_waits++;
+    set->hidden_ready = count == (int)room;
+    set->unfit_kernel += count > 0 ? (uint32_t)count : 0;
+    return count > 0 ? (unsigned)count : 0;
+}
+
+static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsigned room)
+{
+    unsigned todo = set->ready_count, taken = 0;
+    while (todo > 0 && taken < room) {
+        unsigned window = todo < room - taken ? todo : room - taken;
+        unsigned before = set->ready_count;
+        rp_watch_check(set, window);
+        unsigned gone = before - set->ready_count;
+        todo -= gone;
+        for (window -= gone; window > 0; window--, todo--) {
+            struct rp_watch *watch = set->ready_head;
+            uint32_t mask = watch->mask & rp_watch_interest(watch);
+            bool certain = watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial;
+            rp_watch_to_idle(set, watch);
+            if (watch->deleted)
+                continue;
+            if (!certain) { /* poll(2) failed: another time */
+                rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+                continue;
+            }
+            if (mask == 0)
+                continue;
+            events[taken].events = mask;
+            events[taken].data = watch->data;
+            taken++;
+            if (watch->events & EPOLLONESHOT)
+                watch->disabled = true;
+            else if (!rp_watch_is_edge(watch) && watch->op)
+                rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+            /* level-triggered without a poll: arming one will look */
+        }
+    }
+    return taken;
+}
+
+static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned room)
+{
+    unsigned count = 0;
+    bool hidden_first = set->hidden_first;
+    if (set->hidden_ready && hidden_first)
+        count = take_hidden(set, events, room);
+    if (count < room && set->ready_count)
+        count += take_ready(set, events + count, room - count);
+    if (set->hidden_ready && !hidden_first && count < room)
+        count += take_hidden(set, events + count, room - count);
+    set->hidden_first = !hidden_first;
+    return count;
+}
+
+/* In the hidden or the identity instance; set unlocked. */
+static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *events, int max,
+                          const struct timespec *timeout, const sigset_t *sigmask)
+{
+    int count;
+    bool again;
+    do {
+        again = false;
+        count = rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
+        __atomic_fetch_add(&set->stats.kernel_waits, 1, __ATOMIC_RELAXED);
+        if (!__atomic_load_n(&set->hidden_nested, __ATOMIC_RELAXED) || epfd == set->hidden)
+            break;
+        for (int i = 0; i < count; i++) {
+            if (events[i].data.ptr != set)
+                continue;
+            /* The nested instance: what is in it instead. */
+            events[i] = events[count - 1];
+            int more = rp_sys_epoll_wait(set->hidden, events + count - 1, max - count + 1, &no_time, NULL);
+            count += (more > 0 ? more : 0) - 1;
+            again = count == 0 && !(timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0);
+            break;
+        }
+    } while (again);
+    return count;
+}
+
+static struct timespec time_left(uint64_t deadline_ns)
+{
+    uint64_t now = rp_sys_now_ns();
+    uint64_t left = deadline_ns > now ? deadline_ns - now : 0;
+    return (struct timespec){.tv_sec = (time_t)(left / 1000000000u), .tv_nsec = (long)(left % 1000000000u)};
+}
+
+/* One wait of the owner on its ring. Locked, and unlocked only inside the
+ * blocking enter. Returns events, 0, a negative errno, or AGAIN when the set is
+ * on another engine now. */
+#define AGAIN (-4095)
+
+static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max, const struct timespec *timeout,
+                        uint64_t deadline_ns, const sigset_t *sigmask)
+{
+    struct rp_ring *ring = &set->ring;
+    bool poll_only = timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0;
+    struct timespec left = timeout ? *timeout : no_time;
+    int result = 0;
+
+    set->wait_serial++;
+    if (ring->enter_fd != ring->fd && ring->fd != RP_RING_NO_FD && !rp_single_threaded())
+        rp_ring_unregister_fd(ring);
+    for (;;) {
+        unsigned reaped = 0;
+        bool blocked = false, got_any = false;
+        int entered = 0;
+        if (set->requests || set->wake_sent) {
+            bool asked = set->requests;
+            rp_set_take_wake(set);
+            set->requests = false;
+            if (set->zombie || rp_set_is_ending(set)) {
+                rp_set_say_serviced(set);
+                return AGAIN;
+            }
+            if (asked) {
+                result = flush_dirty(set);
+                for (int turn = 0; result == 0 && turn < 64 && set->ops.count[RP_OP_ORPHANED] > 0; turn++)
+                    result = rp_set_enter_and_reap(set);
+                rp_set_say_serviced(set);
+                if (result < 0)
+                    break;
+            }
+        }
+        if (set->dirty && (result = flush_dirty(set)) < 0)
+            break;
+        if ((result = arm_hidden(set)) < 0)
+            break;
+        if (set->ready_count || set->hidden_ready || poll_only) {
+            if (rp_ring_queued(ring) || rp_ring_wants_enter(ring) ||
+                (!set->ready_count && !set->hidden_ready && !(ring->features & RINGPOLL_FEATURE_TASKRUN_FLAG))) {
+                uint64_t before = ring->cqes_reaped;
+                result = rp_set_enter_and_reap(set);
+                if (result < 0)
+                    break;
+                reaped = (unsigned)(ring->cqes_reaped - before);
+            } else {
+                reap(set);
+            }
+        } else if (rp_ring_peek(ring)) {
+            reap(set);
+        } else {
+            blocked = true;
+            set->owner_inside = true;
+            rp_set_unlock(set);
+            /* What a signal handler left (see ctl_in_handler) is dirty now. */
+            bool enters = __atomic_load_n(&set->dirty, __ATOMIC_RELAXED) == NULL;
+            if (enters)
+                entered = rp_ring_enter(ring, 1, timeout ? &left : NULL, sigmask);
+            rp_set_lock(set);
+            set->owner_inside = false;
+            if (!enters)
+                continue;
+            if (ring->fd < 0 || set->zombie || rp_set_is_ending(set)) {
+                if (set->requests) {
+                    rp_set_take_wake(set);
+                    set->requests = false;
+                    rp_set_say_serviced(set);
+                }
+                return AGAIN;
+            }
+            reaped = reap(set);
+            got_any = reaped > 0;
+            if (entered == -EBADR) {
+                recheck_all(set);
+            } else if (entered < 0 && entered != -EINTR && entered != -ETIME && entered != -EBUSY &&
+                       entered != -EAGAIN) {
+                result = entered;
+                break;
+            }
+        }
+        /* An enter leaves work behind only if there was more than it may run
+         * (20 items at least): then the rest belongs to this turn. What else is
+         * pending came later, and waits for the next. With nothing found and no
+         * time to wait, whatever is there counts. */
+        result = 0;
+        for (unsigned turn = 0; result == 0 && turn < 4096 && rp_ring_wants_enter(ring) &&
+                                (reaped >= 20 || (poll_only && !set->ready_count && turn < 64));
+             turn++) {
+            uint64_t before = ring->cqes_reaped;
+            result = rp_set_enter_and_reap(set);
+            reaped = (unsigned)(ring->cqes_reaped - before);
+        }
+        if (result < 0)
+            break;
+        if (set->wake_sent || set->requests)
+            continue;
+        unsigned count = collect(set, events, (unsigned)max);
+        if (count > 0)
+            return (int)count;
+        if (poll_only)
+            return 0;
+        if (blocked) {
+            if (entered == -EINTR)
+                return -EINTR;
+            if (entered == -ETIME)
+                return 0;
+            if (timeout) {
+                left = time_left(deadline_ns);
+                if ((left.tv_sec | left.tv_nsec) == 0)
+                    return 0;
+            }
+            /* An enter that submitted something, or that sees CQEs held back,
+             * hides the signal that ended it. */
+            if (entered >= 0 && !got_any)
+                return -EINTR;
+        } else if (timeout) {
+            left = time_left(deadline_ns);
+            if ((left.tv_sec | left.tv_nsec) == 0)
+                return 0;
+        }
+        set->wait_serial++;
+    }
+    /* This ring is of no use any more (a filter, another kernel's idea): the
+     * set goes on without it. */
+    rp_set_demote(set, result == -EPERM || result == -EACCES ? RINGPOLL_REASON_RESTRICTED : RINGPOLL_REASON_NO_RING,
+                  result);
+    return AGAIN;
+}
+
+/* Not a server that has only begun to accept. */
+static bool mostly_kernel_watches(const struct rp_set *set)
+{
+    unsigned kernel = 0;
+    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        kernel += watch->home == RP_HOME_KERNEL && !watch->deleted;
+    return kernel > set->ring_watches;
+}
+
+int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
+                  const sigset_t *sigmask)
+{
+    struct rp_set *set = rp_set_of(epfd);
+    uint64_t deadline_ns = 0;
+
+    if (!set)
+        return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie)
+        goto kernel;
+    if (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000))
+        return -EINVAL;
+    if (max <= 0 || max > (int)(INT_MAX / sizeof(struct epoll_event)))
+        return -EINVAL;
+    if ((uintptr_t)events < 4096) {
+        /* EFAULT, but only when there is an event, which then is not lost. */
+        ringpoll_demote(epfd);
+        goto kernel;
+    }
+    if (rp_self.locks_held)
+        return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
+    rp_process_check();
+    if (timeout && (timeout->tv_sec | timeout->tv_nsec) != 0) {
+        uint64_t seconds = (uint64_t)timeout->tv_sec > 1000000000u ? 1000000000u : (uint64_t)timeout->tv_sec;
+        deadline_ns = rp_sys_now_ns() + seconds * 1000000000u + (uint64_t)timeout->tv_nsec;
+    }
+
+    rp_set_lock(set);
+    set->stats.waits++;
+    if (set->inherited)
+        rp_set_adopt_inherited(set);
+    if (rp_process_no_rings && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL)
+        rp_set_demote(set, RINGPOLL_REASON_RESTRICTED, -EPERM);
+    if (set->waiters > 0 ||
+        (rp_set_engine(set) == RINGPOLL_ENGINE_RING && !rp_set_is_mine(set)))
+        rp_set_demote(set, RINGPOLL_REASON_WAITERS, 0);
+    set->waiters++;
+    int result = AGAIN;
+    while (result == AGAIN) {
+        uint32_t engine = rp_set_engine(set);
+        if (engine == RINGPOLL_ENGINE_NEW && set->ring_watches > 0) {
+            int error = rp_set_make_ring(set);
+            if (error < 0)
+                rp_set_demote(set, error == -EOPNOTSUPP ? RINGPOLL_REASON_OLD_KERNEL : RINGPOLL_REASON_NO_RING, error);
+            continue;
+        }
+        if (engine == RINGPOLL_ENGINE_RING) {
+            result = wait_on_ring(set, events, max, timeout, deadline_ns, sigmask);
+            continue;
+        }
+        if (rp_set_is_ending(set)) {
+            result = -EBADF;
+            break;
+        }
+        int fd = epfd;
+        if (engine == RINGPOLL_ENGINE_NEW) {
+            int error = rp_set_make_hidden(set);
+            if (error < 0) {
+                rp_set_demote(set, RINGPOLL_REASON_NO_RING, error);
+                continue;
+            }
+            fd = set->hidden;
+        }
+        struct timespec left = timeout ? (deadline_ns ? time_left(deadline_ns) : no_time) : no_time;
+        rp_set_unlock(set);
+        rp_set_end_zombies();
+        result = wait_in_kernel(set, fd, events, max, timeout ? &left : NULL, sigmask);
+        rp_set_lock(set);
+        if (engine == RINGPOLL_ENGINE_NEW && set->wake_sent) {
+            /* Demoted meanwhile: what is ours is not the program's. */
+            int left_over = 0;
+            for (int i = 0; i < result; i++)
+                if (events[i].data.ptr != &rp_wake_fd)
+                    events[left_over++] = events[i];
+            if (result > 0)
+                result = left_over > 0 ? left_over : AGAIN;
+        }
+    }
+    set->waiters--;
+    if (set->waiters == 0 && rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie && set->hidden >= 0) {
+        if (set->wake_sent && set->hidden_nested)
+            rp_set_take_wake(set);
+        set->wake_sent = false;
+        rp_set_close_hidden(set);
+    }
+    if (result > 0) {
+        set->stats.events += (uint64_t)result;
+        set->unfit_total += (uint32_t)result;
+        if (set->unfit_total >= UNFIT_WINDOW) {
+            if (set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
+                mostly_kernel_watches(set))
+                rp_set_demote(set, RINGPOLL_REASON_UNFIT, 0);
+            set->unfit_total = set->unfit_kernel = 0;
+        }
+    }
+    if (rp_set_is_ending(set) && set->waiters == 0 && !set->zombie && set->ring.fd < 0)
+        rp_set_free(set);
+    rp_set_unlock(set);
+    if (rp_zombies)
+        rp_set_end_zombies();
+    return result;
+
+kernel:
+    result = wait_in_kernel(set, epfd, events, max, timeout, sigmask);
+    if (result > 0)
+        __atomic_fetch_add(&set->stats.events, (uint64_t)result, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&set->stats.waits, 1, __ATOMIC_RELAXED);
+    return result;
+}
