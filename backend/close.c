@@ -14,7 +14,7 @@
  * goes out now. On TCP a reset where close would send one (SO_LINGER of zero, or
  * unread bytes), which a disconnect does. An AF_UNIX peer hears of an end where
  * unread bytes would have made it a reset: the one thing that differs. */
-static void end_connection(int fd, uint8_t kind)
+static void end_connection(int fd, uint8_t kind, bool dropped)
 {
     struct linger linger = {0, 0};
     unsigned length = sizeof linger;
@@ -22,7 +22,7 @@ static void end_connection(int fd, uint8_t kind)
     if (kind == RINGPOLL_FD_TCP) {
         rp_sys_getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &length);
         rp_sys_call(SYS_ioctl, fd, FIONREAD, (long)&unread, 0, 0, 0);
-        if (unread > 0 || (linger.l_onoff && linger.l_linger == 0)) {
+        if (dropped || unread > 0 || (linger.l_onoff && linger.l_linger == 0)) {
             struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
             rp_sys_call(SYS_connect, fd, (long)&nowhere, sizeof nowhere, 0, 0, 0);
             return;
@@ -32,14 +32,39 @@ static void end_connection(int fd, uint8_t kind)
         rp_sys_call(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
 }
 
+/* Bytes that the program never read are a reset for the peer: those in the kernel
+ * by themselves, those in the queue by a linger of zero. (On AF_UNIX nothing does
+ * that: there the peer reads an end.) */
+void rp_set_stream_closing(struct rp_set *set, struct rp_stream *stream, const struct rp_fd *entry)
+{
+    int fd = stream->fd;
+    bool is_unix = stream->is_unix;
+    if (rp_stream_closing(set, stream) && !is_unix && !rp_fd_shared(entry)) {
+        struct linger at_once = {1, 0};
+        rp_sys_call(SYS_setsockopt, fd, SOL_SOCKET, SO_LINGER, (long)&at_once, sizeof at_once, 0);
+    }
+}
+
 void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry)
 {
     uint32_t engine = rp_set_engine(set);
     struct rp_op *op = NULL;
+    bool unread = false, receives = false;
 
+    if (watch->stream) {
+        struct rp_stream *stream = watch->stream;
+        if (!rp_set_is_mine(set) && set->owner_inside)
+            rp_stream_end_receive(set, stream);
+        if (rp_set_is_mine(set) || !rp_stream_is_armed(stream)) {
+            rp_set_stream_closing(set, stream, entry);
+        } else {
+            receives = true;
+            unread = rp_stream_orphan(set, stream);
+        }
+    }
     if (rp_fd_shared(entry) && !watch->deleted)
         set->ghosts = true; /* if it is registered in the hidden instance, or will be in a moment */
-    if (watch->home == RP_HOME_KERNEL && !watch->op) {
+    if (watch->home == RP_HOME_KERNEL && !watch->op && !receives) {
         set->leftovers -= watch->stays;
         rp_set_forget_watch(set, watch);
         return;
@@ -81,13 +106,13 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
     rp_fd_unlink(entry, watch);
     int fd = watch->fd;
     watch->fd = -1;
-    if (!watch->op)
+    if (!watch->op && !receives)
         return;
     set->stats.cancels_on_close++;
     if (set->owner_inside)
         rp_set_ask_owner(set);
     else if (!rp_fd_shared(entry))
-        end_connection(fd, watch->kind);
+        end_connection(fd, watch->kind, unread);
 }
 
 void rp_set_name_closing(struct rp_set *set, int fd)

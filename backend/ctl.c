@@ -88,6 +88,8 @@ static int add_to_kernel(struct rp_set *set, int fd, struct epoll_event *event)
         error = record_kernel_watch(set, fd, event);
         if (error < 0)
             rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, fd, NULL);
+        else
+            rp_set_note_left(set, rp_set_find(set, fd));
     }
     return error;
 }
@@ -119,7 +121,14 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         watch->fd = fd;
         watch->home = RP_HOME_RING;
         watch->fresh = 2;
+        if (set->flags & RINGPOLL_ADOPT)
+            watch->adopt_in = watch->adopt_gap = 1;
         rp_set_link_watch(set, watch, entry);
+    }
+    struct rp_stream *stream = rp_fd_peek(fd)->stream;
+    if (stream && stream->set == set && !stream->watch) { /* removed and added again */
+        stream->watch = watch;
+        watch->stream = stream;
     }
     watch->kind = kind;
     watch->deleted = watch->disabled = false;
@@ -137,6 +146,7 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         if (error == 0) {
             watch->events = event->events;
             watch->data = event->data;
+            watch->left_reported = false;
         }
         return error;
     }
@@ -185,6 +195,18 @@ static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epo
         if (result == 0 && op == EPOLL_CTL_DEL) {
             set->leftovers--;
             rp_set_forget_watch(set, watch);
+        }
+        return result;
+    }
+    if (watch && watch->left && !watch->deleted && !watch->disabled) {
+        int result = rp_set_kernel_ctl(set, epfd, op, fd, event);
+        if (result == 0 && op == EPOLL_CTL_DEL) {
+            rp_set_forget_watch(set, watch);
+        } else if (result == 0) {
+            watch->events = event->events;
+            watch->data = event->data;
+            watch->left_reported = false;
+            rp_set_tell_left(set, true);
         }
         return result;
     }
@@ -256,7 +278,7 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     if (target && target != set && op == EPOLL_CTL_ADD && (uintptr_t)event >= 4096 &&
         !(event->events & EPOLLEXCLUSIVE) && (set || is_epoll(epfd)))
         ringpoll_demote(fd);
-    if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && set->leftovers == 0))
+    if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && set->leftovers == 0 && set->left == 0))
         return rp_sys_epoll_ctl(epfd, op, fd, event);
     /* What is wrong beyond doubt, the kernel shall name: the identity is a real
      * epoll fd. */
@@ -269,6 +291,12 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     if (rp_self.locks_held)
         return ctl_in_handler(set, epfd, op, fd, event);
     rp_set_end_zombies();
+
+    /* Two sets see the same bytes: none of them may take them away. */
+    struct rp_fd *entry = rp_fd_peek(fd);
+    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) : NULL;
+    if (op == EPOLL_CTL_ADD && stream && __atomic_load_n(&stream->set, __ATOMIC_RELAXED) != set)
+        ringpoll_fd_release(fd, 1);
 
     int result;
     rp_set_lock(set);

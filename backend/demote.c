@@ -17,7 +17,8 @@ static const struct timespec no_time = {0, 0};
 static bool is_spent_edge(const struct rp_watch *watch)
 {
     return watch->home == RP_HOME_RING && rp_watch_is_edge(watch) && !(watch->events & EPOLLONESHOT) &&
-           watch->ready == RP_READY_IDLE && rp_watch_in_flight(watch) && !watch->dirty;
+           watch->ready == RP_READY_IDLE && (rp_watch_in_flight(watch) || rp_stream_is_armed(watch->stream)) &&
+           !watch->dirty;
 }
 
 /* Nothing has happened that the ring has not told us. */
@@ -60,6 +61,8 @@ int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
     if (error < 0)
         return error;
     struct epoll_event event = {.events = watch->events, .data = watch->data};
+    if (watch->stream && rp_set_is_mine(set))
+        rp_stream_end_receive(set, watch->stream);
     bool spent = is_spent_edge(watch) && ring_is_quiet(set);
     error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, watch->fd, &event);
     if (error < 0)
@@ -72,6 +75,7 @@ int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
     watch->disabled = false;
     rp_watch_to_idle(set, watch);
     watch->quiet = watch->single = false;
+    rp_set_note_left(set, watch);
     rp_set_dirty(set, watch);
     return 0;
 }
@@ -244,9 +248,10 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
     __atomic_store_n(&set->engine, RINGPOLL_ENGINE_KERNEL, __ATOMIC_RELEASE);
     if (mine && !set->owner_inside) {
         rp_set_end_ring(set);
+        rp_set_note_all_left(set);
         for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
             next = watch->next_of_set;
-            if ((!watch->disabled && !watch->stays) || watch->deleted)
+            if ((!watch->disabled && !watch->stays && !watch->left) || watch->deleted)
                 rp_set_forget_watch(set, watch);
         }
         /* A wait that began while NEW sits in the hidden instance: out with it. */
@@ -299,15 +304,18 @@ void rp_set_after_fork(struct rp_set *set)
         set->zombie = false;
         __atomic_fetch_sub(&rp_zombies, 1, __ATOMIC_RELAXED);
     }
+    rp_stream_after_fork(set);
+    rp_buffers_abandon(&set->buffers);
     for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
         next = watch->next_of_set;
         rp_watch_to_idle(set, watch);
         watch->op = NULL;
         watch->armed = 0;
         watch->armed_oneshot = watch->quiet = watch->single = false;
-        if (watch->deleted || (engine == RINGPOLL_ENGINE_KERNEL && !watch->disabled))
+        if (watch->deleted || (engine == RINGPOLL_ENGINE_KERNEL && !watch->disabled && !watch->left))
             rp_set_forget_watch(set, watch);
     }
+    set->left_told = false;
     set->hidden_op = NULL;
     set->hidden_armed = set->hidden_ready = set->wake_sent = set->owner_inside = set->requests = false;
     set->waiters = 0;

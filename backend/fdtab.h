@@ -24,6 +24,7 @@
 
 struct rp_set;
 struct rp_watch;
+struct rp_stream;
 
 /* Beside RINGPOLL_FD_KIND, _CONNECTED and _NONBLOCK. */
 #define RP_FD_KNOWN (1u << 8)    /* its birth was reported */
@@ -31,10 +32,12 @@ struct rp_watch;
 #define RP_FD_LEAVE (1u << 10)   /* kernel epoll for good */
 #define RP_FD_INTERNAL (1u << 11) /* the library's own */
 #define RP_FD_HINTED (1u << 12)  /* its reads are reported */
+#define RP_FD_PLAIN (1u << 13)   /* never adopt it (again) */
 
 struct rp_fd {
     struct rp_watch *watches; /* by next_of_fd */
     struct rp_set *set;       /* the set that it names, or NULL */
+    struct rp_stream *stream; /* what was received for it, or NULL; see stream.h */
     uint32_t flags;
     uint32_t epoch; /* rp_fork_epoch at birth */
 };

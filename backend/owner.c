@@ -154,10 +154,8 @@ void rp_set_forget_kept_rings(void)
 
 /* ----------------------------------------------------------- waking the owner */
 
-void rp_set_wake_owner(struct rp_set *set)
+static void make_wake_fd(void)
 {
-    if (set->wake_sent || set->hidden < 0)
-        return;
     rp_lock(&rp_wake_lock);
     if (rp_wake_fd < 0) {
         int fd = rp_sys_eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -168,6 +166,24 @@ void rp_set_wake_owner(struct rp_set *set)
         rp_wake_fd = fd;
     }
     rp_unlock(&rp_wake_lock);
+}
+
+void rp_set_tell_left(struct rp_set *set, bool on)
+{
+    if (set->left_told == on || set->identity < 0)
+        return;
+    if (on)
+        make_wake_fd();
+    struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = &rp_wake_fd}};
+    int result = rp_set_kernel_ctl(set, set->identity, on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, rp_wake_fd, &event);
+    set->left_told = on && result == 0;
+}
+
+void rp_set_wake_owner(struct rp_set *set)
+{
+    if (set->wake_sent || set->hidden < 0)
+        return;
+    make_wake_fd();
     struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = &rp_wake_fd}};
     set->wake_sent = rp_wake_fd >= 0 && rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, rp_wake_fd, &event) == 0;
 }
@@ -293,6 +309,7 @@ void rp_set_end_ring(struct rp_set *set)
     struct rp_ring *ring = &set->ring;
     if (ring->fd < 0)
         return;
+    rp_stream_end_all(set);
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         while (rp_watch_disarm(set, watch, NULL) == -EBUSY)
             if (rp_set_enter_and_reap(set) < 0)
@@ -315,6 +332,8 @@ void rp_set_end_ring(struct rp_set *set)
     for (int turns = 0; turns < 4096 && rp_op_busy(&set->ops) > 0; turns++)
         if (rp_set_enter_and_reap(set) < 0)
             break;
+    rp_stream_keep_pool(set);
+    rp_buffers_fini(&set->buffers, ring);
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         rp_watch_to_idle(set, watch);
         watch->quiet = watch->single = false;
@@ -345,9 +364,10 @@ void rp_set_end_zombies(void)
         if (set->in_use && set->zombie && rp_set_is_mine(set) && !set->owner_inside) {
             __atomic_fetch_sub(&rp_zombies, 1, __ATOMIC_RELAXED);
             rp_set_end_ring(set);
+            rp_set_note_all_left(set);
             for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
                 next = watch->next_of_set;
-                if ((!watch->disabled && !watch->stays) || watch->deleted)
+                if ((!watch->disabled && !watch->stays && !watch->left) || watch->deleted)
                     rp_set_forget_watch(set, watch);
             }
             if (set->waiters == 0)

@@ -67,6 +67,7 @@ void ringpoll_fd_shared(int fd)
     struct rp_fd *entry = rp_fd_get(fd);
     if (entry)
         rp_fd_set_flags(entry, RP_FD_SHARED, 0);
+    ringpoll_fd_release(fd, 1);
 }
 
 void ringpoll_fd_duplicated(int from, int to)
@@ -88,6 +89,7 @@ void ringpoll_fd_duplicated(int from, int to)
         return;
     }
     rp_fd_set_flags(source, RP_FD_SHARED, 0);
+    ringpoll_fd_release(from, 1);
     rp_fd_opened(to, (flags & ~(uint32_t)RP_FD_INTERNAL) | RP_FD_SHARED);
     target->epoch = source->epoch;
 }
@@ -100,6 +102,7 @@ void ringpoll_fd_leave(int fd)
     rp_fd_set_flags(entry, RP_FD_LEAVE, 0);
     if (rp_self.locks_held)
         return;
+    ringpoll_fd_release(fd, 1);
     rp_lock(&rp_fdtab_lock);
     struct rp_set *sets[8];
     unsigned count = 0;
@@ -163,6 +166,18 @@ void ringpoll_fd_closing(int fd)
                 }
                 rp_set_unlock(set);
             }
+        }
+    }
+    /* Bytes of an fd that no set watches any more. */
+    if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) && !rp_self.locks_held) {
+        struct rp_stream *stream = rp_stream_lock(fd);
+        if (stream) {
+            struct rp_set *owner = stream->set;
+            if (rp_set_is_mine(owner) || owner->owner_inside || !rp_stream_is_armed(stream))
+                rp_set_stream_closing(owner, stream, entry);
+            else
+                rp_stream_orphan(owner, stream);
+            rp_set_unlock(owner);
         }
     }
     struct rp_set *set = __atomic_load_n(&entry->set, __ATOMIC_ACQUIRE);
@@ -283,12 +298,29 @@ void rp_process_check(void)
         become_child();
 }
 
+/* Whoever goes on with these fds, here or in another program, gets from the kernel
+ * what the program has not been told of. */
+static void release_all_streams(void)
+{
+    if (rp_self.locks_held)
+        return;
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set; set = set->next_set) {
+        rp_lock(&set->lock);
+        if (set->in_use && set->streams)
+            rp_stream_release_all(set);
+        rp_unlock(&set->lock);
+    }
+    rp_unlock(&rp_sets_lock);
+}
+
 /* All locks, so that the child finds every table whole. */
 void ringpoll_fork_prepare(void)
 {
     if (rp_self.locks_held) /* a signal handler forks inside our section: the child repairs */
         return;
     rp_process_check();
+    release_all_streams();
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_lock(&set->lock);
@@ -313,6 +345,7 @@ void ringpoll_fork_child(void)
 
 void ringpoll_fork_elsewhere(void)
 {
+    release_all_streams();
     __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
 }
 
@@ -323,6 +356,7 @@ void ringpoll_exec_prepare(void)
     rp_process_check();
     if (rp_self.locks_held)
         return;
+    release_all_streams();
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {
         rp_lock(&set->lock);

@@ -33,6 +33,7 @@
 #include "ring.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 
 #include "ringpoll/ringpoll.h"
@@ -252,6 +253,15 @@ void rp_ring_register_fd(struct rp_ring *ring)
     ring->enter_fd = (int)update.offset;
     ring->enter_flags |= RP_ENTER_REGISTERED_RING;
     ring->features |= RINGPOLL_FEATURE_REGISTERED_RING;
+}
+
+/* A ring that is registered can be named by that alone (6.3); one that has a number
+ * of its own is named by it, on any kernel. */
+int rp_ring_register(struct rp_ring *ring, unsigned opcode, const void *arg, unsigned count)
+{
+    if ((ring->enter_flags & RP_ENTER_REGISTERED_RING) && ring->fd == INT_MAX)
+        return rp_sys->uring_register(ring->enter_fd, opcode | RP_REGISTER_USE_REGISTERED_RING, arg, count);
+    return rp_sys->uring_register(ring->fd, opcode, arg, count);
 }
 
 void rp_ring_unregister_fd(struct rp_ring *ring)

@@ -63,6 +63,9 @@ void rp_ring_register_fd(struct rp_ring *ring);
 /* Gives up the registered ring fd (the process has got a second thread). */
 void rp_ring_unregister_fd(struct rp_ring *ring);
 
+/* io_uring_register(2) on it. */
+int rp_ring_register(struct rp_ring *ring, unsigned opcode, const void *arg, unsigned count);
+
 /* A zeroed SQE to fill, or NULL when the SQ is full (then enter first). It is
  * queued from this moment on. */
 struct rp_sqe *rp_ring_get_sqe(struct rp_ring *ring);

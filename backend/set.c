@@ -58,6 +58,8 @@ static int sets_in_use; /* under rp_wake_lock */
 
 #define DEFAULT_SQ_ENTRIES 256u
 #define DEFAULT_CQ_ENTRIES 4096u
+/* See stream.c: what is above reads big messages, which are cheaper read at once. */
+#define DEFAULT_STREAM_BYTES 8192u
 
 static struct rp_set *set_new(void)
 {
@@ -175,6 +177,8 @@ void rp_set_forget_watch(struct rp_set *set, struct rp_watch *watch)
 {
     rp_set_undirty(set, watch);
     rp_watch_to_idle(set, watch);
+    rp_stream_unwatch(set, watch);
+    rp_set_forget_left(set, watch);
     if (watch->prev_of_set)
         watch->prev_of_set->next_of_set = watch->next_of_set;
     else
@@ -237,6 +241,33 @@ void rp_set_close_hidden(struct rp_set *set)
     set->hidden = -1;
 }
 
+void rp_set_note_left(struct rp_set *set, struct rp_watch *watch)
+{
+    struct rp_fd *entry = rp_fd_peek(watch->fd);
+    if (watch->left || watch->deleted || !entry || !entry->stream || !rp_stream_bits(entry->stream))
+        return;
+    watch->left = true;
+    watch->left_reported = false;
+    set->left++;
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)
+        rp_set_tell_left(set, true);
+}
+
+void rp_set_note_all_left(struct rp_set *set)
+{
+    for (struct rp_watch *watch = set->watches; watch && set->streams; watch = watch->next_of_set)
+        rp_set_note_left(set, watch);
+}
+
+void rp_set_forget_left(struct rp_set *set, struct rp_watch *watch)
+{
+    if (!watch->left)
+        return;
+    watch->left = false;
+    if (--set->left == 0)
+        rp_set_tell_left(set, false);
+}
+
 /* ---------------------------------------------------------------- creating */
 
 static int check_options(const struct ringpoll_options *given, struct ringpoll_options *ret_options)
@@ -257,8 +288,12 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         }
         memcpy(&options, given, size);
     }
+    if (options.flags & RINGPOLL_ADOPT)
+        options.flags |= RINGPOLL_TRACKED;
+    if (options.buffers > 32768 || (options.buffers & (options.buffers - 1)) || (options.buffers && options.buffers < 8))
+        return -EINVAL;
     uint32_t known = RINGPOLL_CLOEXEC | RINGPOLL_KERNEL | RINGPOLL_REQUIRE | RINGPOLL_TRACKED | RINGPOLL_ANY_RING |
-                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF;
+                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT;
     if (options.flags & ~known)
         return -EINVAL;
     if ((options.flags & RINGPOLL_KERNEL) && (options.flags & (RINGPOLL_REQUIRE | RINGPOLL_SQPOLL)))
@@ -324,6 +359,8 @@ int ringpoll_create(const struct ringpoll_options *given)
         return -ENOMEM;
     }
     set->flags = options.flags;
+    set->buffer_count = options.buffers;
+    set->stream_bytes = options.stream_bytes ? options.stream_bytes : DEFAULT_STREAM_BYTES;
     set->ring_options = ring_options;
     set->identity = fd;
     set->names = 1;

@@ -5,11 +5,13 @@
 #ifndef RP_SET_H
 #define RP_SET_H
 
+#include "buffers.h"
 #include "fdtab.h"
 #include "lock.h"
 #include "op.h"
 #include "ring.h"
 #include "ringpoll/ringpoll.h"
+#include "stream.h"
 #include "watch.h"
 
 struct rp_set {
@@ -36,6 +38,12 @@ struct rp_set {
     bool ghosts;        /* `hidden` may have registrations whose number is closed */
     bool hidden_nested; /* engine KERNEL: `hidden` stands in the identity, for the ghosts */
     bool inherited;     /* a fork's child has yet to make it its own */
+    struct rp_stream *streams, *leaving; /* all; those whose cancel has yet to go out */
+    struct rp_buffers buffers;
+    uint32_t buffer_count, stream_bytes; /* options */
+    unsigned left;      /* watches with `left` */
+    bool left_told;     /* the wake fd stands in the identity, for them */
+    bool no_streams;    /* this ring cannot */
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
     struct rp_set *next_set;  /* all sets; under rp_sets_lock */
     bool in_use;            /* changed under `lock` and rp_sets_lock */
@@ -86,6 +94,8 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error);
 void rp_set_adopt_inherited(struct rp_set *set);
 /* The fd of this watch is about to be closed. May drop and retake the lock. */
 void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry);
+/* The same of a stream without a watch. */
+void rp_set_stream_closing(struct rp_set *set, struct rp_stream *stream, const struct rp_fd *entry);
 /* One name of the set is about to be closed; ends the set with the last. */
 void rp_set_name_closing(struct rp_set *set, int fd);
 /* Cancels all, waits for all, ends the ring. Owner thread. */
@@ -130,6 +140,14 @@ struct rp_watch *rp_set_find(struct rp_set *set, int fd);
 int rp_set_make_hidden(struct rp_set *set);
 void rp_set_close_hidden(struct rp_set *set);
 int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event);
+/* A watch that kernel epoll serves, while bytes that were received for it (or an
+ * error) wait in the library: the wait reports them beside what the kernel says.
+ * In engine KERNEL the wake fd stands in the identity meanwhile, so that whoever
+ * polls that fd hears of them. */
+void rp_set_note_left(struct rp_set *set, struct rp_watch *watch);
+void rp_set_note_all_left(struct rp_set *set);
+void rp_set_forget_left(struct rp_set *set, struct rp_watch *watch);
+void rp_set_tell_left(struct rp_set *set, bool on);
 /* owner.c */
 #define RP_RING_NO_FD INT_MAX /* ring.fd of a ring that is registered, and has no number */
 extern int rp_wake_fd;

@@ -29,6 +29,12 @@ void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set)
     sum->rearms += set->stats.rearms;
     sum->cq_overflows += set->stats.cq_overflows + set->ring.overflows;
     sum->demotions += set->stats.demotions;
+    sum->adopted += set->stats.adopted;
+    sum->adoptions += set->stats.adoptions;
+    sum->received += set->stats.received;
+    sum->receives_ended += set->stats.receives_ended;
+    sum->starved += set->stats.starved;
+    sum->calls_saved += set->stats.calls_saved;
     sum->ops_in_flight += rp_op_busy(&set->ops);
     sum->polls_armed += set->ops.count[RP_OP_QUEUED] + set->ops.count[RP_OP_INFLIGHT];
 }

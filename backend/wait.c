@@ -36,6 +36,8 @@ static unsigned reap(struct rp_set *set)
         if (op->state == RP_OP_ORPHANED) {
             if (!(flags & RP_CQE_F_MORE))
                 rp_op_step(&set->ops, op, RP_OP_FREE);
+        } else if (op->kind == RP_OP_RECV) {
+            rp_stream_completed(set, op, result, flags);
         } else if (op->kind == RP_OP_KERNEL) {
             if (op->state == RP_OP_QUEUED)
                 rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
@@ -66,6 +68,8 @@ static void recheck_all(struct rp_set *set)
 int rp_set_enter_and_reap(struct rp_set *set)
 {
     for (int attempts = 0; attempts < 1000; attempts++) {
+        if (set->leaving) /* as far as there is room; the rest after this enter */
+            (void)rp_stream_flush_leaving(set);
         int result = rp_ring_enter(&set->ring, 0, NULL, NULL);
         unsigned reaped = reap(set);
         switch (result) {
@@ -83,7 +87,7 @@ int rp_set_enter_and_reap(struct rp_set *set)
         default:
             if (result < 0)
                 return result;
-            if (rp_ring_queued(&set->ring) == 0)
+            if (rp_ring_queued(&set->ring) == 0 && !set->leaving)
                 return 0;
         }
     }
@@ -189,7 +193,7 @@ static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsig
             taken++;
             if (watch->events & EPOLLONESHOT)
                 watch->disabled = true;
-            else if (!rp_watch_is_edge(watch) && watch->op)
+            else if (!rp_watch_is_edge(watch) && (watch->op || watch->stream))
                 rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
             /* level-triggered without a poll: arming one will look */
         }
@@ -197,12 +201,98 @@ static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsig
     return taken;
 }
 
-static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned room)
+/* ---- bytes in the library of watches that kernel epoll serves */
+
+static uint32_t left_bits(struct rp_watch *watch)
+{
+    struct rp_fd *entry = rp_fd_peek(watch->fd);
+    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) : NULL;
+    if (!stream)
+        return 0;
+    return watch->left_reported || watch->deleted || watch->disabled
+               ? 0 : rp_stream_bits(stream) & rp_watch_interest(watch);
+}
+
+static bool any_left(struct rp_set *set)
+{
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (watch->left && left_bits(watch))
+            return true;
+    return false;
+}
+
+static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
     unsigned count = 0;
+    for (struct rp_watch *watch = set->watches, *next; watch && count < room; watch = next) {
+        next = watch->next_of_set;
+        if (!watch->left)
+            continue;
+        struct rp_fd *entry = rp_fd_peek(watch->fd);
+        if (!entry || !entry->stream || !rp_stream_bits(entry->stream)) {
+            rp_set_forget_left(set, watch);
+            if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !watch->disabled && !watch->stays && !set->zombie)
+                rp_set_forget_watch(set, watch);
+            continue;
+        }
+        uint32_t bits = left_bits(watch);
+        if (!bits)
+            continue;
+        /* What the kernel has to say beside it comes in the same event. */
+        struct pollfd look = {.fd = watch->fd, .events = (short)(rp_watch_interest(watch) & 0xffffu)};
+        if (rp_sys_poll(&look, 1, &no_time) == 1)
+            bits |= (uint32_t)(uint16_t)look.revents & rp_watch_interest(watch);
+        events[count].events = bits;
+        events[count].data = watch->data;
+        count++;
+        if (watch->events & (EPOLLET | EPOLLONESHOT))
+            watch->left_reported = true;
+        if (watch->events & EPOLLONESHOT) {
+            int epfd = rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL ? set->identity : set->hidden;
+            struct epoll_event none = {.events = EPOLLONESHOT, .data = watch->data};
+            rp_sys_epoll_ctl(epfd, EPOLL_CTL_MOD, watch->fd, &none);
+        }
+    }
+    return count;
+}
+
+/* Engine KERNEL with such watches, locked: 0 where the kernel alone has to be asked. */
+static int wait_with_left(struct rp_set *set, int epfd, struct epoll_event *events, int max)
+{
+    int count = (int)take_left(set, events, (unsigned)max);
+    rp_set_tell_left(set, any_left(set));
+    if (count > 0 && count < max) {
+        struct epoll_event *more = events + count;
+        int kernel = rp_sys_epoll_wait(epfd, more, max - count, &no_time, NULL);
+        for (int i = 0; i < kernel; i++) {
+            bool twice = more[i].data.ptr == &rp_wake_fd;
+            for (int k = 0; k < count && !twice; k++)
+                twice = events[k].data.u64 == more[i].data.u64;
+            if (!twice)
+                events[count++] = more[i];
+        }
+    }
+    return count;
+}
+
+/* The wake fd is ours. True: it was there. */
+static bool without_marker(struct epoll_event *events, int *count)
+{
+    int kept = 0, had = *count;
+    for (int i = 0; i < had; i++)
+        if (events[i].data.ptr != &rp_wake_fd)
+            events[kept++] = events[i];
+    if (had > 0)
+        *count = kept;
+    return kept < had;
+}
+
+static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned room)
+{
+    unsigned count = set->left ? take_left(set, events, room) : 0;
     bool hidden_first = set->hidden_first;
-    if (set->hidden_ready && hidden_first)
-        count = take_hidden(set, events, room);
+    if (set->hidden_ready && hidden_first && count < room)
+        count += take_hidden(set, events + count, room - count);
     if (count < room && set->ready_count)
         count += take_ready(set, events + count, room - count);
     if (set->hidden_ready && !hidden_first && count < room)
@@ -283,9 +373,15 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         }
         if (set->dirty && (result = flush_dirty(set)) < 0)
             break;
+        while (result == 0 && set->leaving && rp_stream_flush_leaving(set) < 0)
+            result = rp_set_enter_and_reap(set);
+        if (result < 0)
+            break;
+        if (set->buffers.pool)
+            rp_buffers_collect(&set->buffers);
         if ((result = arm_hidden(set)) < 0)
             break;
-        if (set->ready_count || set->hidden_ready || poll_only) {
+        if (set->ready_count || set->hidden_ready || poll_only || (set->left && any_left(set))) {
             if (rp_ring_queued(ring) || rp_ring_wants_enter(ring) ||
                 (!set->ready_count && !set->hidden_ready && !(ring->features & RINGPOLL_FEATURE_TASKRUN_FLAG))) {
                 uint64_t before = ring->cqes_reaped;
@@ -395,7 +491,7 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     if (!set)
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie)
-        goto kernel;
+        goto kernel; /* what is left there, see set.h, is looked for below */
     if (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000))
         return -EINVAL;
     if (max <= 0 || max > (int)(INT_MAX / sizeof(struct epoll_event)))
@@ -450,19 +546,16 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
             fd = set->hidden;
         }
         struct timespec left = timeout ? (deadline_ns ? time_left(deadline_ns) : no_time) : no_time;
+        if (set->left && (result = engine == RINGPOLL_ENGINE_NEW ? (int)take_left(set, events, (unsigned)max)
+                                                                 : wait_with_left(set, fd, events, max)) > 0)
+            break;
         rp_set_unlock(set);
         rp_set_end_zombies();
         result = wait_in_kernel(set, fd, events, max, timeout ? &left : NULL, sigmask);
         rp_set_lock(set);
-        if (engine == RINGPOLL_ENGINE_NEW && set->wake_sent) {
-            /* Demoted meanwhile: what is ours is not the program's. */
-            int left_over = 0;
-            for (int i = 0; i < result; i++)
-                if (events[i].data.ptr != &rp_wake_fd)
-                    events[left_over++] = events[i];
-            if (result > 0)
-                result = left_over > 0 ? left_over : AGAIN;
-        }
+        /* Demoted meanwhile, or something is left: the wake fd is not the program's. */
+        if (without_marker(events, &result) && result == 0)
+            result = AGAIN;
     }
     set->waiters--;
     if (set->waiters == 0 && rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie && set->hidden >= 0) {
@@ -489,7 +582,20 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     return result;
 
 kernel:
-    result = wait_in_kernel(set, epfd, events, max, timeout, sigmask);
+    for (bool again = true; again;) {
+        again = false;
+        result = 0;
+        if (__atomic_load_n(&set->left, __ATOMIC_RELAXED) && max > 0 && (uintptr_t)events >= 4096 &&
+            !rp_self.locks_held) {
+            rp_set_lock(set);
+            result = wait_with_left(set, epfd, events, max);
+            rp_set_unlock(set);
+        }
+        if (result == 0) {
+            result = wait_in_kernel(set, epfd, events, max, timeout, sigmask);
+            again = without_marker(events, &result) && result == 0;
+        }
+    }
     if (result > 0)
         __atomic_fetch_add(&set->stats.events, (uint64_t)result, __ATOMIC_RELAXED);
     __atomic_fetch_add(&set->stats.waits, 1, __ATOMIC_RELAXED);

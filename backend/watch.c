@@ -11,6 +11,7 @@
 #include "fdtab.h"
 #include "lock.h"
 #include "set.h"
+#include "stream.h"
 
 /* ----------------------------------------------------------------- records */
 
@@ -201,6 +202,19 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
         rp_set_dirty(set, watch);
         return;
     }
+    if (watch->adopt_in > 0 && (bits & EPOLLIN) && --watch->adopt_in == 0)
+        rp_set_dirty(set, watch);
+    if (watch->spent_out) {
+        watch->spent_out = false;
+        if (!(bits & ~(uint32_t)(EPOLLOUT | EPOLLWRNORM)))
+            return;
+    }
+    if (rp_stream_is_armed(watch->stream)) { /* the poll is there for OUT alone */
+        watch->quiet = watch->single = false;
+        watch->mask = (watch->ready == RP_READY_IDLE ? 0 : watch->mask) | bits;
+        rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+        return;
+    }
     if (watch->kind == RINGPOLL_FD_TCP) {
         if (!bare) {
             watch->urgent = (bits & EPOLLPRI) != 0;
@@ -246,7 +260,7 @@ static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch
     if (!(flags & RP_CQE_F_MORE) || !watch->quiet || watch->ready != RP_READY_IDLE || watch->armed_oneshot ||
         (result & (EPOLLIN | EPOLLRDBAND)) != (EPOLLIN | EPOLLRDBAND) || (result & ~usual) != 0 ||
         !is_socket(watch) || !wants_reading_only(watch) || watch->deleted || watch->disabled ||
-        !trusts_wakeups(set, watch, rp_fd_peek(watch->fd)))
+        watch->adopt_in || watch->stream || !trusts_wakeups(set, watch, rp_fd_peek(watch->fd)))
         return false;
     watch->quiet = false;
     watch->single = true;
@@ -345,6 +359,84 @@ int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **r
     return 0;
 }
 
+/* An edge-triggered poll will be armed anew though nobody asked for a look: an
+ * OUT that was reported is not to be reported again. It was, if nothing is on its
+ * way and the socket is writable. */
+static void note_spent_out(struct rp_set *set, struct rp_watch *watch)
+{
+    watch->spent_out = false;
+    if (!rp_watch_is_edge(watch) || watch->recheck || !(watch->events & watch->armed & EPOLLOUT) ||
+        rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring) || !rp_watch_in_flight(watch) ||
+        watch->ready != RP_READY_IDLE)
+        return;
+    struct pollfd look = {.fd = watch->fd, .events = POLLOUT};
+    static const struct timespec now = {0, 0};
+    watch->spent_out = rp_sys_poll(&look, 1, &now) == 1 && (look.revents & POLLOUT);
+}
+
+/* The receive takes over from the poll. */
+static int adopt(struct rp_set *set, struct rp_watch *watch)
+{
+    if (watch->op) {
+        note_spent_out(set, watch);
+        int error = rp_watch_disarm(set, watch, NULL);
+        if (error < 0)
+            return error;
+    }
+    return rp_stream_arm(set, watch);
+}
+
+static int arm_poll(struct rp_set *set, struct rp_watch *watch, uint32_t want, bool oneshot)
+{
+    struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
+    if (!sqe)
+        return -EBUSY;
+    struct rp_op *op = rp_op_new(&set->ops, RP_OP_POLL, watch);
+    if (!op) {
+        sqe->opcode = RP_IORING_OP_NOP;
+        return -ENOMEM;
+    }
+    sqe->opcode = RP_IORING_OP_POLL_ADD;
+    sqe->fd = watch->fd;
+    sqe->poll32_events = rp_poll_word(want);
+    sqe->len = oneshot ? 0 : RP_POLL_ADD_MULTI;
+    sqe->user_data = rp_op_user_data(&set->ops, op);
+    watch->op = op;
+    watch->sqe_at = set->ring.sqe_tail - 1;
+    watch->armed = want;
+    watch->armed_oneshot = oneshot;
+    return 0;
+}
+
+/* Beside a receive, which tells of bytes, ends and errors, a poll only has to
+ * tell of OUT: edge-triggered always, level-triggered where a look found the
+ * socket full. */
+static int arm_beside_stream(struct rp_set *set, struct rp_watch *watch)
+{
+    bool edge = rp_watch_is_edge(watch);
+    uint32_t want = watch->events & (EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
+    int error = 0;
+    if (want && !edge && !watch->blocked)
+        want = 0;
+    if (!(watch->events & EPOLLOUT))
+        watch->blocked = false;
+    if (watch->stream->state == RP_STREAM_ARMED && !rp_stream_may_stay(watch))
+        rp_stream_leave(set, watch->stream);
+    if (watch->op && (edge ? watch->armed != want || watch->armed_oneshot : (watch->armed & want) != want))
+        error = rp_watch_disarm(set, watch, NULL);
+    if (error == 0 && want && !watch->op)
+        error = arm_poll(set, watch, want, false);
+    if (error < 0)
+        return error;
+    if (watch->recheck) {
+        watch->recheck = false;
+        watch->mask = ~0u;
+        watch->quiet = watch->single = false;
+        rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+    }
+    return 0;
+}
+
 int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
 {
     bool recheck = watch->recheck;
@@ -356,6 +448,13 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
             watch->recheck = false;
         return error;
     }
+    if (rp_stream_wanted(set, watch)) {
+        int error = adopt(set, watch);
+        if (error == -EBUSY)
+            return error;
+    }
+    if (watch->stream && rp_stream_is_armed(watch->stream))
+        return arm_beside_stream(set, watch);
     uint32_t want = rp_watch_interest(watch);
     /* A poll for PRI alone never hears of it (6.18): RDBAND, which comes with
      * the same wake-up, does. */
@@ -375,31 +474,27 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
             }
             return 0;
         }
+        note_spent_out(set, watch);
         int error = rp_watch_disarm(set, watch, NULL);
         if (error != 0)
             return error;
     }
-    struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
-    if (!sqe)
-        return -EBUSY;
-    struct rp_op *op = rp_op_new(&set->ops, RP_OP_POLL, watch);
-    if (!op) {
-        sqe->opcode = RP_IORING_OP_NOP;
-        return -ENOMEM;
-    }
     /* One-shot only where RDHUP, which comes unasked, implies a wanted bit:
      * else a half-closed peer would complete it again and again. */
     bool oneshot = !edge && (watch->events & EPOLLIN) && (watch->fresh > 0 || (watch->events & EPOLLONESHOT));
-    sqe->opcode = RP_IORING_OP_POLL_ADD;
-    sqe->fd = watch->fd;
-    sqe->poll32_events = rp_poll_word(want);
-    sqe->len = oneshot ? 0 : RP_POLL_ADD_MULTI;
-    sqe->user_data = rp_op_user_data(&set->ops, op);
-    watch->op = op;
-    watch->sqe_at = set->ring.sqe_tail - 1;
-    watch->armed = want;
-    watch->armed_oneshot = oneshot;
+    int error = arm_poll(set, watch, want, oneshot);
+    if (error < 0)
+        return error;
     watch->recheck = false;
+    watch->blocked = false;
+    /* Bytes in the queue the kernel knows nothing of. */
+    if (watch->stream && rp_stream_bits(watch->stream)) {
+        if (watch->ready == RP_READY_IDLE && (recheck || !edge)) {
+            watch->mask = ~0u;
+            rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+        }
+        return 0;
+    }
     /* The kernel looks at the file as it arms the poll: that is the check. One
      * that stands in the ready list keeps its place, and is looked at there. */
     if (edge)
@@ -437,6 +532,13 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
         }
         watch->urgent = (revents & POLLPRI) != 0;
         watch->bare = 0;
+        if (watch->stream) {
+            if (!(revents & POLLOUT) && (watch->events & EPOLLOUT) && !watch->blocked && !rp_watch_is_edge(watch)) {
+                watch->blocked = true;
+                rp_set_dirty(set, watch);
+            }
+            revents |= rp_stream_bits(watch->stream);
+        }
         if (revents & rp_watch_interest(watch)) {
             watch->mask = revents;
             watch->certain_in = set->wait_serial;
@@ -450,6 +552,22 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
     }
 }
 
+/* Of an adopted fd that is watched for reading alone the receive has said all. */
+static bool decided_by_stream(struct rp_set *set, struct rp_watch *watch)
+{
+    if (watch->stream->state != RP_STREAM_ARMED ||
+        (watch->events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDHUP)))
+        return false;
+    watch->mask = rp_stream_bits(watch->stream);
+    if (watch->mask & rp_watch_interest(watch)) {
+        watch->certain_in = set->wait_serial;
+        watch->ready = RP_READY_CERTAIN;
+    } else {
+        rp_watch_to_idle(set, watch);
+    }
+    return true;
+}
+
 void rp_watch_check(struct rp_set *set, unsigned limit)
 {
     struct pollfd fds[CHECK_CHUNK];
@@ -460,6 +578,8 @@ void rp_watch_check(struct rp_set *set, unsigned limit)
     for (struct rp_watch *watch = set->ready_head; watch && limit > 0; watch = next, limit--) {
         next = watch->next_ready;
         if (watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial)
+            continue;
+        if (watch->stream && decided_by_stream(set, watch))
             continue;
         fds[count].fd = watch->fd;
         fds[count].events =

@@ -73,6 +73,7 @@
 #include "op.h"
 
 struct rp_set;
+struct rp_stream;
 struct rp_fd;
 
 enum rp_home { RP_HOME_RING, RP_HOME_KERNEL };
@@ -102,12 +103,18 @@ struct rp_watch {
     bool recheck;        /* dirty: becomes CANDIDATE */
     /* The rest. */
     struct rp_op *op;    /* armed or queued poll, or NULL */
+    struct rp_stream *stream; /* adopted: receives stand in for the poll for reading */
     struct rp_watch *next_of_fd;             /* fdtab */
     struct rp_watch *next_of_set, *prev_of_set; /* all watches of the set; next: free list */
     struct rp_watch *next_dirty, *prev_dirty;
     uint32_t sqe_at;     /* its SQE's position, to take it back while it is QUEUED */
     uint8_t fresh;       /* one-shot polls to go before a multishot one */
     uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
+    uint8_t adopt_in, adopt_gap; /* events to go until it is adopted, see stream.h */
+    bool blocked;        /* adopted, level-triggered: OUT is wanted and was not there */
+    bool spent_out;      /* adopted, edge-triggered: the poll's first OUT is an old one */
+    bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
+    bool left_reported;  /* and edge-triggered: was reported */
     bool stays;          /* engine KERNEL: registered in the hidden instance still */
     /* Left by a signal handler inside a critical section, see set.c */
     bool closed_in_handler, modified_in_handler, deleted_in_handler;

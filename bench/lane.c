@@ -102,6 +102,11 @@ static char **environment_of(enum side side)
         snprintf(preload, sizeof preload, "LD_PRELOAD=%s", shim != NULL ? shim : "");
         environment[used++] = preload;
         environment[used++] = (char *)"RINGPOLL_PROFILE=readiness";
+        if (getenv("BENCH_PROFILE") != NULL) {
+            static char profile[64];
+            snprintf(profile, sizeof profile, "RINGPOLL_PROFILE=%s", getenv("BENCH_PROFILE"));
+            environment[used - 1] = profile;
+        }
     }
     environment[used++] = (char *)(side == SIDE_RING ? "RINGPOLL=require" : "RINGPOLL=off");
     environment[used] = NULL;

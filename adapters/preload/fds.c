@@ -14,6 +14,9 @@
  */
 #include "preload.h"
 
+#include <linux/sockios.h>
+#include <netinet/tcp.h>
+#include <string.h>
 #include <sys/resource.h>
 
 #ifndef SOL_TCP
@@ -154,12 +157,66 @@ EXPORT int listen(int fd, int backlog)
     return result;
 }
 
-/* Kernel TLS cuts reads at record boundaries: a short one proves nothing. */
+/* Options that change nothing about what a read returns, or when. */
+static bool keeps_reads(int level, int name)
+{
+    if (level == SOL_SOCKET)
+        switch (name) {
+        case SO_KEEPALIVE: case SO_LINGER: case SO_SNDBUF: case SO_RCVBUF: case SO_SNDBUFFORCE: case SO_RCVBUFFORCE:
+        case SO_REUSEADDR: case SO_REUSEPORT: case SO_SNDTIMEO: case SO_RCVTIMEO: case SO_PRIORITY: case SO_MARK:
+        case SO_BROADCAST: case SO_DONTROUTE: case SO_INCOMING_CPU: case SO_BUSY_POLL: case SO_MAX_PACING_RATE:
+        case SO_SNDLOWAT: case SO_BINDTODEVICE:
+            return true;
+        default:
+            return false;
+        }
+    if (level == SOL_TCP)
+        switch (name) {
+        case TCP_NODELAY: case TCP_CORK: case TCP_QUICKACK: case TCP_KEEPIDLE: case TCP_KEEPINTVL: case TCP_KEEPCNT:
+        case TCP_USER_TIMEOUT: case TCP_CONGESTION: case TCP_DEFER_ACCEPT: case TCP_LINGER2: case TCP_MAXSEG:
+        case TCP_SYNCNT: case TCP_WINDOW_CLAMP: case TCP_FASTOPEN: case TCP_NOTSENT_LOWAT:
+            return true;
+        default:
+            return false;
+        }
+    return level == IPPROTO_IP || level == IPPROTO_IPV6; /* TOS, TTL, V6ONLY: packets, not the stream */
+}
+
+/* Kernel TLS cuts reads at record boundaries: a short one proves nothing. And it
+ * decrypts what the kernel has: with bytes in the library it must not begin, and
+ * the program is told what a kernel without TLS says. */
+int rp_shim_before_setsockopt(int fd, int level, int name)
+{
+    if (level == SOL_TCP && UNLIKELY(name == TCP_UPPER_LAYER_PROTOCOL)) {
+        ringpoll_fd_leave(fd);
+        return ringpoll_fd_pending(fd) ? ENOENT : 0;
+    }
+    if (rp_shim.adopts && !keeps_reads(level, name))
+        ringpoll_fd_release(fd, 1);
+    return 0;
+}
+
 EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t length)
 {
-    if (level == SOL_TCP && UNLIKELY(name == TCP_UPPER_LAYER_PROTOCOL) && rp_shim_active())
-        ringpoll_fd_leave(fd);
+    if (rp_shim_active()) {
+        int error = rp_shim_before_setsockopt(fd, level, name);
+        if (UNLIKELY(error))
+            return rp_fail(error);
+    }
     return rp_real.setsockopt(fd, level, name, value, length);
+}
+
+/* An error that the library has taken away is told here, and once. */
+EXPORT int getsockopt(int fd, int level, int name, void *restrict value, socklen_t *restrict length)
+{
+    int error;
+    if (level == SOL_SOCKET && name == SO_ERROR && rp_shim.adopts && rp_shim_watching() && value && length &&
+        *length >= sizeof error && (error = ringpoll_try_error(fd)) != 0) {
+        memcpy(value, &error, sizeof error);
+        *length = sizeof error;
+        return 0;
+    }
+    return rp_real.getsockopt(fd, level, name, value, length);
 }
 
 static void pipe_opened(const int fds[2], int flags)
@@ -268,8 +325,12 @@ bool rp_shim_before_fcntl(int fd, int command)
 {
     if (UNLIKELY(ringpoll_fd_is_internal(fd)))
         return false;
-    if ((command == F_SETOWN || command == F_SETOWN_EX || command == F_SETSIG) && ringpoll_fd_is_set(fd))
-        ringpoll_demote(fd);
+    if (command == F_SETOWN || command == F_SETOWN_EX || command == F_SETSIG) {
+        if (ringpoll_fd_is_set(fd))
+            ringpoll_demote(fd);
+        else if (rp_shim.adopts) /* it hears of every byte by a signal */
+            ringpoll_fd_release(fd, 1);
+    }
     return true;
 }
 
@@ -319,7 +380,18 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
     va_start(list, request);
     void *argument = va_arg(list, void *);
     va_end(list);
-    int result = rp_real.ioctl(fd, request, argument);
+    int result, unread = 0, known = 0;
+    if (rp_shim.adopts && rp_shim_watching()) {
+        if (request == FIONREAD && argument && (known = ringpoll_try_unread(fd, &unread)) == 2) {
+            *(int *)argument = unread;
+            return 0;
+        }
+        if (request == SIOCATMARK || request == FIOASYNC)
+            ringpoll_fd_release(fd, 1);
+    }
+    result = rp_real.ioctl(fd, request, argument);
+    if (known == 1 && result == 0)
+        *(int *)argument += unread;
     if (request == FIONBIO && result == 0 && rp_shim_active())
         ringpoll_fd_nonblock(fd, *(const int *)argument != 0);
     return result;

@@ -89,9 +89,52 @@ static inline bool by_socket_call(int fd, size_t length)
     return length > 0 && rp_shim_watching() && rp_shim.short_cut && ringpoll_fd_is_stream_on_ring(fd);
 }
 
+/* A call that may be answered without the kernel is a cancellation point still. */
+static inline bool answered(long result, ssize_t *ret_result)
+{
+    if (LIKELY(result == RINGPOLL_PASS))
+        return false;
+    if (UNLIKELY(rp_shim.any_cancel))
+        pthread_testcancel();
+    *ret_result = rp_answer(result);
+    return true;
+}
+
+static inline bool answers_recv(int fd, void *buffer, size_t length, int flags, ssize_t *ret_result)
+{
+    return rp_shim.adopts && rp_shim_watching() && answered(ringpoll_try_recv(fd, buffer, length, flags), ret_result);
+}
+
+/* An error that a receive of the library took away is the next call's. */
+static inline bool fails(int fd, ssize_t *ret_result)
+{
+    int error;
+    if (LIKELY(!rp_shim.adopts) || !rp_shim_watching() || LIKELY((error = ringpoll_try_error(fd)) == 0))
+        return false;
+    errno = error;
+    *ret_result = -1;
+    return true;
+}
+
+/* Where the bytes came from the library, so does the address. A TCP socket gives
+ * none; an AF_UNIX one its peer's, if that is bound. */
+static void peer_address(int fd, struct sockaddr *address, socklen_t *length)
+{
+    struct sockaddr_storage peer;
+    socklen_t room = *length, got = sizeof peer;
+    *length = 0;
+    if (rp_raw(SYS_getpeername, fd, (long)&peer, (long)&got, 0, 0, 0) < 0 || peer.ss_family != AF_UNIX ||
+        got <= sizeof peer.ss_family)
+        return;
+    memcpy(address, &peer, got < room ? got : room);
+    *length = got;
+}
+
 EXPORT ssize_t read(int fd, void *buffer, size_t length)
 {
     ssize_t result;
+    if (length > 0 && answers_recv(fd, buffer, length, 0, &result))
+        return result;
     if (!by_socket_call(fd, length) ||
         ((result = rp_real.recv(fd, buffer, length, 0)) < 0 && UNLIKELY(errno == ENOTSOCK)))
         result = rp_real.read(fd, buffer, length);
@@ -102,6 +145,9 @@ EXPORT ssize_t read(int fd, void *buffer, size_t length)
 
 EXPORT ssize_t write(int fd, const void *buffer, size_t length)
 {
+    ssize_t failed;
+    if (length > 0 && fails(fd, &failed))
+        return failed;
     if (by_socket_call(fd, length)) {
         ssize_t result = rp_real.send(fd, buffer, length, 0);
         if (LIKELY(result >= 0) || errno != ENOTSOCK)
@@ -112,14 +158,20 @@ EXPORT ssize_t write(int fd, const void *buffer, size_t length)
 
 EXPORT ssize_t readv(int fd, const struct iovec *iov, int count)
 {
-    ssize_t result = rp_real.readv(fd, iov, count);
+    ssize_t result;
+    if (rp_shim.adopts && rp_shim_watching() && answered(ringpoll_try_readv(fd, iov, count), &result))
+        return result;
+    result = rp_real.readv(fd, iov, count);
     rp_shim_after_readv(fd, iov, count, result);
     return result;
 }
 
 EXPORT ssize_t recv(int fd, void *buffer, size_t length, int flags)
 {
-    ssize_t result = rp_real.recv(fd, buffer, length, flags);
+    ssize_t result;
+    if (answers_recv(fd, buffer, length, flags, &result))
+        return result;
+    result = rp_real.recv(fd, buffer, length, flags);
     if (rp_shim_watching())
         tell(fd, flags & ~PLAIN_FLAGS ? 0 : length, result);
     return result;
@@ -128,14 +180,34 @@ EXPORT ssize_t recv(int fd, void *buffer, size_t length, int flags)
 EXPORT ssize_t recvfrom(int fd, void *restrict buffer, size_t length, int flags, __SOCKADDR_ARG address,
                         socklen_t *restrict address_length)
 {
-    ssize_t result = rp_real.recvfrom(fd, buffer, length, flags, address, address_length);
+    ssize_t result;
+    if (answers_recv(fd, buffer, length, flags, &result)) {
+        struct sockaddr *to = *(struct sockaddr **)(void *)&address;
+        if (result >= 0 && to && address_length)
+            peer_address(fd, to, address_length);
+        return result;
+    }
+    result = rp_real.recvfrom(fd, buffer, length, flags, address, address_length);
     rp_shim_after_recv(fd, length, flags, result);
     return result;
 }
 
 EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 {
-    ssize_t result = rp_real.recvmsg(fd, message, flags);
+    ssize_t result;
+    if (rp_shim.adopts && rp_shim_watching() && message) {
+        socklen_t room = message->msg_namelen;
+        if (answered(ringpoll_try_recvmsg(fd, message, flags), &result)) {
+            if (result >= 0 && message->msg_name) {
+                message->msg_namelen = room;
+                peer_address(fd, message->msg_name, &message->msg_namelen);
+            }
+            if (result >= 0 && message->msg_controllen)
+                received_fds(message);
+            return result;
+        }
+    }
+    result = rp_real.recvmsg(fd, message, flags);
     rp_shim_after_recvmsg(fd, message, flags, result);
     return result;
 }
@@ -144,6 +216,21 @@ EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags,
 {
     if (!RP_LATE(recvmmsg))
         return rp_fail(ENOSYS);
+    if (rp_shim.adopts && rp_shim_watching() && messages) {
+        ringpoll_fd_release(fd, 0);
+        unsigned done = 0;
+        for (ssize_t length; done < count; done++) {
+            if (!answered(ringpoll_try_recvmsg(fd, &messages[done].msg_hdr, flags | (done ? MSG_DONTWAIT : 0)), &length))
+                break;
+            if (length < 0)
+                return done ? (int)done : -1;
+            messages[done].msg_len = (unsigned)length;
+            if (messages[done].msg_hdr.msg_controllen)
+                received_fds(&messages[done].msg_hdr);
+        }
+        if (done > 0)
+            return (int)done;
+    }
     int result = rp_real.recvmmsg(fd, messages, count, flags, timeout);
     if (rp_shim_watching()) {
         for (int i = 0; i < result; i++)
@@ -170,15 +257,20 @@ int fortified_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *tim
 
 EXPORT ssize_t fortified_read(int fd, void *buffer, size_t length, size_t size)
 {
-    ssize_t result =
-        RP_LATE(read_chk) ? rp_real.read_chk(fd, buffer, length, size) : rp_real.read(fd, buffer, length);
+    ssize_t result;
+    if (length > 0 && length <= size && answers_recv(fd, buffer, length, 0, &result))
+        return result;
+    result = RP_LATE(read_chk) ? rp_real.read_chk(fd, buffer, length, size) : rp_real.read(fd, buffer, length);
     rp_shim_after_read(fd, length, result);
     return result;
 }
 
 EXPORT ssize_t fortified_recv(int fd, void *buffer, size_t length, size_t size, int flags)
 {
-    ssize_t result = RP_LATE(recv_chk) ? rp_real.recv_chk(fd, buffer, length, size, flags)
+    ssize_t result;
+    if (length <= size && answers_recv(fd, buffer, length, flags, &result))
+        return result;
+    result = RP_LATE(recv_chk) ? rp_real.recv_chk(fd, buffer, length, size, flags)
                                        : rp_real.recv(fd, buffer, length, flags);
     rp_shim_after_recv(fd, length, flags, result);
     return result;
@@ -187,7 +279,13 @@ EXPORT ssize_t fortified_recv(int fd, void *buffer, size_t length, size_t size, 
 EXPORT ssize_t fortified_recvfrom(int fd, void *buffer, size_t length, size_t size, int flags,
                                   struct sockaddr *address, socklen_t *address_length)
 {
-    ssize_t result = RP_LATE(recvfrom_chk)
+    ssize_t result;
+    if (length <= size && answers_recv(fd, buffer, length, flags, &result)) {
+        if (result >= 0 && address && address_length)
+            peer_address(fd, address, address_length);
+        return result;
+    }
+    result = RP_LATE(recvfrom_chk)
                          ? rp_real.recvfrom_chk(fd, buffer, length, size, flags, address, address_length)
                          : rp_real.recvfrom(fd, buffer, length, flags, address, address_length);
     rp_shim_after_recv(fd, length, flags, result);
@@ -217,8 +315,11 @@ void rp_shim_before_sendmsg(const struct msghdr *message)
 
 EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
+    ssize_t failed;
     if (message && message->msg_controllen && rp_shim_active())
         rp_shim_before_sendmsg(message);
+    if (fails(fd, &failed))
+        return failed;
     return rp_real.sendmsg(fd, message, flags);
 }
 
@@ -229,19 +330,156 @@ EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
     if (messages && rp_shim_active())
         for (unsigned i = 0; i < count; i++)
             rp_shim_before_sendmsg(&messages[i].msg_hdr);
+    ssize_t failed;
+    if (count > 0 && fails(fd, &failed))
+        return (int)failed;
     return rp_real.sendmmsg(fd, messages, count, flags);
 }
 
-/* ------------------------------------------------------ poll and its like */
+/* ------------------------------------------------------------------ writes */
 
-void rp_shim_before_poll(const struct pollfd *fds, nfds_t count)
+EXPORT ssize_t send(int fd, const void *buffer, size_t length, int flags)
 {
-    if (LIKELY(!rp_shim_watching()) || !fds)
-        return;
-    for (nfds_t i = 0; i < count; i++)
-        if (fds[i].fd >= 0 && UNLIKELY(ringpoll_fd_is_set(fds[i].fd)))
-            ringpoll_demote(fds[i].fd);
+    ssize_t failed;
+    return fails(fd, &failed) ? failed : rp_real.send(fd, buffer, length, flags);
 }
+
+EXPORT ssize_t sendto(int fd, const void *buffer, size_t length, int flags, __CONST_SOCKADDR_ARG address,
+                      socklen_t address_length)
+{
+    ssize_t failed;
+    return fails(fd, &failed) ? failed : rp_real.sendto(fd, buffer, length, flags, address, address_length);
+}
+
+EXPORT ssize_t writev(int fd, const struct iovec *iov, int count)
+{
+    ssize_t failed;
+    return count > 0 && fails(fd, &failed) ? failed : rp_real.writev(fd, iov, count);
+}
+
+EXPORT ssize_t sendfile(int to, int from, off_t *offset, size_t count)
+{
+    ssize_t failed;
+    if (fails(to, &failed))
+        return failed;
+    return RP_LATE(sendfile) ? rp_real.sendfile(to, from, offset, count) : rp_fail(ENOSYS);
+}
+
+EXPORT ssize_t sendfile64(int to, int from, off64_t *offset, size_t count)
+{
+    ssize_t failed;
+    if (fails(to, &failed))
+        return failed;
+    return RP_LATE(sendfile64) ? rp_real.sendfile64(to, from, offset, count) : rp_fail(ENOSYS);
+}
+
+/* From a socket into a pipe: first what the library has. */
+EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset, size_t length, unsigned flags)
+{
+    if (!RP_LATE(splice))
+        return rp_fail(ENOSYS);
+    ssize_t failed;
+    if (LIKELY(!rp_shim.adopts) || !rp_shim_watching() || length == 0)
+        return rp_real.splice(from, from_offset, to, to_offset, length, flags);
+    if (fails(to, &failed))
+        return failed;
+    ringpoll_fd_release(from, 0);
+    if (ringpoll_fd_pending(from) && !from_offset && !to_offset) {
+        char bytes[4096]; /* PIPE_BUF: all of it or nothing, where the pipe is not blocking */
+        long got = ringpoll_try_recv(from, bytes, length < sizeof bytes ? length : sizeof bytes,
+                                     MSG_PEEK | MSG_DONTWAIT);
+        if (got > 0) {
+            struct pollfd look = {.fd = to, .events = POLLOUT};
+            struct timespec now = {0, 0};
+            if ((flags & SPLICE_F_NONBLOCK) && rp_raw(SYS_ppoll, (long)&look, 1, (long)&now, 0, 8, 0) == 0)
+                return rp_fail(EAGAIN);
+            got = rp_answer(rp_raw(SYS_write, to, (long)bytes, got, 0, 0, 0));
+            if (got > 0)
+                ringpoll_try_recv(from, bytes, (size_t)got, MSG_DONTWAIT);
+            return got;
+        }
+        if (got < 0 && got != RINGPOLL_PASS) {
+            ringpoll_try_error(from);
+            return rp_answer(got);
+        }
+    }
+    return rp_real.splice(from, from_offset, to, to_offset, length, flags);
+}
+
+/* ------------------------------------------------------ poll and its like
+ *
+ * A set becomes what it looks like. An adopted socket is given back, and what the
+ * library has of it is reported beside what the kernel says. */
+
+bool rp_shim_before_poll(const struct pollfd *fds, nfds_t count)
+{
+    bool pending = false;
+    if (LIKELY(!rp_shim_watching()) || !fds)
+        return false;
+    for (nfds_t i = 0; i < count; i++) {
+        if (fds[i].fd < 0)
+            continue;
+        if (UNLIKELY(ringpoll_fd_is_set(fds[i].fd)))
+            ringpoll_demote(fds[i].fd);
+        else if (rp_shim.adopts) {
+            ringpoll_fd_release(fds[i].fd, 0);
+            pending |= (ringpoll_fd_pending(fds[i].fd) & (uint32_t)(fds[i].events | POLLERR | POLLHUP)) != 0;
+        }
+    }
+    return pending;
+}
+
+/* What the library has is added to what the kernel said. */
+int rp_shim_after_poll(struct pollfd *fds, nfds_t count, int result)
+{
+    if (result < 0)
+        return result;
+    for (nfds_t i = 0; i < count; i++) {
+        if (fds[i].fd < 0 || (fds[i].revents & POLLNVAL))
+            continue;
+        uint32_t bits = ringpoll_fd_pending(fds[i].fd) & (uint32_t)(fds[i].events | POLLERR | POLLHUP);
+        if (bits && !fds[i].revents)
+            result++;
+        fds[i].revents = (short)(fds[i].revents | (short)bits);
+    }
+    return result;
+}
+
+/* The same for sets of bits: those among `asked` that are pending. */
+static bool bits_pending(int count, const fd_set *asked, unsigned long *ret_words)
+{
+    const unsigned bits = 8 * sizeof(unsigned long);
+    const unsigned long *words = (const unsigned long *)asked;
+    bool any = false;
+    for (unsigned i = 0; words && (int)(i * bits) < count; i++) {
+        ret_words[i] = 0;
+        for (unsigned long word = words[i]; word; word &= word - 1) {
+            unsigned fd = i * bits + (unsigned)__builtin_ctzl(word);
+            if ((int)fd >= count)
+                break;
+            ringpoll_fd_release((int)fd, 0);
+            if (ringpoll_fd_pending((int)fd)) {
+                ret_words[i] |= 1ul << (fd % bits);
+                any = true;
+            }
+        }
+    }
+    return any;
+}
+
+static int after_select(int count, fd_set *reads, const unsigned long *pending, int result)
+{
+    const unsigned bits = 8 * sizeof(unsigned long);
+    unsigned long *words = (unsigned long *)reads;
+    for (unsigned i = 0; result >= 0 && (int)(i * bits) < count; i++) {
+        result += __builtin_popcountl(pending[i] & ~words[i]);
+        words[i] |= pending[i];
+    }
+    return result;
+}
+
+/* More than that many fds in a select are asked of the kernel alone. */
+#define MOST_SELECTED 65536
 
 static void before_select(int count, const fd_set *reads, const fd_set *writes, const fd_set *others)
 {
@@ -266,43 +504,67 @@ static void before_select(int count, const fd_set *reads, const fd_set *writes, 
 
 EXPORT int plain_poll(struct pollfd *fds, nfds_t count, int timeout)
 {
-    rp_shim_before_poll(fds, count);
+    if (UNLIKELY(rp_shim_before_poll(fds, count)))
+        return rp_shim_after_poll(fds, count, rp_real.poll(fds, count, 0));
     return rp_real.poll(fds, count, timeout);
 }
 
 EXPORT int plain_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask)
 {
-    rp_shim_before_poll(fds, count);
-    return RP_LATE(ppoll) ? rp_real.ppoll(fds, count, timeout, mask) : rp_fail(ENOSYS);
+    static const struct timespec now = {0, 0};
+    bool pending = rp_shim_before_poll(fds, count);
+    int result = RP_LATE(ppoll) ? rp_real.ppoll(fds, count, pending ? &now : timeout, mask) : rp_fail(ENOSYS);
+    return UNLIKELY(pending) ? rp_shim_after_poll(fds, count, result) : result;
 }
 
 EXPORT int fortified_poll(struct pollfd *fds, nfds_t count, int timeout, size_t size)
 {
-    rp_shim_before_poll(fds, count);
-    return RP_LATE(poll_chk) ? rp_real.poll_chk(fds, count, timeout, size) : rp_real.poll(fds, count, timeout);
+    bool pending = rp_shim_before_poll(fds, count);
+    timeout = pending ? 0 : timeout;
+    int result = RP_LATE(poll_chk) ? rp_real.poll_chk(fds, count, timeout, size) : rp_real.poll(fds, count, timeout);
+    return UNLIKELY(pending) ? rp_shim_after_poll(fds, count, result) : result;
 }
 
 EXPORT int fortified_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask,
                            size_t size)
 {
-    rp_shim_before_poll(fds, count);
-    if (RP_LATE(ppoll_chk))
-        return rp_real.ppoll_chk(fds, count, timeout, mask, size);
-    return RP_LATE(ppoll) ? rp_real.ppoll(fds, count, timeout, mask) : rp_fail(ENOSYS);
+    static const struct timespec now = {0, 0};
+    bool pending = rp_shim_before_poll(fds, count);
+    timeout = pending ? &now : timeout;
+    int result = RP_LATE(ppoll_chk) ? rp_real.ppoll_chk(fds, count, timeout, mask, size)
+                 : RP_LATE(ppoll)   ? rp_real.ppoll(fds, count, timeout, mask)
+                                    : rp_fail(ENOSYS);
+    return UNLIKELY(pending) ? rp_shim_after_poll(fds, count, result) : result;
 }
 
 EXPORT int select(int count, fd_set *restrict reads, fd_set *restrict writes, fd_set *restrict others,
                   struct timeval *restrict timeout)
 {
     before_select(count, reads, writes, others);
-    return RP_LATE(select) ? rp_real.select(count, reads, writes, others, timeout) : rp_fail(ENOSYS);
+    if (!RP_LATE(select))
+        return rp_fail(ENOSYS);
+    if (UNLIKELY(rp_shim.adopts) && rp_shim_watching() && reads && count > 0 && count <= MOST_SELECTED) {
+        unsigned long pending[MOST_SELECTED / (8 * sizeof(unsigned long))];
+        struct timeval now = {0, 0};
+        if (bits_pending(count, reads, pending))
+            return after_select(count, reads, pending, rp_real.select(count, reads, writes, others, &now));
+    }
+    return rp_real.select(count, reads, writes, others, timeout);
 }
 
 EXPORT int pselect(int count, fd_set *restrict reads, fd_set *restrict writes, fd_set *restrict others,
                    const struct timespec *restrict timeout, const sigset_t *restrict mask)
 {
     before_select(count, reads, writes, others);
-    return RP_LATE(pselect) ? rp_real.pselect(count, reads, writes, others, timeout, mask) : rp_fail(ENOSYS);
+    if (!RP_LATE(pselect))
+        return rp_fail(ENOSYS);
+    if (UNLIKELY(rp_shim.adopts) && rp_shim_watching() && reads && count > 0 && count <= MOST_SELECTED) {
+        unsigned long pending[MOST_SELECTED / (8 * sizeof(unsigned long))];
+        struct timespec now = {0, 0};
+        if (bits_pending(count, reads, pending))
+            return after_select(count, reads, pending, rp_real.pselect(count, reads, writes, others, &now, mask));
+    }
+    return rp_real.pselect(count, reads, writes, others, timeout, mask);
 }
 
 ALSO_KNOWN_AS(read, "__read");

@@ -65,6 +65,7 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/select.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -145,6 +146,9 @@ int spawn_pidfd_t(int *pidfd, const char *path, const void *actions, const void 
     X(pipe, "pipe", pipe)                                                                                        \
     X(pipe2, "pipe2", pipe2)                                                                                     \
     X(eventfd, "eventfd", eventfd)                                                                               \
+    X(sendto, "sendto", sendto)                                                                                  \
+    X(writev, "writev", writev)                                                                                  \
+    X(getsockopt, "getsockopt", getsockopt)                                                                      \
     X(poll, "poll", poll)                                                                                        \
     X(prctl, "prctl", prctl)                                                                                     \
     X(epoll_create1, "epoll_create1", epoll_create1)                                                             \
@@ -161,6 +165,9 @@ int spawn_pidfd_t(int *pidfd, const char *path, const void *actions, const void 
     X(read_chk, "__read_chk", read_chk_t)                                                                        \
     X(recv_chk, "__recv_chk", recv_chk_t)                                                                        \
     X(recvfrom_chk, "__recvfrom_chk", recvfrom_chk_t)                                                            \
+    X(splice, "splice", splice)                                                                                  \
+    X(sendfile, "sendfile", sendfile)                                                                            \
+    X(sendfile64, "sendfile64", sendfile64)                                                                      \
     X(recvmmsg, "recvmmsg", recvmmsg)                                                                            \
     X(sendmmsg, "sendmmsg", sendmmsg)                                                                            \
     X(epoll_wait, "epoll_wait", epoll_wait)                                                                      \
@@ -225,6 +232,7 @@ struct rp_shim {
     bool made_epoll; /* this very process made an epoll instance: it reports at its end */
     bool restricted; /* a seccomp filter was announced: never try io_uring_setup again */
     bool short_cut;  /* no seccomp filter: a stream socket may be read by recv(), see io.c */
+    bool adopts;     /* the profile lets the ring receive */
     bool any_cancel; /* pthread_cancel was called */
     bool can_cancel; /* the thread key that wait.c needs */
 };
@@ -320,7 +328,11 @@ void rp_shim_after_readv(int fd, const struct iovec *iov, int count, long result
 void rp_shim_after_recv(int fd, size_t asked, int flags, long result);
 void rp_shim_after_recvmsg(int fd, const struct msghdr *message, int flags, long result);
 void rp_shim_before_sendmsg(const struct msghdr *message);
-void rp_shim_before_poll(const struct pollfd *fds, nfds_t count);
+/* True: the library has something for one of them. Then the call must not wait, and
+ * its result goes through the second. */
+bool rp_shim_before_poll(const struct pollfd *fds, nfds_t count);
+int rp_shim_after_poll(struct pollfd *fds, nfds_t count, int result);
+int rp_shim_before_setsockopt(int fd, int level, int name); /* 0, or the errno to fail with */
 
 void rp_shim_before_child(void); /* one that no fork handler sees */
 void rp_shim_before_exec(void);

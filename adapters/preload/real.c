@@ -105,6 +105,20 @@ static ssize_t early_sendmsg(int fd, const struct msghdr *message, int flags)
 {
     return RAW(SYS_sendmsg, fd, message, flags);
 }
+static ssize_t early_sendto(int fd, const void *buffer, size_t length, int flags, __CONST_SOCKADDR_ARG address,
+                            socklen_t address_length)
+{
+    return RAW(SYS_sendto, fd, buffer, length, flags, *(const struct sockaddr *const *)(const void *)&address,
+               address_length);
+}
+static ssize_t early_writev(int fd, const struct iovec *iov, int count)
+{
+    return RAW(SYS_writev, fd, iov, count);
+}
+static int early_getsockopt(int fd, int level, int name, void *restrict value, socklen_t *restrict length)
+{
+    return (int)RAW(SYS_getsockopt, fd, level, name, value, length);
+}
 static int early_fcntl(int fd, int command, ...)
 {
     va_list list;
@@ -328,6 +342,8 @@ void rp_shim_start(void)
     const char *word = secure_getenv("RINGPOLL");
     bool off = word && strcmp(word, "off") == 0;
     rp_shim.require = word && strcmp(word, "require") == 0;
+    word = secure_getenv("RINGPOLL_PROFILE");
+    rp_shim.adopts = word && (strcmp(word, "safe") == 0 || strcmp(word, "throughput") == 0);
     rp_report_start();
     /* Without the handlers a child would take its parent's sets for its own. */
     if (pthread_atfork(fork_prepare, fork_parent, fork_child))

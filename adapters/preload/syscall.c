@@ -41,6 +41,71 @@ static long wait_by_number(long a, long b, long c, const struct timespec *timeou
 
 /* Those that matter to whoever has the library's attention; false: not one of
  * them, or nothing but a notice was due. */
+/* Where the library receives, what reads or asks what is unread goes by libc's
+ * name. */
+static bool stream_by_number(long number, long a, long b, long c, long d, long e, long f, long *result)
+{
+    switch (number) {
+    case SYS_read:
+        *result = read((int)a, (void *)b, (size_t)c);
+        return true;
+    case SYS_readv:
+        *result = readv((int)a, (const struct iovec *)b, (int)c);
+        return true;
+    case SYS_recvfrom:
+        *result = recvfrom((int)a, (void *)b, (size_t)c, (int)d, (struct sockaddr *)e, (socklen_t *)f);
+        return true;
+    case SYS_recvmsg:
+        *result = recvmsg((int)a, (struct msghdr *)b, (int)c);
+        return true;
+    case SYS_recvmmsg:
+        *result = recvmmsg((int)a, (struct mmsghdr *)b, (unsigned)c, (int)d, (struct timespec *)e);
+        return true;
+    case SYS_write:
+        *result = write((int)a, (const void *)b, (size_t)c);
+        return true;
+    case SYS_writev:
+        *result = writev((int)a, (const struct iovec *)b, (int)c);
+        return true;
+    case SYS_sendto:
+        *result = sendto((int)a, (const void *)b, (size_t)c, (int)d, (const struct sockaddr *)e, (socklen_t)f);
+        return true;
+    case SYS_sendmsg:
+        *result = sendmsg((int)a, (const struct msghdr *)b, (int)c);
+        return true;
+    case SYS_sendmmsg:
+        *result = sendmmsg((int)a, (struct mmsghdr *)b, (unsigned)c, (int)d);
+        return true;
+    case SYS_splice:
+        *result = splice((int)a, (off64_t *)b, (int)c, (off64_t *)d, (size_t)e, (unsigned)f);
+        return true;
+    case SYS_ioctl:
+        *result = ioctl((int)a, (unsigned long)b, (void *)c);
+        return true;
+    case SYS_getsockopt:
+        *result = getsockopt((int)a, (int)b, (int)c, (void *)d, (socklen_t *)e);
+        return true;
+    case SYS_setsockopt:
+        *result = setsockopt((int)a, (int)b, (int)c, (const void *)d, (socklen_t)e);
+        return true;
+#ifdef SYS_poll
+    case SYS_poll:
+        *result = poll((struct pollfd *)a, (nfds_t)b, (int)c);
+        return true;
+#endif
+    case SYS_ppoll:
+        *result = ppoll((struct pollfd *)a, (nfds_t)b, (const struct timespec *)c, (const sigset_t *)d);
+        return true;
+#ifdef SYS_select
+    case SYS_select:
+        *result = select((int)a, (fd_set *)b, (fd_set *)c, (fd_set *)d, (struct timeval *)e);
+        return true;
+#endif
+    default:
+        return false;
+    }
+}
+
 static bool by_number(long number, long a, long b, long c, long d, long e, long f, long *result)
 {
     struct timespec storage;
@@ -226,7 +291,8 @@ EXPORT long syscall(long number, ...)
     long d = va_arg(list, long), e = va_arg(list, long), f = va_arg(list, long);
     va_end(list);
     long result;
-    if (rp_shim_active() && by_number(number, a, b, c, d, e, f, &result))
+    if (rp_shim_active() && ((UNLIKELY(rp_shim.adopts) && stream_by_number(number, a, b, c, d, e, f, &result)) ||
+                             by_number(number, a, b, c, d, e, f, &result)))
         return result;
     return rp_real.syscall(number, a, b, c, d, e, f);
 }

@@ -30,6 +30,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #ifdef __cplusplus
@@ -75,6 +77,12 @@ RINGPOLL_API const char *ringpoll_version(void);
 #define RINGPOLL_SQPOLL (1u << 5)
 /* With RINGPOLL_SQPOLL: bind that thread to sq_thread_cpu. */
 #define RINGPOLL_SQ_AFF (1u << 6)
+/* Receives by the ring: connected stream sockets of the set are *adopted*, their
+ * bytes received into buffers of the library before the program asks for them.
+ * The caller makes every call on its sockets by the functions under "adopted
+ * sockets" below. Implies RINGPOLL_TRACKED. Without DEFER_TASKRUN, buffer rings and
+ * multishot receives (before Linux 6.1) nothing is adopted. */
+#define RINGPOLL_ADOPT (1u << 7)
 
 struct ringpoll_options {
     uint32_t size;              /* sizeof(struct ringpoll_options) */
@@ -85,6 +93,12 @@ struct ringpoll_options {
     uint32_t sq_thread_idle_ms; /* with RINGPOLL_SQPOLL; 0: 1000 */
     uint64_t masked_features;   /* bits of RINGPOLL_FEATURE_* to do without,
                                    beside those of $RINGPOLL_MASK */
+    uint32_t buffers;           /* with RINGPOLL_ADOPT: buffers of 5 KiB that the
+                                   set's unread bytes may take, a power of two from
+                                   8 to 32768; 0: 512 */
+    uint32_t stream_bytes;      /* with RINGPOLL_ADOPT: a socket with so many unread
+                                   bytes is given back to plain reads for a while;
+                                   0: 8192 */
 };
 
 /* ------------------------------------------------------------------- sets */
@@ -175,6 +189,42 @@ RINGPOLL_API int ringpoll_fd_vacate(int fd);
 RINGPOLL_API int ringpoll_fd_is_stream_on_ring(int fd);
 /* 1: `fd` is a set's identity, or a duplicate of one. 0: it is not. */
 RINGPOLL_API int ringpoll_fd_is_set(int fd);
+
+/* -------------------------------------------------------- adopted sockets
+ *
+ * A set made with RINGPOLL_ADOPT takes bytes out of its sockets before the
+ * program reads. So every read, and whatever else depends on what is unread, asks
+ * the library first. The try functions answer like the system call of their name:
+ * a number of bytes, 0 at the end of file, a negative errno; or RINGPOLL_PASS,
+ * which means that the library has nothing of this fd and the caller shall make
+ * the call itself (and may report it by ringpoll_fd_read). They never block, but
+ * for MSG_WAITALL on a blocking fd. The functions without "try" make the system
+ * call, too.
+ *
+ * Any thread may call them. The thread that waits on the set is answered from the
+ * queue; when another one reads, the socket is given back to the kernel for good.
+ * A signal handler that interrupts the library gets -EAGAIN (-EINTR on a blocking
+ * fd). */
+
+#define RINGPOLL_PASS ((long)-4096)
+
+RINGPOLL_API long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags);
+RINGPOLL_API long ringpoll_try_readv(int fd, const struct iovec *iov, int count);
+RINGPOLL_API long ringpoll_try_recvmsg(int fd, struct msghdr *message, int flags);
+/* FIONREAD: 0: nothing known; 1: *ret_bytes wait in the library, and what the
+ * kernel has comes on top; 2: *ret_bytes is all there is. */
+RINGPOLL_API int ringpoll_try_unread(int fd, int *ret_bytes);
+/* The error (a positive errno) that the next call on this socket would have
+ * returned, and SO_ERROR; forgotten by this call. 0: ask the kernel. */
+RINGPOLL_API int ringpoll_try_error(int fd);
+/* What poll(2) has to report beside what the kernel says: EPOLL bits. Call
+ * ringpoll_fd_release() first. */
+RINGPOLL_API uint32_t ringpoll_fd_pending(int fd);
+/* Something will be done to the socket that the functions here do not cover: when
+ * this returns, the ring receives nothing for it. What was received already is
+ * still returned by the try functions first. With `for_good` it is never adopted
+ * again, otherwise after a while. */
+RINGPOLL_API void ringpoll_fd_release(int fd, int for_good);
 
 /* ------------------------------------------------------------ the process */
 
@@ -320,6 +370,12 @@ struct ringpoll_stats {
     uint64_t cq_overflows;
     uint64_t ops_in_flight;            /* now; 0 when nothing is held */
     uint64_t demotions;                /* sets that left their ring */
+    uint64_t adopted;                  /* sockets, now */
+    uint64_t adoptions;                /* ever */
+    uint64_t received;                 /* completions that brought bytes */
+    uint64_t receives_ended;           /* receives that ended by themselves */
+    uint64_t starved;                  /* those that found no buffer */
+    uint64_t calls_saved;              /* calls that were answered without the kernel */
 };
 
 /* Counters of one set, or, with epfd -1, of the whole process (engine, reason

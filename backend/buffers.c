@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: MIT */
+#include "buffers.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "abi.h"
+#include "sys.h"
+
+#define FIRST_TARGET 32u
+
+/* ------------------------------------------------------------------- pool */
+
+static size_t page_up(size_t bytes)
+{
+    return (bytes + 4095u) & ~(size_t)4095;
+}
+
+static struct rp_pool *pool_new(uint32_t count)
+{
+    size_t table = page_up(sizeof(struct rp_pool) + count * sizeof(struct rp_segment));
+    size_t mapped = table + page_up((size_t)count * RP_BUFFER_STRIDE);
+    struct rp_pool *pool = rp_sys_pages(mapped);
+    if (!pool)
+        return NULL;
+    pool->references = 1;
+    pool->count = count;
+    pool->mapped = mapped;
+    pool->segments = (struct rp_segment *)(pool + 1);
+    pool->data = (unsigned char *)pool + table;
+    return pool;
+}
+
+void rp_pool_get(struct rp_pool *pool)
+{
+    __atomic_fetch_add(&pool->references, 1, __ATOMIC_RELAXED);
+}
+
+void rp_pool_put(struct rp_pool *pool)
+{
+    if (__atomic_sub_fetch(&pool->references, 1, __ATOMIC_ACQ_REL) == 0)
+        rp_sys_pages_free(pool, pool->mapped);
+}
+
+void rp_pool_return(struct rp_pool *pool, uint32_t number)
+{
+    rp_lock(&pool->lock);
+    pool->segments[number].next = (uint16_t)pool->returned;
+    __atomic_store_n(&pool->returned, number + 1, __ATOMIC_RELAXED);
+    rp_unlock(&pool->lock);
+    rp_pool_put(pool);
+}
+
+/* ---------------------------------------------------------------- buffers */
+
+/* The kernel reads an entry when it sees the tail beyond it. */
+static void give(struct rp_buffers *buffers, uint32_t number)
+{
+    struct rp_buf *entry = &buffers->ring->bufs[buffers->tail & buffers->mask];
+    entry->addr = (uint64_t)(uintptr_t)rp_pool_bytes(buffers->pool, number);
+    entry->len = RP_BUFFER_STRIDE;
+    entry->bid = (uint16_t)number;
+    buffers->tail++;
+    buffers->given++;
+    __atomic_store_n(&buffers->ring->bufs[0].tail, buffers->tail, __ATOMIC_RELEASE);
+}
+
+static void top_up(struct rp_buffers *buffers)
+{
+    struct rp_pool *pool = buffers->pool;
+    while (buffers->given < buffers->target) {
+        uint32_t number;
+        if (buffers->free_head) {
+            number = buffers->free_head - 1u;
+            buffers->free_head = pool->segments[number].next;
+        } else if (buffers->made < pool->count) {
+            number = buffers->made++;
+        } else {
+            return;
+        }
+        give(buffers, number);
+    }
+}
+
+int rp_buffers_init(struct rp_buffers *buffers, struct rp_ring *ring, uint32_t count)
+{
+    memset(buffers, 0, sizeof *buffers);
+    size_t ring_bytes = page_up(count * sizeof(struct rp_buf));
+    struct rp_buf_ring *entries = rp_sys_pages(ring_bytes);
+    struct rp_pool *pool = entries ? pool_new(count) : NULL;
+    int error = -ENOMEM;
+    if (pool) {
+        struct rp_buf_reg reg = {
+            .ring_addr = (uint64_t)(uintptr_t)entries,
+            .ring_entries = count,
+            .bgid = RP_BUFFERS_GROUP,
+        };
+        error = rp_ring_register(ring, RP_REGISTER_PBUF_RING, &reg, 1);
+    }
+    if (error < 0) {
+        if (pool)
+            rp_pool_put(pool);
+        if (entries)
+            rp_sys_pages_free(entries, ring_bytes);
+        return error;
+    }
+    buffers->pool = pool;
+    buffers->ring = entries;
+    buffers->ring_bytes = ring_bytes;
+    buffers->mask = count - 1;
+    buffers->target = count < FIRST_TARGET ? count : FIRST_TARGET;
+    top_up(buffers);
+    return 0;
+}
+
+static void forget(struct rp_buffers *buffers)
+{
+    if (!buffers->pool)
+        return;
+    rp_sys_pages_free(buffers->ring, buffers->ring_bytes);
+    rp_pool_put(buffers->pool);
+    memset(buffers, 0, sizeof *buffers);
+}
+
+void rp_buffers_fini(struct rp_buffers *buffers, struct rp_ring *ring)
+{
+    if (!buffers->pool)
+        return;
+    struct rp_buf_reg reg = {.bgid = RP_BUFFERS_GROUP};
+    (void)rp_ring_register(ring, RP_UNREGISTER_PBUF_RING, &reg, 1);
+    forget(buffers);
+}
+
+void rp_buffers_abandon(struct rp_buffers *buffers)
+{
+    forget(buffers);
+}
+
+void rp_buffers_recycle(struct rp_buffers *buffers, struct rp_pool *pool, uint32_t number)
+{
+    if (buffers->pool != pool) /* of a ring that has gone */
+        return;
+    if (buffers->given < buffers->target) {
+        give(buffers, number);
+        return;
+    }
+    pool->segments[number].next = buffers->free_head;
+    buffers->free_head = (uint16_t)(number + 1);
+}
+
+void rp_buffers_collect(struct rp_buffers *buffers)
+{
+    struct rp_pool *pool = buffers->pool;
+    if (!pool || !__atomic_load_n(&pool->returned, __ATOMIC_RELAXED))
+        return;
+    rp_lock(&pool->lock);
+    uint32_t next = pool->returned;
+    __atomic_store_n(&pool->returned, 0, __ATOMIC_RELAXED);
+    rp_unlock(&pool->lock);
+    while (next) {
+        uint32_t number = next - 1;
+        next = pool->segments[number].next;
+        rp_buffers_recycle(buffers, pool, number);
+    }
+}
+
+bool rp_buffers_starved(struct rp_buffers *buffers)
+{
+    rp_buffers_collect(buffers);
+    if (buffers->target < buffers->pool->count)
+        buffers->target = buffers->target * 2 < buffers->pool->count ? buffers->target * 2 : buffers->pool->count;
+    top_up(buffers);
+    return buffers->given > 0;
+}

@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Provided buffers: what multishot receives put their bytes into.
+ *
+ * Two objects, because received bytes may outlive the ring they came by:
+ *
+ *  - the *pool* is memory and the table of its buffers. It is counted: the set
+ *    holds one reference, each borrowed buffer another, each stream that has
+ *    bytes left when the set goes a third. The last one frees it.
+ *  - the *buffers* are the ring that the kernel takes them from, registered with
+ *    one io_uring, under the lock of that ring's set.
+ *
+ * A buffer is in one place at a time:
+ *
+ *   FREE ──given──→ KERNEL ──a completion names it──→ QUEUED (a stream's) ──read──→ FREE
+ *                                                        └──borrowed──→ LENT ──returned──→ FREE
+ *
+ * The last one freed is the next one given: it is in the cache. As many are given
+ * as were ever needed at once (`target`), which a receive that finds none
+ * (ENOBUFS) doubles; memory that was never given is never touched. Between two
+ * buffers lie an odd number of cache lines, so that their first lines, which small
+ * messages live in, spread over the whole cache.
+ */
+#ifndef RP_BUFFERS_H
+#define RP_BUFFERS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "lock.h"
+#include "ring.h"
+
+/* Payload per buffer, and what a RECVMSG puts before it: its header, and room
+ * for as many passed fds as one message can have (253). */
+#define RP_BUFFER_CONTROL 1040u /* CMSG_SPACE(253 * sizeof(int)), rounded up to 16 */
+#define RP_BUFFER_BYTES 4096u
+#define RP_BUFFER_STRIDE (81u * 64u)
+#define RP_BUFFERS_GROUP 0
+
+/* Bytes of a buffer that nobody has read yet. */
+struct rp_segment {
+    uint32_t at, length; /* from the buffer's begin */
+    uint16_t next;       /* in a stream's queue or a free list: number + 1, 0: none */
+    uint16_t control;    /* bytes of control data at 16, AF_UNIX */
+};
+
+struct rp_pool {
+    uint32_t references; /* atomic */
+    uint32_t count;      /* buffers there is room for */
+    size_t mapped;
+    struct rp_lock lock; /* leaf: returned */
+    uint32_t returned;   /* list of lent buffers that came back, number + 1. Peeked at unlocked */
+    struct rp_segment *segments;
+    unsigned char *data;
+};
+
+struct rp_buffers {
+    struct rp_pool *pool; /* NULL: not made */
+    struct rp_buf_ring *ring;
+    size_t ring_bytes;
+    uint32_t mask;
+    uint16_t tail;
+    uint16_t free_head;  /* number + 1 */
+    uint32_t made;       /* numbers below have been used */
+    uint32_t given;      /* with the kernel */
+    uint32_t target;     /* as many should be */
+};
+
+/* Registers a buffer ring of up to `count` (a power of two, at most 32768) with
+ * the ring; 0 or -errno. Owner thread. */
+int rp_buffers_init(struct rp_buffers *buffers, struct rp_ring *ring, uint32_t count);
+/* Nothing of the ring is in flight. Borrowed and queued buffers stay readable. */
+void rp_buffers_fini(struct rp_buffers *buffers, struct rp_ring *ring);
+/* In a fork's child: the ring is the parent's, the pool a copy. */
+void rp_buffers_abandon(struct rp_buffers *buffers);
+
+/* A completion named buffer `number`. */
+static inline void rp_buffers_taken(struct rp_buffers *buffers)
+{
+    buffers->given--;
+}
+/* It was read to its end (or the ring is gone: then nothing happens). */
+void rp_buffers_recycle(struct rp_buffers *buffers, struct rp_pool *pool, uint32_t number);
+/* A receive found none. False: all there are were in use. */
+bool rp_buffers_starved(struct rp_buffers *buffers);
+/* Takes back what was lent and has been returned. */
+void rp_buffers_collect(struct rp_buffers *buffers);
+
+static inline unsigned char *rp_pool_bytes(const struct rp_pool *pool, uint32_t number)
+{
+    return pool->data + (size_t)number * RP_BUFFER_STRIDE;
+}
+void rp_pool_get(struct rp_pool *pool);
+void rp_pool_put(struct rp_pool *pool);
+/* A lent buffer comes back; any thread. Gives up the loan's reference. */
+void rp_pool_return(struct rp_pool *pool, uint32_t number);
+
+#endif

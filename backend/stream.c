@@ -1,0 +1,954 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Adopted sockets: what they are, their states and who owns what stand in
+ * stream.h. First the receive, then what the program calls.
+ */
+#include "stream.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include "fdtab.h"
+#include "set.h"
+#include "watch.h"
+
+#define DEFAULT_BUFFERS 512u
+#define CONTROL_AT ((uint32_t)sizeof(struct rp_recvmsg_out))
+#define UNIX_PAYLOAD_AT (CONTROL_AT + RP_BUFFER_CONTROL)
+/* ----------------------------------------------------------------- records */
+
+static struct rp_lock pool_lock; /* leaf */
+static struct rp_stream *pool;
+#define POOL_GROWTH 32u
+
+static const uint8_t edges[RP_STREAM_STATES] = {
+    [RP_STREAM_FREE] = 1u << RP_STREAM_PLAIN,
+    [RP_STREAM_PLAIN] = 1u << RP_STREAM_ARMED | 1u << RP_STREAM_FREE,
+    [RP_STREAM_ARMED] = 1u << RP_STREAM_PLAIN | 1u << RP_STREAM_LEAVING | 1u << RP_STREAM_CANCELING,
+    [RP_STREAM_LEAVING] = 1u << RP_STREAM_PLAIN | 1u << RP_STREAM_CANCELING,
+    [RP_STREAM_CANCELING] = 1u << RP_STREAM_PLAIN,
+};
+
+/* Makes every edge; false, and nothing done, where there is none. */
+static bool step(struct rp_stream *stream, enum rp_stream_state to)
+{
+    struct rp_set *set = stream->set;
+    if (!(edges[stream->state] >> to & 1u))
+        return false;
+    if (stream->state == RP_STREAM_LEAVING) {
+        if (stream->prev_leaving)
+            stream->prev_leaving->next_leaving = stream->next_leaving;
+        else
+            set->leaving = stream->next_leaving;
+        if (stream->next_leaving)
+            stream->next_leaving->prev_leaving = stream->prev_leaving;
+        stream->next_leaving = stream->prev_leaving = NULL;
+    }
+    if (to == RP_STREAM_LEAVING) {
+        stream->prev_leaving = NULL;
+        stream->next_leaving = set->leaving;
+        if (set->leaving)
+            set->leaving->prev_leaving = stream;
+        set->leaving = stream;
+    }
+    __atomic_store_n(&stream->state, (uint8_t)to, __ATOMIC_RELAXED);
+    return true;
+}
+
+static struct rp_stream *stream_new(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry)
+{
+    rp_lock(&pool_lock);
+    if (!pool) {
+        struct rp_stream *made = rp_sys_pages(sizeof(struct rp_stream) * POOL_GROWTH);
+        for (unsigned i = 0; made && i < POOL_GROWTH; i++) {
+            made[i].next = pool;
+            pool = &made[i];
+        }
+    }
+    struct rp_stream *stream = pool;
+    if (stream)
+        pool = stream->next;
+    rp_unlock(&pool_lock);
+    if (!stream)
+        return NULL;
+    memset(stream, 0, sizeof *stream);
+    stream->set = set;
+    stream->watch = watch;
+    stream->pool = set->buffers.pool;
+    stream->fd = watch->fd;
+    stream->is_unix = watch->kind == RINGPOLL_FD_UNIX;
+    step(stream, RP_STREAM_PLAIN);
+    stream->next = set->streams;
+    if (set->streams)
+        set->streams->prev = stream;
+    set->streams = stream;
+    watch->stream = stream;
+    set->stats.adopted++;
+    set->stats.adoptions++;
+    __atomic_store_n(&entry->stream, stream, __ATOMIC_RELEASE);
+    return stream;
+}
+
+static void stream_free(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_fd *entry = rp_fd_peek(stream->fd);
+    if (entry && entry->stream == stream)
+        __atomic_store_n(&entry->stream, NULL, __ATOMIC_RELEASE);
+    if (stream->watch)
+        stream->watch->stream = NULL;
+    if (stream->prev)
+        stream->prev->next = stream->next;
+    else
+        set->streams = stream->next;
+    if (stream->next)
+        stream->next->prev = stream->prev;
+    if (stream->holds_pool)
+        rp_pool_put(stream->pool);
+    step(stream, RP_STREAM_FREE);
+    set->stats.adopted--;
+    rp_lock(&pool_lock);
+    stream->next = pool;
+    pool = stream;
+    rp_unlock(&pool_lock);
+}
+
+/* A PLAIN stream with nothing left in it is over: its fd is as it was. True: it
+ * was that. Not while somebody waits for its end: he looks at it yet. */
+static bool end_if_empty(struct rp_set *set, struct rp_stream *stream)
+{
+    if (stream->state != RP_STREAM_PLAIN || stream->head || stream->error || stream->waited)
+        return false;
+    stream_free(set, stream);
+    return true;
+}
+
+struct rp_stream *rp_stream_lock(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE) : NULL;
+    while (stream) {
+        struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
+        rp_set_lock(set);
+        struct rp_stream *now = __atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE);
+        if (now == stream && stream->set == set)
+            return stream;
+        rp_set_unlock(set);
+        stream = now;
+    }
+    return NULL;
+}
+
+uint32_t rp_stream_bits(const struct rp_stream *stream)
+{
+    if (!stream)
+        return 0;
+    return (stream->head ? EPOLLIN | EPOLLRDNORM : 0) |
+           (stream->error ? EPOLLIN | EPOLLRDNORM | EPOLLERR | EPOLLHUP | EPOLLRDHUP : 0);
+}
+
+/* ------------------------------------------------------------------- queue */
+
+static void append(struct rp_stream *stream, uint32_t number, uint32_t at, uint32_t length, uint32_t control)
+{
+    struct rp_segment *segment = &stream->pool->segments[number];
+    segment->at = at;
+    segment->length = length;
+    segment->control = (uint16_t)control;
+    segment->next = 0;
+    if (stream->tail)
+        stream->pool->segments[stream->tail - 1].next = (uint16_t)(number + 1);
+    else
+        stream->head = (uint16_t)(number + 1);
+    stream->tail = (uint16_t)(number + 1);
+    stream->bytes += length;
+}
+
+/* The fds that came with a segment nobody will ask for: closed, as the kernel does. */
+static void close_passed(const struct rp_stream *stream, uint32_t number, struct rp_segment *segment)
+{
+    const unsigned char *bytes = rp_pool_bytes(stream->pool, number) + CONTROL_AT;
+    uint32_t left = segment->control;
+    while (left >= sizeof(struct cmsghdr)) {
+        struct cmsghdr header;
+        memcpy(&header, bytes, sizeof header);
+        if (header.cmsg_len < sizeof header || header.cmsg_len > left)
+            break;
+        if (header.cmsg_level == SOL_SOCKET && header.cmsg_type == SCM_RIGHTS)
+            for (size_t at = CMSG_LEN(0); at + sizeof(int) <= header.cmsg_len; at += sizeof(int)) {
+                int fd;
+                memcpy(&fd, bytes + at, sizeof fd);
+                rp_sys_close(fd);
+            }
+        size_t whole = CMSG_ALIGN(header.cmsg_len);
+        if (whole >= left)
+            break;
+        bytes += whole;
+        left -= (uint32_t)whole;
+    }
+    segment->control = 0;
+}
+
+/* The first segment leaves the queue. */
+static uint32_t unlink_first(struct rp_stream *stream)
+{
+    uint32_t number = stream->head - 1u;
+    struct rp_segment *segment = &stream->pool->segments[number];
+    stream->head = segment->next;
+    if (!stream->head)
+        stream->tail = 0;
+    stream->bytes -= segment->length;
+    return number;
+}
+
+static void drop_first(struct rp_set *set, struct rp_stream *stream)
+{
+    uint32_t number = unlink_first(stream);
+    struct rp_segment *segment = &stream->pool->segments[number];
+    if (segment->control)
+        close_passed(stream, number, segment);
+    rp_buffers_recycle(&set->buffers, stream->pool, number);
+}
+
+/* ------------------------------------------------------------- the receive */
+
+/* The next try comes later than this one did. */
+static void put_off(struct rp_watch *watch)
+{
+    if (!watch)
+        return;
+    watch->adopt_gap = watch->adopt_gap < 64 ? (uint8_t)(watch->adopt_gap * 2 + 2) : 255;
+    watch->adopt_in = watch->adopt_gap;
+}
+
+bool rp_stream_may_stay(const struct rp_watch *watch)
+{
+    struct rp_fd *entry = rp_fd_peek(watch->fd);
+    return entry && !rp_fd_shared(entry) && !(rp_fd_flags(entry) & (RP_FD_LEAVE | RP_FD_PLAIN)) &&
+           entry->watches == watch && !watch->next_of_fd && !(watch->events & (EPOLLPRI | EPOLLRDBAND | EPOLLMSG));
+}
+
+bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
+{
+    if (!(set->flags & RINGPOLL_ADOPT) || watch->adopt_in > 0 || set->no_streams || !set->tells ||
+        (watch->kind != RINGPOLL_FD_TCP && watch->kind != RINGPOLL_FD_UNIX) || !(watch->events & EPOLLIN) ||
+        !rp_stream_may_stay(watch))
+        return false;
+    struct rp_fd *entry = rp_fd_peek(watch->fd);
+    if (!(rp_fd_flags(entry) & RINGPOLL_FD_CONNECTED) || entry->stream != watch->stream)
+        return false;
+    return !watch->stream || (watch->stream->state == RP_STREAM_PLAIN && !watch->stream->ended);
+}
+
+/* What a set needs before its first adoption. */
+static int prepare(struct rp_set *set)
+{
+    if (set->buffers.pool)
+        return 0;
+    uint64_t needed = RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV;
+    int error = (set->ring.features & needed) == needed ? 0 : -EOPNOTSUPP;
+    if (error == 0)
+        error = rp_buffers_init(&set->buffers, &set->ring, set->buffer_count ? set->buffer_count : DEFAULT_BUFFERS);
+    if (error < 0)
+        set->no_streams = true;
+    return error;
+}
+
+int rp_stream_arm(struct rp_set *set, struct rp_watch *watch)
+{
+    struct rp_stream *stream = watch->stream;
+    if (rp_stream_is_armed(stream))
+        return stream->state == RP_STREAM_ARMED ? 0 : -EAGAIN;
+    int error = prepare(set);
+    if (error < 0)
+        return error;
+    struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
+    if (!sqe)
+        return -EBUSY;
+    sqe->opcode = RP_IORING_OP_NOP;
+    if (!stream)
+        stream = stream_new(set, watch, rp_fd_peek(watch->fd));
+    struct rp_op *op = stream ? rp_op_new(&set->ops, RP_OP_RECV, stream) : NULL;
+    if (!op) {
+        sqe->user_data = 0;
+        if (stream)
+            end_if_empty(set, stream);
+        return -ENOMEM;
+    }
+    if (stream->is_unix) {
+        static const struct rp_sqe_msghdr { /* struct msghdr, by words */
+            uint64_t name, namelen, iov, iovlen, control, controllen, flags;
+        } header = {.controllen = RP_BUFFER_CONTROL};
+        sqe->opcode = RP_IORING_OP_RECVMSG;
+        sqe->addr = (uint64_t)(uintptr_t)&header;
+        sqe->len = 1;
+        sqe->op_flags = MSG_CMSG_CLOEXEC;
+    } else {
+        sqe->opcode = RP_IORING_OP_RECV;
+    }
+    sqe->fd = watch->fd;
+    sqe->ioprio = RP_RECV_MULTISHOT;
+    sqe->flags = RP_SQE_BUFFER_SELECT;
+    sqe->buf_group = RP_BUFFERS_GROUP;
+    sqe->user_data = rp_op_user_data(&set->ops, op);
+    stream->op = op;
+    stream->sqe_at = set->ring.sqe_tail - 1;
+    step(stream, RP_STREAM_ARMED);
+    return 0;
+}
+
+static bool in_flight(const struct rp_set *set, const struct rp_stream *stream)
+{
+    return stream->op->state != RP_OP_QUEUED || (int32_t)(stream->sqe_at - set->ring.sqe_head) < 0;
+}
+
+/* The receive is over. */
+static void receive_ended(struct rp_set *set, struct rp_stream *stream)
+{
+    stream->op = NULL;
+    step(stream, RP_STREAM_PLAIN);
+    if (stream->watch) /* polls take over */
+        rp_set_dirty(set, stream->watch);
+}
+
+/* Something for the program came by the stream: the watch reports it. */
+static void report(struct rp_set *set, struct rp_stream *stream, bool exact)
+{
+    struct rp_watch *watch = stream->watch;
+    if (!watch || watch->deleted || watch->disabled)
+        return;
+    watch->quiet = watch->single = false;
+    if (exact && (watch->events & EPOLLIN) &&
+        (watch->events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDHUP)) == 0 &&
+        (watch->ready == RP_READY_IDLE ||
+         (watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial))) {
+        watch->mask = EPOLLIN | EPOLLRDNORM | (watch->ready == RP_READY_IDLE ? 0 : watch->mask);
+        watch->certain_in = set->wait_serial;
+        rp_watch_to_ready(set, watch, RP_READY_CERTAIN);
+        return;
+    }
+    watch->mask = (watch->ready == RP_READY_IDLE ? 0 : watch->mask) | EPOLLIN | EPOLLRDNORM;
+    rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+}
+
+/* Puts what a completion brought into the queue. True: it was the end. */
+static bool take_buffer(struct rp_set *set, struct rp_stream *stream, uint32_t number, uint32_t result)
+{
+    uint32_t at = 0, length = result, control = 0;
+    if (stream->is_unix) {
+        struct rp_recvmsg_out out;
+        memcpy(&out, rp_pool_bytes(stream->pool, number), sizeof out);
+        at = UNIX_PAYLOAD_AT;
+        length = result > at ? result - at : 0;
+        if (length > out.payloadlen)
+            length = out.payloadlen;
+        control = out.controllen <= RP_BUFFER_CONTROL ? out.controllen : RP_BUFFER_CONTROL;
+    }
+    if (length == 0) {
+        rp_buffers_recycle(&set->buffers, stream->pool, number);
+        return true;
+    }
+    append(stream, number, at, length, control);
+    return false;
+}
+
+void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags)
+{
+    struct rp_stream *stream = op->owner;
+    bool final = !(flags & RP_CQE_F_MORE);
+    bool came = false, end = result == 0;
+
+    if (flags & RP_CQE_F_BUFFER) {
+        rp_buffers_taken(&set->buffers);
+        if (result >= 0 && !stream->closed) {
+            end = take_buffer(set, stream, flags >> RP_CQE_BUFFER_SHIFT, (uint32_t)result);
+            came = !end;
+        } else {
+            rp_buffers_recycle(&set->buffers, stream->pool, flags >> RP_CQE_BUFFER_SHIFT);
+        }
+    }
+    if (final) {
+        if (op->state == RP_OP_QUEUED)
+            rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
+        rp_op_step(&set->ops, op, RP_OP_FREE);
+        if (stream->state == RP_STREAM_ARMED)
+            set->stats.receives_ended++;
+        receive_ended(set, stream);
+    }
+    if (came) {
+        struct rp_watch *watch = stream->watch;
+        set->stats.received++;
+        report(set, stream, true);
+        if (stream->state == RP_STREAM_ARMED &&
+            (stream->bytes >= set->stream_bytes || !watch || watch->disabled || !(watch->events & EPOLLIN))) {
+            put_off(watch);
+            step(stream, RP_STREAM_LEAVING);
+        }
+        return;
+    }
+    if (!final)
+        return;
+    if (end) {
+        stream->ended = true;
+        report(set, stream, false);
+    } else if (result == -ENOBUFS) {
+        set->stats.starved++;
+        if (!rp_buffers_starved(&set->buffers))
+            put_off(stream->watch);
+    } else if (result == -EINVAL || result == -EOPNOTSUPP) {
+        set->no_streams = true; /* this kernel's receives are not what we take them for */
+    } else if (result < 0 && result != -ECANCELED && result != -EINTR && result != -EAGAIN && result != -ENOMEM) {
+        stream->error = -result;
+        stream->ended = true;
+        report(set, stream, false);
+    }
+    end_if_empty(set, stream);
+}
+
+/* Takes back what the kernel has not seen, or queues its cancel. */
+static int cancel(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_ring *ring = &set->ring;
+    if (!in_flight(set, stream)) {
+        struct rp_sqe *sqe = &ring->sqes[stream->sqe_at & ring->sq_mask];
+        memset(sqe, 0, sizeof *sqe);
+        sqe->opcode = RP_IORING_OP_NOP;
+        rp_op_step(&set->ops, stream->op, RP_OP_FREE);
+        receive_ended(set, stream);
+        end_if_empty(set, stream);
+        return 0;
+    }
+    struct rp_sqe *sqe = rp_ring_get_sqe(ring);
+    if (!sqe)
+        return -EBUSY;
+    if (stream->op->state == RP_OP_QUEUED)
+        rp_op_step(&set->ops, stream->op, RP_OP_INFLIGHT);
+    sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
+    sqe->fd = -1;
+    sqe->addr = rp_op_user_data(&set->ops, stream->op);
+    if (ring->features & RINGPOLL_FEATURE_CQE_SKIP)
+        sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
+    rp_op_step(&set->ops, stream->op, RP_OP_CANCELING);
+    step(stream, RP_STREAM_CANCELING);
+    return 0;
+}
+
+int rp_stream_flush_leaving(struct rp_set *set)
+{
+    while (set->leaving) {
+        int error = cancel(set, set->leaving);
+        if (error < 0)
+            return error;
+    }
+    return 0;
+}
+
+void rp_stream_leave(struct rp_set *set, struct rp_stream *stream)
+{
+    if (stream->state == RP_STREAM_ARMED)
+        step(stream, RP_STREAM_LEAVING);
+    (void)set;
+}
+
+/* Not the owner, who is outside: what has come for this stream is taken out of the
+ * CQ, which nobody moves meanwhile, and the rest of the CQ stays for the owner. */
+static void steal_completions(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_ring *ring = &set->ring;
+    uint64_t wanted = rp_op_user_data(&set->ops, stream->op);
+    uint32_t tail = __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE);
+    for (uint32_t at = ring->cq_next; at != tail; at++) {
+        struct rp_cqe *cqe = &ring->cqes[at & ring->cq_mask];
+        if (cqe->user_data != wanted || !(cqe->flags & RP_CQE_F_BUFFER) || cqe->res < 0)
+            continue;
+        /* The last completion stays, as an end without a buffer: it ends the op. */
+        rp_buffers_taken(&set->buffers);
+        bool end = take_buffer(set, stream, cqe->flags >> RP_CQE_BUFFER_SHIFT, (uint32_t)cqe->res);
+        cqe->flags &= RP_CQE_F_MORE;
+        cqe->res = end ? 0 : -ECANCELED;
+        if (cqe->flags & RP_CQE_F_MORE)
+            cqe->user_data = 0;
+    }
+}
+
+void rp_stream_end_receive(struct rp_set *set, struct rp_stream *stream)
+{
+    if (!rp_stream_is_armed(stream))
+        return;
+    rp_stream_leave(set, stream);
+    stream->waited = true;
+    if (rp_set_is_mine(set) && set->ring.fd >= 0) {
+        for (int turn = 0; turn < 1024 && rp_stream_is_armed(stream); turn++)
+            if (rp_set_enter_and_reap(set) < 0)
+                break;
+        if (set->owner_inside && (set->ready_count || set->hidden_ready || set->dirty))
+            rp_set_wake_owner(set); /* we are its signal handler, and took its completions */
+    } else {
+        if (set->owner_inside)
+            rp_set_ask_owner(set);
+        if (rp_stream_is_armed(stream))
+            steal_completions(set, stream);
+    }
+    stream->waited = false;
+}
+
+void rp_stream_end_all(struct rp_set *set)
+{
+    for (struct rp_stream *stream = set->streams; stream; stream = stream->next)
+        rp_stream_leave(set, stream);
+    for (int turn = 0; turn < 4096; turn++) {
+        bool any = false;
+        for (struct rp_stream *stream = set->streams; stream && !any; stream = stream->next)
+            any = rp_stream_is_armed(stream);
+        if (!any || rp_set_enter_and_reap(set) < 0)
+            break;
+    }
+}
+
+void rp_stream_release_all(struct rp_set *set)
+{
+    if (rp_set_is_mine(set) || set->ring.fd < 0) {
+        rp_stream_end_all(set);
+        return;
+    }
+    for (struct rp_stream *stream = set->streams; stream; stream = stream->next)
+        rp_stream_leave(set, stream);
+    if (set->leaving && set->owner_inside)
+        rp_set_ask_owner(set);
+    for (struct rp_stream *stream = set->streams; stream; stream = stream->next)
+        if (rp_stream_is_armed(stream))
+            steal_completions(set, stream);
+}
+
+void rp_stream_unwatch(struct rp_set *set, struct rp_watch *watch)
+{
+    struct rp_stream *stream = watch->stream;
+    if (!stream)
+        return;
+    watch->stream = NULL;
+    stream->watch = NULL;
+    rp_stream_leave(set, stream);
+    end_if_empty(set, stream);
+}
+
+bool rp_stream_closing(struct rp_set *set, struct rp_stream *stream)
+{
+    rp_stream_end_receive(set, stream);
+    return rp_stream_orphan(set, stream);
+}
+
+bool rp_stream_orphan(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_fd *entry = rp_fd_peek(stream->fd);
+    bool unread = stream->head != 0;
+    while (stream->head)
+        drop_first(set, stream);
+    stream->error = 0;
+    stream->closed = true;
+    if (entry && entry->stream == stream)
+        __atomic_store_n(&entry->stream, NULL, __ATOMIC_RELEASE);
+    if (stream->watch)
+        stream->watch->stream = NULL;
+    stream->watch = NULL;
+    rp_stream_leave(set, stream);
+    end_if_empty(set, stream);
+    return unread;
+}
+
+void rp_stream_after_fork(struct rp_set *set)
+{
+    for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
+        next = stream->next;
+        stream->op = NULL;
+        stream->waited = false;
+        if (stream->state != RP_STREAM_PLAIN)
+            step(stream, RP_STREAM_PLAIN);
+        end_if_empty(set, stream);
+    }
+    rp_stream_keep_pool(set);
+}
+
+void rp_stream_keep_pool(struct rp_set *set)
+{
+    for (struct rp_stream *stream = set->streams; stream; stream = stream->next)
+        if (stream->pool == set->buffers.pool && !stream->holds_pool) {
+            rp_pool_get(stream->pool);
+            stream->holds_pool = true;
+        }
+}
+
+/* ------------------------------------------------------- what programs call */
+
+static bool is_nonblocking(int fd, int flags)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    return (flags & MSG_DONTWAIT) || (entry && (rp_fd_flags(entry) & RINGPOLL_FD_NONBLOCK));
+}
+
+/* The queue was read to its end: until more comes there is nothing to report,
+ * where the watch asks for nothing but bytes. Owner. */
+static void note_drained(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_watch *watch = stream->watch;
+    if (watch && stream->state == RP_STREAM_ARMED && watch->ready != RP_READY_IDLE &&
+        (watch->events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDHUP)) == 0)
+        rp_watch_to_idle(set, watch);
+}
+
+struct place { /* where the bytes go */
+    const struct iovec *iov;
+    size_t count, index, at;
+};
+
+/* The next up to `length` bytes of room; NULL: full. */
+static unsigned char *room(struct place *place, uint32_t length, uint32_t *ret_length)
+{
+    while (place->index < place->count && place->at == place->iov[place->index].iov_len) {
+        place->index++;
+        place->at = 0;
+    }
+    if (place->index == place->count)
+        return NULL;
+    size_t left = place->iov[place->index].iov_len - place->at;
+    *ret_length = left < length ? (uint32_t)left : length;
+    return (unsigned char *)place->iov[place->index].iov_base + place->at;
+}
+
+/* Copies from the queue, which is left as it was with MSG_PEEK. A segment that
+ * came with fds begins a read of its own, and ends one (af_unix does both).
+ * *ret_control: the segment whose control data go with these bytes, number + 1. */
+static long copy_queue(struct rp_set *set, struct rp_stream *stream, struct place *place, size_t wanted, int flags,
+                       uint32_t *ret_control)
+{
+    long copied = 0;
+    uint32_t next = stream->head;
+    bool peek = (flags & MSG_PEEK) != 0;
+    *ret_control = 0;
+    while (next && (size_t)copied < wanted) {
+        uint32_t number = next - 1;
+        struct rp_segment *segment = &stream->pool->segments[number];
+        if (segment->control) {
+            if (copied > 0)
+                break;
+            *ret_control = next;
+        }
+        uint32_t at = segment->at, length = segment->length, piece;
+        while (length > 0 && (size_t)copied < wanted) {
+            if (flags & MSG_TRUNC && !stream->is_unix) { /* TCP: thrown away */
+                piece = wanted - (size_t)copied < length ? (uint32_t)(wanted - (size_t)copied) : length;
+            } else {
+                unsigned char *to = room(place, length, &piece);
+                if (!to)
+                    break;
+                memcpy(to, rp_pool_bytes(stream->pool, number) + at, piece);
+                place->at += piece;
+            }
+            at += piece;
+            length -= piece;
+            copied += piece;
+        }
+        next = segment->next;
+        bool had_control = segment->control != 0;
+        if (!peek) {
+            stream->bytes -= segment->length - length;
+            segment->at = at;
+            segment->length = length;
+            if (length == 0 && !had_control)
+                drop_first(set, stream);
+        }
+        if (had_control || length > 0)
+            break;
+    }
+    return copied;
+}
+
+/* Control data of the segment that was just read, as recvmsg gives them. The
+ * fds are the program's now, or closed where it left no room. */
+static void give_control(struct rp_stream *stream, uint32_t number, struct msghdr *message, int flags)
+{
+    struct rp_segment *segment = &stream->pool->segments[number];
+    const unsigned char *bytes = rp_pool_bytes(stream->pool, number) + CONTROL_AT;
+    size_t have = 0, capacity = message && message->msg_control ? message->msg_controllen : 0;
+    struct cmsghdr header;
+    if (segment->control < sizeof header)
+        return;
+    memcpy(&header, bytes, sizeof header);
+    if (header.cmsg_level != SOL_SOCKET || header.cmsg_type != SCM_RIGHTS) {
+        segment->control = 0;
+        return;
+    }
+    size_t fds = (header.cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    size_t fit = capacity < CMSG_LEN(sizeof(int)) ? 0 : (capacity - CMSG_LEN(0)) / sizeof(int);
+    if (fit > fds)
+        fit = fds;
+    unsigned char *to = capacity ? message->msg_control : NULL;
+    for (size_t i = 0; i < fds; i++) {
+        int fd;
+        memcpy(&fd, bytes + CMSG_LEN(0) + i * sizeof fd, sizeof fd);
+        if (i >= fit) {
+            rp_sys_close(fd);
+            continue;
+        }
+        if (!(flags & MSG_CMSG_CLOEXEC)) /* it came with the flag */
+            rp_sys_fcntl(fd, 2 /* F_SETFD */, 0);
+        memcpy(to + CMSG_LEN(0) + i * sizeof fd, &fd, sizeof fd);
+    }
+    if (fit) {
+        header.cmsg_len = CMSG_LEN(fit * sizeof(int));
+        memcpy(to, &header, sizeof header);
+        have = CMSG_SPACE(fit * sizeof(int)) < capacity ? CMSG_SPACE(fit * sizeof(int)) : capacity;
+    }
+    if (message) {
+        message->msg_controllen = have;
+        if (fit < fds)
+            message->msg_flags |= MSG_CTRUNC;
+    }
+    segment->control = 0;
+}
+
+/* Bytes behind the queue, straight from the kernel; no receive is there. */
+static long receive_rest(int fd, struct place *place, size_t left, int flags)
+{
+    struct iovec rest[16];
+    size_t count = 0;
+    if (flags & MSG_TRUNC)
+        return rp_sys_call(SYS_recvfrom, fd, 0, (long)left, flags, 0, 0);
+    for (size_t i = place->index; i < place->count && count < 16; i++, count++) {
+        rest[count] = place->iov[i];
+        if (i == place->index) {
+            rest[count].iov_base = (char *)rest[count].iov_base + place->at;
+            rest[count].iov_len -= place->at;
+        }
+    }
+    struct msghdr message = {.msg_iov = rest, .msg_iovlen = count};
+    return rp_sys_call(SYS_recvmsg, fd, (long)&message, flags, 0, 0, 0);
+}
+
+#define ANSWERED_FLAGS \
+    (MSG_DONTWAIT | MSG_NOSIGNAL | MSG_PEEK | MSG_TRUNC | MSG_WAITALL | MSG_CMSG_CLOEXEC | MSG_NOSIGNAL)
+
+/* The one read that all the others are. `wanted` is the room in iov. */
+static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted, int flags, struct msghdr *message)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED))
+        return RINGPOLL_PASS;
+    /* A signal handler inside the library: the queue may be in any state. */
+    if (rp_self.locks_held)
+        return is_nonblocking(fd, flags) ? -EAGAIN : -EINTR;
+    struct rp_stream *stream = rp_stream_lock(fd);
+    if (!stream)
+        return RINGPOLL_PASS;
+    struct rp_set *set = stream->set;
+    bool nonblocking = is_nonblocking(fd, flags);
+    long result;
+
+    if (!rp_set_is_mine(set) || set->owner_inside || set->ring.fd < 0) {
+        /* Another thread, or a signal handler inside a wait: both read by plain
+         * calls from now on. */
+        rp_fd_set_flags(entry, RP_FD_PLAIN, 0);
+        rp_stream_end_receive(set, stream);
+        if (entry->stream != stream) {
+            rp_set_unlock(set);
+            return RINGPOLL_PASS;
+        }
+    } else if ((flags & ~ANSWERED_FLAGS) || (!nonblocking && stream->bytes < wanted && (flags & MSG_WAITALL))) {
+        rp_stream_end_receive(set, stream);
+    } else if (stream->bytes < wanted && stream->state != RP_STREAM_PLAIN) {
+        if (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring)) {
+            stream->waited = true;
+            (void)rp_set_enter_and_reap(set);
+            stream->waited = false;
+        }
+    }
+    if (flags & ~ANSWERED_FLAGS) { /* OOB, ERRQUEUE: the kernel's own business */
+        if (!rp_stream_is_armed(stream))
+            end_if_empty(set, stream);
+        rp_set_unlock(set);
+        return RINGPOLL_PASS;
+    }
+    if (!stream->head && !stream->error) {
+        bool armed = stream->state == RP_STREAM_ARMED && in_flight(set, stream);
+        if (armed && nonblocking && wanted > 0) {
+            note_drained(set, stream);
+            set->stats.calls_saved++;
+            result = -EAGAIN;
+        } else {
+            if (armed)
+                rp_stream_end_receive(set, stream);
+            result = RINGPOLL_PASS;
+            if (stream->head || stream->error)
+                result = 0; /* it came meanwhile */
+            else if (stream->state == RP_STREAM_PLAIN)
+                end_if_empty(set, stream);
+        }
+        if (result != 0) {
+            rp_set_unlock(set);
+            return result;
+        }
+    }
+    if (!stream->head) {
+        result = -stream->error;
+        if (!(flags & MSG_PEEK)) {
+            stream->error = 0;
+            end_if_empty(set, stream);
+        }
+        set->stats.calls_saved++;
+        rp_set_unlock(set);
+        return result;
+    }
+    struct place place = {.iov = iov, .count = count};
+    uint32_t control;
+    result = copy_queue(set, stream, &place, wanted, flags, &control);
+    if (message) {
+        message->msg_namelen = 0;
+        message->msg_flags = flags & MSG_CMSG_CLOEXEC;
+    }
+    if (control && !(flags & MSG_PEEK)) {
+        give_control(stream, control - 1, message, flags);
+        if (stream->pool->segments[control - 1].length == 0 && stream->head == control)
+            drop_first(set, stream);
+    } else if (message) {
+        message->msg_controllen = 0;
+    }
+    /* All that the kernel has belongs to this read as well. */
+    if (!stream->head && !stream->error && !control && (size_t)result < wanted && !rp_stream_is_armed(stream) &&
+        !(flags & MSG_PEEK)) {
+        bool wait = (flags & MSG_WAITALL) && !nonblocking;
+        end_if_empty(set, stream);
+        if (wait)
+            rp_set_unlock(set);
+        long more = receive_rest(fd, &place, wanted - (size_t)result, wait ? flags : flags | MSG_DONTWAIT);
+        if (more > 0)
+            result += more;
+        if (wait)
+            return result;
+    } else {
+        if (!stream->head && rp_set_is_mine(set))
+            note_drained(set, stream);
+        set->stats.calls_saved++;
+        end_if_empty(set, stream);
+    }
+    rp_set_unlock(set);
+    return result;
+}
+
+long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags)
+{
+    struct iovec iov = {.iov_base = buffer, .iov_len = length};
+    return receive(fd, &iov, 1, length, flags, NULL);
+}
+
+static long room_of(const struct iovec *iov, size_t count)
+{
+    size_t sum = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (iov[i].iov_len > (size_t)LONG_MAX - sum)
+            return -EINVAL;
+        sum += iov[i].iov_len;
+    }
+    return (long)sum;
+}
+
+long ringpoll_try_readv(int fd, const struct iovec *iov, int count)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || count <= 0 || count > 1024)
+        return RINGPOLL_PASS;
+    long wanted = room_of(iov, (size_t)count);
+    return wanted < 0 ? wanted : receive(fd, iov, (size_t)count, (size_t)wanted, 0, NULL);
+}
+
+long ringpoll_try_recvmsg(int fd, struct msghdr *message, int flags)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || message->msg_iovlen > 1024)
+        return RINGPOLL_PASS;
+    long wanted = room_of(message->msg_iov, message->msg_iovlen);
+    return wanted < 0 ? wanted : receive(fd, message->msg_iov, message->msg_iovlen, (size_t)wanted, flags, message);
+}
+
+int ringpoll_try_unread(int fd, int *ret_bytes)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
+        return 0;
+    struct rp_stream *stream = rp_stream_lock(fd);
+    if (!stream)
+        return 0;
+    struct rp_set *set = stream->set;
+    bool mine = rp_set_is_mine(set) && !set->owner_inside && set->ring.fd >= 0;
+    if (!mine) {
+        rp_stream_end_receive(set, stream);
+    } else if (stream->state == RP_STREAM_ARMED && (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring))) {
+        stream->waited = true;
+        (void)rp_set_enter_and_reap(set);
+        stream->waited = false;
+    }
+    *ret_bytes = (int)stream->bytes;
+    int whole = stream->state == RP_STREAM_ARMED && in_flight(set, stream);
+    set->stats.calls_saved += (unsigned)whole;
+    end_if_empty(set, stream);
+    rp_set_unlock(set);
+    return whole ? 2 : 1;
+}
+
+int ringpoll_try_error(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
+        return 0;
+    struct rp_stream *stream = rp_stream_lock(fd);
+    if (!stream)
+        return 0;
+    struct rp_set *set = stream->set;
+    if (rp_set_is_mine(set) && stream->state == RP_STREAM_ARMED &&
+        (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring))) {
+        stream->waited = true;
+        (void)rp_set_enter_and_reap(set);
+        stream->waited = false;
+    }
+    int error = stream->error;
+    stream->error = 0;
+    end_if_empty(set, stream);
+    rp_set_unlock(set);
+    return error;
+}
+
+void ringpoll_fd_release(int fd, int for_good)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry)
+        return;
+    if (for_good && rp_fd_flags(entry))
+        rp_fd_set_flags(entry, RP_FD_PLAIN, 0);
+    if (!__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
+        return;
+    struct rp_stream *stream = rp_stream_lock(fd);
+    if (!stream)
+        return;
+    struct rp_set *set = stream->set;
+    if (stream->watch)
+        put_off(stream->watch);
+    rp_stream_end_receive(set, stream);
+    if (entry->stream == stream)
+        end_if_empty(set, stream);
+    rp_set_unlock(set);
+}
+
+uint32_t ringpoll_fd_pending(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
+        return 0;
+    struct rp_stream *stream = rp_stream_lock(fd);
+    if (!stream)
+        return 0;
+    uint32_t bits = rp_stream_bits(stream);
+    rp_set_unlock(stream->set);
+    return bits;
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Completion translation: a connected stream socket whose bytes the ring
+ * receives before the program asks for them.
+ *
+ * An fd is *adopted* when a multishot receive stands in for the poll of its
+ * watch. What it brings waits in the stream's queue, and read, recv, FIONREAD
+ * and their kin are answered from there, exactly as the kernel would have:
+ *
+ *  - in order: the queue first, the kernel after it, and never the kernel while
+ *    a receive is with it;
+ *  - EAGAIN without a system call only if the receive is with the kernel, the CQ
+ *    is empty and TASKRUN is clear. A DEFER_TASKRUN ring receives nothing but
+ *    inside its owner's own enter, and the flag is up before the peer's send
+ *    returns, so nothing can have come. That is why only such rings adopt.
+ *
+ * The receive:
+ *
+ *   PLAIN ──armed──→ ARMED ──its last completion (end, error, no buffer)──→ PLAIN
+ *                      │ └──the owner cancels──→ CANCELING ──the last one──→ PLAIN
+ *                      └──not the owner, or not now──→ LEAVING ──its cancel goes out──↗
+ *
+ * PLAIN: no receive is with the kernel; what is queued is served, then plain
+ * calls are exact. A PLAIN stream that has nothing queued and no error left is
+ * ended, and the fd is what it was before. LEAVING ones are cancelled before
+ * anything else that the owner hands to the kernel: an enter submits before it
+ * runs what is pending, so that a receive that was told to leave receives no
+ * more. That is what lets another thread read the fd at once, while the owner
+ * is outside.
+ *
+ * An end of file, an error and a want of buffers all end the receive and leave
+ * the rest to polls and plain calls: the kernel repeats an end for ever. Only an
+ * error has to be kept (`error`), since the completion took it away.
+ *
+ * Who gives up adoption, and for how long: watch->adopt_in counts the events to
+ * go until the next try. It doubles with every reason to leave that the program
+ * gave (big reads, a queue that nobody empties, no buffers); a call that the queue
+ * cannot answer for good sets RP_FD_PLAIN.
+ *
+ * All of this is under the lock of the set that the stream belongs to (stream->
+ * set, for its life); a stream without a set's ring is PLAIN for good. fdtab's
+ * entry->stream names it; records are recycled, never given back, so that a look
+ * at a stale one is harmless: lock, then compare.
+ */
+#ifndef RP_STREAM_H
+#define RP_STREAM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <sys/uio.h>
+
+#include "buffers.h"
+#include "op.h"
+
+struct rp_set;
+struct rp_watch;
+struct rp_fd;
+
+enum rp_stream_state { RP_STREAM_FREE, RP_STREAM_PLAIN, RP_STREAM_ARMED, RP_STREAM_LEAVING, RP_STREAM_CANCELING,
+                       RP_STREAM_STATES };
+
+struct rp_stream {
+    struct rp_set *set;
+    struct rp_watch *watch; /* of that set, or NULL: removed, the bytes remain */
+    struct rp_op *op;       /* the receive; NULL when PLAIN */
+    struct rp_pool *pool;   /* of the queued buffers */
+    int fd;
+    uint32_t sqe_at;        /* the SQE's position, to take it back while it is QUEUED */
+    uint32_t bytes;         /* queued */
+    uint16_t head, tail;    /* segments, number + 1 */
+    int error;              /* a positive errno that the program has yet to see, or 0 */
+    uint8_t state;          /* enum rp_stream_state */
+    bool is_unix;
+    bool ended;             /* end of file or error: the kernel will say nothing new */
+    bool holds_pool;        /* its own reference: the ring has gone */
+    bool waited;            /* somebody holds on to it while it may end */
+    bool closed;            /* its fd is: whatever comes is dropped */
+    struct rp_stream *next, *prev;                 /* of the set; next: free list */
+    struct rp_stream *next_leaving, *prev_leaving; /* LEAVING ones of the set */
+};
+
+/* Whether this watch's fd should be adopted, now that it is armed anew. */
+bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch);
+/* Whether an adopted one may stay so. */
+bool rp_stream_may_stay(const struct rp_watch *watch);
+/* Adopts it (first making what the set needs for that) and queues the receive. 0;
+ * -EBUSY: the SQ is full, enter and call again; another errno: stay with polls. */
+int rp_stream_arm(struct rp_set *set, struct rp_watch *watch);
+/* A completion of a receive. */
+void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags);
+
+/* What poll would say beside what the kernel says: bytes or an error in the queue. */
+uint32_t rp_stream_bits(const struct rp_stream *stream);
+static inline bool rp_stream_is_armed(const struct rp_stream *stream)
+{
+    return stream && stream->state >= RP_STREAM_ARMED;
+}
+
+/* The receive shall end. Owner: asks for it now, with the next enter at the
+ * latest; others: LEAVING. Returns at once. */
+void rp_stream_leave(struct rp_set *set, struct rp_stream *stream);
+/* Cancels for LEAVING ones; -EBUSY: the SQ is full. Owner. */
+int rp_stream_flush_leaving(struct rp_set *set);
+/* Leaves and returns when the receive is over, or (not the owner) when what it
+ * brought is queued and it can bring no more. May drop and retake the lock. */
+void rp_stream_end_receive(struct rp_set *set, struct rp_stream *stream);
+/* All of the set's, by whatever thread, as rp_stream_end_receive(). */
+void rp_stream_release_all(struct rp_set *set);
+/* All of the set's. Owner. */
+void rp_stream_end_all(struct rp_set *set);
+/* The watch goes; its stream stays as long as bytes are left. */
+void rp_stream_unwatch(struct rp_set *set, struct rp_watch *watch);
+/* The fd is about to be closed by the owner, or by anybody where no receive is with
+ * the kernel: drops what is queued. True: some bytes were never read. */
+bool rp_stream_closing(struct rp_set *set, struct rp_stream *stream);
+/* The same by another thread, while the owner is outside and a receive is with the
+ * kernel: that is cancelled by the owner's next enter, and its bytes are dropped. */
+bool rp_stream_orphan(struct rp_set *set, struct rp_stream *stream);
+/* After a fork, in the child: no receive is ours; what was queued stays. */
+void rp_stream_after_fork(struct rp_set *set);
+/* The ring goes: queued bytes keep the pool. */
+void rp_stream_keep_pool(struct rp_set *set);
+
+/* fdtab's, locked: the stream of this fd, with its set's lock held; NULL: none,
+ * nothing locked. */
+struct rp_stream *rp_stream_lock(int fd);
+
+#endif
