@@ -31,6 +31,7 @@ struct rp_lock {
 struct rp_thread {
     uint64_t id;           /* unique for ever, never 0 once rp_self_id() ran */
     int locks_held;
+    unsigned batched;      /* sets of this thread that hold writes back, see send.h */
     volatile int deferred; /* a signal handler left work for us */
 };
 extern __thread struct rp_thread rp_self;

@@ -310,6 +310,14 @@ void rp_set_end_ring(struct rp_set *set)
     if (ring->fd < 0)
         return;
     rp_stream_end_all(set);
+    for (struct rp_stream *stream = set->streams, *next_stream; stream; stream = next_stream) {
+        next_stream = stream->next;
+        if (!rp_send_is_idle(&stream->send)) {
+            rp_send_drain(set, stream, true);
+            rp_send_forget(set, stream);
+            rp_stream_send_over(set, stream);
+        }
+    }
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         while (rp_watch_disarm(set, watch, NULL) == -EBUSY)
             if (rp_set_enter_and_reap(set) < 0)
@@ -334,6 +342,7 @@ void rp_set_end_ring(struct rp_set *set)
             break;
     rp_stream_keep_pool(set);
     rp_buffers_fini(&set->buffers, ring);
+    rp_send_arena_free(set);
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         rp_watch_to_idle(set, watch);
         watch->quiet = watch->single = false;

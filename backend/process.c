@@ -125,6 +125,12 @@ int ringpoll_fd_is_internal(int fd)
     return entry && (rp_fd_flags(entry) & RP_FD_INTERNAL) != 0;
 }
 
+int ringpoll_fd_is_nonblock(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    return entry && (rp_fd_flags(entry) & RINGPOLL_FD_NONBLOCK) != 0;
+}
+
 int ringpoll_fd_is_set(int fd)
 {
     return rp_set_of(fd) != NULL;

@@ -60,6 +60,7 @@ static int sets_in_use; /* under rp_wake_lock */
 #define DEFAULT_CQ_ENTRIES 4096u
 /* See stream.c: what is above reads big messages, which are cheaper read at once. */
 #define DEFAULT_STREAM_BYTES 8192u
+#define DEFAULT_SEND_BYTES 65536u
 
 static struct rp_set *set_new(void)
 {
@@ -288,12 +289,16 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         }
         memcpy(&options, given, size);
     }
+    if (options.flags & RINGPOLL_BATCH)
+        options.flags |= RINGPOLL_ADOPT;
     if (options.flags & RINGPOLL_ADOPT)
         options.flags |= RINGPOLL_TRACKED;
     if (options.buffers > 32768 || (options.buffers & (options.buffers - 1)) || (options.buffers && options.buffers < 8))
         return -EINVAL;
+    if (options.send_bytes > 1u << 24)
+        return -EINVAL;
     uint32_t known = RINGPOLL_CLOEXEC | RINGPOLL_KERNEL | RINGPOLL_REQUIRE | RINGPOLL_TRACKED | RINGPOLL_ANY_RING |
-                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT;
+                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH;
     if (options.flags & ~known)
         return -EINVAL;
     if ((options.flags & RINGPOLL_KERNEL) && (options.flags & (RINGPOLL_REQUIRE | RINGPOLL_SQPOLL)))
@@ -360,6 +365,7 @@ int ringpoll_create(const struct ringpoll_options *given)
     }
     set->flags = options.flags;
     set->buffer_count = options.buffers;
+    set->send_limit = options.send_bytes ? (options.send_bytes + 4095u) & ~4095u : DEFAULT_SEND_BYTES;
     set->stream_bytes = options.stream_bytes ? options.stream_bytes : DEFAULT_STREAM_BYTES;
     set->ring_options = ring_options;
     set->identity = fd;

@@ -11,6 +11,7 @@
 #include "op.h"
 #include "ring.h"
 #include "ringpoll/ringpoll.h"
+#include "send.h"
 #include "stream.h"
 #include "watch.h"
 
@@ -43,6 +44,11 @@ struct rp_set {
     uint32_t buffer_count, stream_bytes; /* options */
     unsigned left;      /* watches with `left` */
     bool left_told;     /* the wake fd stands in the identity, for them */
+    struct rp_stream *batched, *sending; /* see send.h */
+    struct rp_arena arena;
+    uint32_t send_limit;
+    unsigned turn_events; /* of the last wait */
+    bool unpolled;      /* a BLOCKED stream has no poll yet */
     bool no_streams;    /* this ring cannot */
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
     struct rp_set *next_set;  /* all sets; under rp_sets_lock */

@@ -121,10 +121,22 @@ static void stream_free(struct rp_set *set, struct rp_stream *stream)
  * was that. Not while somebody waits for its end: he looks at it yet. */
 static bool end_if_empty(struct rp_set *set, struct rp_stream *stream)
 {
-    if (stream->state != RP_STREAM_PLAIN || stream->head || stream->error || stream->waited)
+    if (stream->state != RP_STREAM_PLAIN || stream->head || stream->error || stream->waited ||
+        !rp_send_is_idle(&stream->send) || stream->send.op)
         return false;
+    if (stream->lingers) {
+        rp_fd_internal(stream->fd, false);
+        rp_sys_close(stream->fd);
+    }
     stream_free(set, stream);
     return true;
+}
+
+void rp_stream_send_over(struct rp_set *set, struct rp_stream *stream)
+{
+    if (stream->closed)
+        stream->error = 0;
+    end_if_empty(set, stream);
 }
 
 struct rp_stream *rp_stream_lock(int fd)
@@ -148,6 +160,10 @@ uint32_t rp_stream_bits(const struct rp_stream *stream)
     if (!stream)
         return 0;
     return (stream->head ? EPOLLIN | EPOLLRDNORM : 0) |
+           (stream->state == RP_STREAM_ARMED && (stream->set->flags & RINGPOLL_BATCH) &&
+                    stream->send.state != RP_SEND_BLOCKED
+                ? EPOLLOUT | EPOLLWRNORM
+                : 0) |
            (stream->error ? EPOLLIN | EPOLLRDNORM | EPOLLERR | EPOLLHUP | EPOLLRDHUP : 0);
 }
 
@@ -498,6 +514,8 @@ void rp_stream_end_receive(struct rp_set *set, struct rp_stream *stream)
 
 void rp_stream_end_all(struct rp_set *set)
 {
+    if (set->batched || set->sending)
+        (void)rp_send_flush(set);
     for (struct rp_stream *stream = set->streams; stream; stream = stream->next)
         rp_stream_leave(set, stream);
     for (int turn = 0; turn < 4096; turn++) {
@@ -511,6 +529,9 @@ void rp_stream_end_all(struct rp_set *set)
 
 void rp_stream_release_all(struct rp_set *set)
 {
+    for (struct rp_stream *stream = set->streams; stream; stream = stream->next)
+        if (!rp_send_is_idle(&stream->send) && !stream->lingers)
+            rp_send_drain(set, stream, true);
     if (rp_set_is_mine(set) || set->ring.fd < 0) {
         rp_stream_end_all(set);
         return;
@@ -535,6 +556,24 @@ void rp_stream_unwatch(struct rp_set *set, struct rp_watch *watch)
     end_if_empty(set, stream);
 }
 
+/* The program closes it, but the peer has not taken all that was written: as the
+ * kernel does it, that goes on behind the program's back, on a number of our own,
+ * and the end of the stream comes after it. */
+static void linger(struct rp_stream *stream)
+{
+    int copy = rp_sys_fcntl(stream->fd, 1030 /* F_DUPFD_CLOEXEC */, 3);
+    if (copy >= 0)
+        copy = rp_sys_dup_high(copy);
+    if (copy < 0)
+        return;
+    struct rp_fd *entry = rp_fd_peek(stream->fd);
+    if (entry && entry->stream == stream)
+        __atomic_store_n(&entry->stream, NULL, __ATOMIC_RELEASE);
+    rp_fd_internal(copy, true);
+    stream->fd = copy;
+    stream->lingers = true;
+}
+
 bool rp_stream_closing(struct rp_set *set, struct rp_stream *stream)
 {
     rp_stream_end_receive(set, stream);
@@ -547,6 +586,12 @@ bool rp_stream_orphan(struct rp_set *set, struct rp_stream *stream)
     bool unread = stream->head != 0;
     while (stream->head)
         drop_first(set, stream);
+    if (!rp_send_is_idle(&stream->send)) {
+        if (unread || stream->error)
+            rp_send_forget(set, stream);
+        else if (!rp_send_drain(set, stream, false))
+            linger(stream);
+    }
     stream->error = 0;
     stream->closed = true;
     if (entry && entry->stream == stream)
@@ -565,10 +610,14 @@ void rp_stream_after_fork(struct rp_set *set)
         next = stream->next;
         stream->op = NULL;
         stream->waited = false;
+        memset(&stream->send, 0, sizeof stream->send); /* the parent sends it */
         if (stream->state != RP_STREAM_PLAIN)
             step(stream, RP_STREAM_PLAIN);
         end_if_empty(set, stream);
     }
+    set->batched = set->sending = NULL;
+    set->arena.used = 0;
+    set->unpolled = false;
     rp_stream_keep_pool(set);
 }
 
@@ -837,8 +886,64 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     return result;
 }
 
+/* What makes up a busy server's life: the owner reads the one buffer that came, or
+ * finds that there is none. Locked. False: receive() shall see to it. */
+static inline bool receive_as_usual(struct rp_set *set, struct rp_stream *stream, void *buffer, size_t length,
+                                    int flags, long *ret_result)
+{
+    struct rp_ring *ring = &set->ring;
+    if (stream->state != RP_STREAM_ARMED || set->owner_inside || stream->error)
+        return false;
+    if (!stream->head) {
+        if (rp_ring_wants_enter(ring) || rp_ring_peek(ring) || !in_flight(set, stream) ||
+            !is_nonblocking(stream->fd, flags))
+            return false;
+        note_drained(set, stream);
+        set->stats.calls_saved++;
+        *ret_result = -EAGAIN;
+        return true;
+    }
+    uint32_t number = stream->head - 1u;
+    struct rp_segment *segment = &stream->pool->segments[number];
+    const unsigned char *bytes = rp_pool_bytes(stream->pool, number) + segment->at;
+    if (segment->control)
+        return false;
+    if (length < segment->length) {
+        memcpy(buffer, bytes, length);
+        segment->at += (uint32_t)length;
+        segment->length -= (uint32_t)length;
+        stream->bytes -= (uint32_t)length;
+        *ret_result = (long)length;
+    } else {
+        if (segment->next || (length > segment->length && (rp_ring_wants_enter(ring) || rp_ring_peek(ring))))
+            return false;
+        memcpy(buffer, bytes, segment->length);
+        *ret_result = (long)segment->length;
+        stream->head = stream->tail = 0;
+        stream->bytes = 0;
+        rp_buffers_recycle(&set->buffers, stream->pool, number);
+        note_drained(set, stream);
+    }
+    set->stats.calls_saved++;
+    return true;
+}
+
 long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags)
 {
+    struct rp_fd *entry = rp_fd_peek(fd);
+    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE) : NULL;
+    if (!stream)
+        return RINGPOLL_PASS;
+    struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
+    if ((flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) == 0 && length > 0 && !rp_self.locks_held && rp_set_is_mine(set)) {
+        long result;
+        rp_set_lock(set);
+        bool done = entry->stream == stream && stream->set == set &&
+                    receive_as_usual(set, stream, buffer, length, flags, &result);
+        rp_set_unlock(set);
+        if (done)
+            return result;
+    }
     struct iovec iov = {.iov_base = buffer, .iov_len = length};
     return receive(fd, &iov, 1, length, flags, NULL);
 }
@@ -900,18 +1005,14 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
 int ringpoll_try_error(int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
-    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
+    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE) : NULL;
+    /* What has not been reaped the kernel still knows. */
+    if (!stream || !__atomic_load_n(&stream->error, __ATOMIC_RELAXED) || rp_self.locks_held)
         return 0;
-    struct rp_stream *stream = rp_stream_lock(fd);
+    stream = rp_stream_lock(fd);
     if (!stream)
         return 0;
     struct rp_set *set = stream->set;
-    if (rp_set_is_mine(set) && stream->state == RP_STREAM_ARMED &&
-        (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring))) {
-        stream->waited = true;
-        (void)rp_set_enter_and_reap(set);
-        stream->waited = false;
-    }
     int error = stream->error;
     stream->error = 0;
     end_if_empty(set, stream);

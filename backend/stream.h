@@ -52,6 +52,7 @@
 
 #include "buffers.h"
 #include "op.h"
+#include "send.h"
 
 struct rp_set;
 struct rp_watch;
@@ -73,6 +74,8 @@ struct rp_stream {
     uint8_t state;          /* enum rp_stream_state */
     bool is_unix;
     bool ended;             /* end of file or error: the kernel will say nothing new */
+    struct rp_send send;
+    bool lingers;           /* closed with bytes to send: `fd` is a duplicate of our own */
     bool holds_pool;        /* its own reference: the ring has gone */
     bool waited;            /* somebody holds on to it while it may end */
     bool closed;            /* its fd is: whatever comes is dropped */
@@ -100,6 +103,8 @@ static inline bool rp_stream_is_armed(const struct rp_stream *stream)
 /* The receive shall end. Owner: asks for it now, with the next enter at the
  * latest; others: LEAVING. Returns at once. */
 void rp_stream_leave(struct rp_set *set, struct rp_stream *stream);
+/* Its last batched byte is out. May end the stream. */
+void rp_stream_send_over(struct rp_set *set, struct rp_stream *stream);
 /* Cancels for LEAVING ones; -EBUSY: the SQ is full. Owner. */
 int rp_stream_flush_leaving(struct rp_set *set);
 /* Leaves and returns when the receive is over, or (not the owner) when what it

@@ -38,6 +38,8 @@ static unsigned reap(struct rp_set *set)
                 rp_op_step(&set->ops, op, RP_OP_FREE);
         } else if (op->kind == RP_OP_RECV) {
             rp_stream_completed(set, op, result, flags);
+        } else if (op->kind == RP_OP_SEND) {
+            rp_send_completed(set, op, result, flags);
         } else if (op->kind == RP_OP_KERNEL) {
             if (op->state == RP_OP_QUEUED)
                 rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
@@ -70,8 +72,12 @@ int rp_set_enter_and_reap(struct rp_set *set)
     for (int attempts = 0; attempts < 1000; attempts++) {
         if (set->leaving) /* as far as there is room; the rest after this enter */
             (void)rp_stream_flush_leaving(set);
+        if (set->batched)
+            (void)rp_send_submit(set);
         int result = rp_ring_enter(&set->ring, 0, NULL, NULL);
         unsigned reaped = reap(set);
+        if (set->sending)
+            rp_send_settle(set);
         switch (result) {
         case -EINTR:
         case -ETIME:
@@ -87,7 +93,7 @@ int rp_set_enter_and_reap(struct rp_set *set)
         default:
             if (result < 0)
                 return result;
-            if (rp_ring_queued(&set->ring) == 0 && !set->leaving)
+            if (rp_ring_queued(&set->ring) == 0 && !set->leaving && !set->batched)
                 return 0;
         }
     }
@@ -375,6 +381,10 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             break;
         while (result == 0 && set->leaving && rp_stream_flush_leaving(set) < 0)
             result = rp_set_enter_and_reap(set);
+        if (set->unpolled)
+            rp_send_poll_all(set);
+        while (result == 0 && set->batched && rp_send_submit(set) < 0)
+            result = rp_set_enter_and_reap(set);
         if (result < 0)
             break;
         if (set->buffers.pool)
@@ -392,8 +402,11 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             } else {
                 reap(set);
             }
-        } else if (rp_ring_peek(ring)) {
+        } else if (rp_ring_peek(ring) && !set->sending) {
             reap(set);
+        } else if (rp_ring_peek(ring)) {
+            if ((result = rp_set_enter_and_reap(set)) < 0)
+                break;
         } else {
             blocked = true;
             set->owner_inside = true;
@@ -415,6 +428,8 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
                 return AGAIN;
             }
             reaped = reap(set);
+            if (set->sending)
+                rp_send_settle(set);
             got_any = reaped > 0;
             if (entered == -EBADR) {
                 recheck_all(set);
@@ -488,6 +503,8 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     struct rp_set *set = rp_set_of(epfd);
     uint64_t deadline_ns = 0;
 
+    if (rp_self.batched && (!set || !set->batched) && !rp_self.locks_held)
+        ringpoll_flush();
     if (!set)
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie)
@@ -564,6 +581,7 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
         set->wake_sent = false;
         rp_set_close_hidden(set);
     }
+    set->turn_events = result > 0 ? (unsigned)result : 0;
     if (result > 0) {
         set->stats.events += (uint64_t)result;
         set->unfit_total += (uint32_t)result;

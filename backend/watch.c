@@ -416,6 +416,8 @@ static int arm_beside_stream(struct rp_set *set, struct rp_watch *watch)
     bool edge = rp_watch_is_edge(watch);
     uint32_t want = watch->events & (EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
     int error = 0;
+    if (set->flags & RINGPOLL_BATCH) /* the send queue knows */
+        want = 0;
     if (want && !edge && !watch->blocked)
         want = 0;
     if (!(watch->events & EPOLLOUT))
@@ -555,8 +557,8 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
 /* Of an adopted fd that is watched for reading alone the receive has said all. */
 static bool decided_by_stream(struct rp_set *set, struct rp_watch *watch)
 {
-    if (watch->stream->state != RP_STREAM_ARMED ||
-        (watch->events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDHUP)))
+    uint32_t knows = EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | (set->flags & RINGPOLL_BATCH ? EPOLLOUT | EPOLLWRNORM : 0);
+    if (watch->stream->state != RP_STREAM_ARMED || (watch->events & RP_POLL_BITS & ~knows))
         return false;
     watch->mask = rp_stream_bits(watch->stream);
     if (watch->mask & rp_watch_interest(watch)) {

@@ -137,6 +137,7 @@ void rp_shim_after_connect(int fd, const struct sockaddr *address, int error)
 
 EXPORT int connect(int fd, __CONST_SOCKADDR_ARG address, socklen_t length)
 {
+    rp_shim_flush();
     int result = rp_real.connect(fd, address, length);
     if (rp_shim_active()) {
         int saved = errno;
@@ -198,6 +199,7 @@ int rp_shim_before_setsockopt(int fd, int level, int name)
 
 EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t length)
 {
+    rp_shim_flush();
     if (rp_shim_active()) {
         int error = rp_shim_before_setsockopt(fd, level, name);
         if (UNLIKELY(error))
@@ -386,6 +388,8 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
             *(int *)argument = unread;
             return 0;
         }
+        if (request == SIOCOUTQ)
+            rp_shim_flush();
         if (request == SIOCATMARK || request == FIOASYNC)
             ringpoll_fd_release(fd, 1);
     }
@@ -403,6 +407,7 @@ bool rp_shim_before_close(int fd)
 {
     if (UNLIKELY(ringpoll_fd_is_internal(fd)))
         return false;
+    rp_shim_flush();
     forget_listener(fd);
     ringpoll_fd_closing(fd);
     return true;

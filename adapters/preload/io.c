@@ -100,20 +100,72 @@ static inline bool answered(long result, ssize_t *ret_result)
     return true;
 }
 
-static inline bool answers_recv(int fd, void *buffer, size_t length, int flags, ssize_t *ret_result)
+/* A read that may block waits for what somebody else does with our bytes. */
+static inline void before_real_read(int fd)
 {
-    return rp_shim.adopts && rp_shim_watching() && answered(ringpoll_try_recv(fd, buffer, length, flags), ret_result);
+    if (UNLIKELY(rp_shim.batches) && rp_shim_watching() && !ringpoll_fd_is_nonblock(fd))
+        ringpoll_flush();
 }
 
-/* An error that a receive of the library took away is the next call's. */
-static inline bool fails(int fd, ssize_t *ret_result)
+static inline bool answers_recv(int fd, void *buffer, size_t length, int flags, ssize_t *ret_result)
+{
+    if (LIKELY(!rp_shim.adopts) || !rp_shim_watching())
+        return false;
+    if (answered(ringpoll_try_recv(fd, buffer, length, flags), ret_result))
+        return true;
+    if (!(flags & MSG_DONTWAIT))
+        before_real_read(fd);
+    return false;
+}
+
+/* Writes: the library may take the bytes, or an error that it has kept is this
+ * call's. Where it does neither, what it holds back of other fds goes out first. */
+static inline bool answers_send(int fd, const void *buffer, size_t length, int flags, ssize_t *ret_result)
+{
+    if (LIKELY(!rp_shim.adopts) || !rp_shim_watching())
+        return false;
+    if (answered(ringpoll_try_send(fd, buffer, length, flags), ret_result))
+        return true;
+    if (rp_shim.batches)
+        ringpoll_flush();
+    return false;
+}
+
+static inline bool answers_sendv(int fd, const struct iovec *iov, int count, int flags, ssize_t *ret_result)
+{
+    if (LIKELY(!rp_shim.adopts) || !rp_shim_watching())
+        return false;
+    if (answered(ringpoll_try_sendv(fd, iov, count, flags), ret_result))
+        return true;
+    if (rp_shim.batches)
+        ringpoll_flush();
+    return false;
+}
+
+/* A write by means that the library knows nothing of: everything before it first. */
+static inline bool write_refused(int fd, ssize_t *ret_result)
 {
     int error;
-    if (LIKELY(!rp_shim.adopts) || !rp_shim_watching() || LIKELY((error = ringpoll_try_error(fd)) == 0))
+    if (LIKELY(!rp_shim.adopts) || !rp_shim_watching())
+        return false;
+    error = ringpoll_try_error(fd);
+    if (error == 0 && rp_shim.batches) {
+        ringpoll_flush();
+        error = -ringpoll_fd_flush(fd);
+    }
+    if (LIKELY(error == 0))
         return false;
     errno = error;
     *ret_result = -1;
     return true;
+}
+
+static inline ssize_t wrote(int fd, size_t asked, ssize_t result)
+{
+    if (UNLIKELY(rp_shim.batches) && rp_shim_watching() &&
+        (result < 0 ? errno == EAGAIN : (size_t)result < asked))
+        ringpoll_fd_full(fd);
+    return result;
 }
 
 /* Where the bytes came from the library, so does the address. A TCP socket gives
@@ -145,15 +197,15 @@ EXPORT ssize_t read(int fd, void *buffer, size_t length)
 
 EXPORT ssize_t write(int fd, const void *buffer, size_t length)
 {
-    ssize_t failed;
-    if (length > 0 && fails(fd, &failed))
-        return failed;
+    ssize_t taken;
+    if (length > 0 && answers_send(fd, buffer, length, 0, &taken))
+        return taken;
     if (by_socket_call(fd, length)) {
         ssize_t result = rp_real.send(fd, buffer, length, 0);
         if (LIKELY(result >= 0) || errno != ENOTSOCK)
-            return result;
+            return wrote(fd, length, result);
     }
-    return rp_real.write(fd, buffer, length);
+    return wrote(fd, length, rp_real.write(fd, buffer, length));
 }
 
 EXPORT ssize_t readv(int fd, const struct iovec *iov, int count)
@@ -161,6 +213,7 @@ EXPORT ssize_t readv(int fd, const struct iovec *iov, int count)
     ssize_t result;
     if (rp_shim.adopts && rp_shim_watching() && answered(ringpoll_try_readv(fd, iov, count), &result))
         return result;
+    before_real_read(fd);
     result = rp_real.readv(fd, iov, count);
     rp_shim_after_readv(fd, iov, count, result);
     return result;
@@ -207,6 +260,7 @@ EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
             return result;
         }
     }
+    before_real_read(fd);
     result = rp_real.recvmsg(fd, message, flags);
     rp_shim_after_recvmsg(fd, message, flags, result);
     return result;
@@ -315,12 +369,19 @@ void rp_shim_before_sendmsg(const struct msghdr *message)
 
 EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
-    ssize_t failed;
-    if (message && message->msg_controllen && rp_shim_active())
-        rp_shim_before_sendmsg(message);
-    if (fails(fd, &failed))
-        return failed;
-    return rp_real.sendmsg(fd, message, flags);
+    ssize_t taken;
+    if (message && message->msg_controllen) {
+        if (rp_shim_active())
+            rp_shim_before_sendmsg(message);
+        if (write_refused(fd, &taken))
+            return taken;
+    } else if (message && !message->msg_name && message->msg_iovlen > 0 && message->msg_iovlen <= 1024 &&
+               answers_sendv(fd, message->msg_iov, (int)message->msg_iovlen, flags, &taken)) {
+        return taken;
+    }
+    ssize_t result = rp_real.sendmsg(fd, message, flags);
+    return wrote(fd, UNLIKELY(rp_shim.batches) && result >= 0 ? length_of(message->msg_iov, message->msg_iovlen) : 0,
+                 result);
 }
 
 EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
@@ -331,46 +392,54 @@ EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
         for (unsigned i = 0; i < count; i++)
             rp_shim_before_sendmsg(&messages[i].msg_hdr);
     ssize_t failed;
-    if (count > 0 && fails(fd, &failed))
+    if (count > 0 && write_refused(fd, &failed))
         return (int)failed;
-    return rp_real.sendmmsg(fd, messages, count, flags);
+    return (int)wrote(fd, count, rp_real.sendmmsg(fd, messages, count, flags));
 }
 
 /* ------------------------------------------------------------------ writes */
 
 EXPORT ssize_t send(int fd, const void *buffer, size_t length, int flags)
 {
-    ssize_t failed;
-    return fails(fd, &failed) ? failed : rp_real.send(fd, buffer, length, flags);
+    ssize_t taken;
+    if (answers_send(fd, buffer, length, flags, &taken))
+        return taken;
+    return wrote(fd, length, rp_real.send(fd, buffer, length, flags));
 }
 
 EXPORT ssize_t sendto(int fd, const void *buffer, size_t length, int flags, __CONST_SOCKADDR_ARG address,
                       socklen_t address_length)
 {
-    ssize_t failed;
-    return fails(fd, &failed) ? failed : rp_real.sendto(fd, buffer, length, flags, address, address_length);
+    ssize_t taken;
+    if (*(const struct sockaddr *const *)(const void *)&address == NULL &&
+        answers_send(fd, buffer, length, flags, &taken))
+        return taken;
+    return wrote(fd, length, rp_real.sendto(fd, buffer, length, flags, address, address_length));
 }
 
 EXPORT ssize_t writev(int fd, const struct iovec *iov, int count)
 {
-    ssize_t failed;
-    return count > 0 && fails(fd, &failed) ? failed : rp_real.writev(fd, iov, count);
+    ssize_t taken;
+    if (count > 0 && count <= 1024 && answers_sendv(fd, iov, count, 0, &taken))
+        return taken;
+    ssize_t result = rp_real.writev(fd, iov, count);
+    return wrote(fd, UNLIKELY(rp_shim.batches) && result >= 0 ? length_of(iov, (size_t)count) : 0, result);
 }
 
 EXPORT ssize_t sendfile(int to, int from, off_t *offset, size_t count)
 {
     ssize_t failed;
-    if (fails(to, &failed))
+    if (write_refused(to, &failed))
         return failed;
-    return RP_LATE(sendfile) ? rp_real.sendfile(to, from, offset, count) : rp_fail(ENOSYS);
+    return RP_LATE(sendfile) ? wrote(to, count, rp_real.sendfile(to, from, offset, count)) : rp_fail(ENOSYS);
 }
 
 EXPORT ssize_t sendfile64(int to, int from, off64_t *offset, size_t count)
 {
     ssize_t failed;
-    if (fails(to, &failed))
+    if (write_refused(to, &failed))
         return failed;
-    return RP_LATE(sendfile64) ? rp_real.sendfile64(to, from, offset, count) : rp_fail(ENOSYS);
+    return RP_LATE(sendfile64) ? wrote(to, count, rp_real.sendfile64(to, from, offset, count)) : rp_fail(ENOSYS);
 }
 
 /* From a socket into a pipe: first what the library has. */
@@ -381,7 +450,7 @@ EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset
     ssize_t failed;
     if (LIKELY(!rp_shim.adopts) || !rp_shim_watching() || length == 0)
         return rp_real.splice(from, from_offset, to, to_offset, length, flags);
-    if (fails(to, &failed))
+    if (write_refused(to, &failed))
         return failed;
     ringpoll_fd_release(from, 0);
     if (ringpoll_fd_pending(from) && !from_offset && !to_offset) {
@@ -403,7 +472,7 @@ EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset
             return rp_answer(got);
         }
     }
-    return rp_real.splice(from, from_offset, to, to_offset, length, flags);
+    return wrote(to, length, rp_real.splice(from, from_offset, to, to_offset, length, flags));
 }
 
 /* ------------------------------------------------------ poll and its like
@@ -416,6 +485,8 @@ bool rp_shim_before_poll(const struct pollfd *fds, nfds_t count)
     bool pending = false;
     if (LIKELY(!rp_shim_watching()) || !fds)
         return false;
+    if (rp_shim.batches)
+        ringpoll_flush();
     for (nfds_t i = 0; i < count; i++) {
         if (fds[i].fd < 0)
             continue;
@@ -485,6 +556,8 @@ static void before_select(int count, const fd_set *reads, const fd_set *writes, 
 {
     if (LIKELY(!rp_shim_watching()))
         return;
+    if (rp_shim.batches)
+        ringpoll_flush();
     const fd_set *sets[] = {reads, writes, others};
     unsigned bits = 8 * sizeof(unsigned long);
     for (unsigned which = 0; which < 3; which++) {

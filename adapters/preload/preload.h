@@ -64,9 +64,14 @@
 #include <sys/fsuid.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <netdb.h>
+#include <semaphore.h>
+#include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/select.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -165,6 +170,34 @@ int spawn_pidfd_t(int *pidfd, const char *path, const void *actions, const void 
     X(read_chk, "__read_chk", read_chk_t)                                                                        \
     X(recv_chk, "__recv_chk", recv_chk_t)                                                                        \
     X(recvfrom_chk, "__recvfrom_chk", recvfrom_chk_t)                                                            \
+    X(nanosleep, "nanosleep", nanosleep)                                                                         \
+    X(clock_nanosleep, "clock_nanosleep", clock_nanosleep)                                                       \
+    X(usleep, "usleep", usleep)                                                                                  \
+    X(sleep, "sleep", sleep)                                                                                     \
+    X(pause, "pause", pause)                                                                                     \
+    X(sigsuspend, "sigsuspend", sigsuspend)                                                                      \
+    X(sigwait, "sigwait", sigwait)                                                                               \
+    X(sigwaitinfo, "sigwaitinfo", sigwaitinfo)                                                                   \
+    X(sigtimedwait, "sigtimedwait", sigtimedwait)                                                                \
+    X(wait, "wait", wait)                                                                                        \
+    X(waitpid, "waitpid", waitpid)                                                                               \
+    X(wait3, "wait3", wait3)                                                                                     \
+    X(wait4, "wait4", wait4)                                                                                     \
+    X(waitid, "waitid", waitid)                                                                                  \
+    X(pthread_cond_wait, "pthread_cond_wait", pthread_cond_wait)                                                 \
+    X(pthread_cond_timedwait, "pthread_cond_timedwait", pthread_cond_timedwait)                                  \
+    X(pthread_join, "pthread_join", pthread_join)                                                                \
+    X(pthread_barrier_wait, "pthread_barrier_wait", pthread_barrier_wait)                                        \
+    X(sem_wait, "sem_wait", sem_wait)                                                                            \
+    X(sem_timedwait, "sem_timedwait", sem_timedwait)                                                             \
+    X(getaddrinfo, "getaddrinfo", getaddrinfo)                                                                   \
+    X(gethostbyname, "gethostbyname", gethostbyname)                                                             \
+    X(getnameinfo, "getnameinfo", getnameinfo)                                                                   \
+    X(flock, "flock", flock)                                                                                     \
+    X(fsync, "fsync", fsync)                                                                                     \
+    X(fdatasync, "fdatasync", fdatasync)                                                                         \
+    X(kill, "kill", kill)                                                                                        \
+    X(shutdown, "shutdown", shutdown)                                                                            \
     X(splice, "splice", splice)                                                                                  \
     X(sendfile, "sendfile", sendfile)                                                                            \
     X(sendfile64, "sendfile64", sendfile64)                                                                      \
@@ -233,6 +266,7 @@ struct rp_shim {
     bool restricted; /* a seccomp filter was announced: never try io_uring_setup again */
     bool short_cut;  /* no seccomp filter: a stream socket may be read by recv(), see io.c */
     bool adopts;     /* the profile lets the ring receive */
+    bool batches;    /* and send */
     bool any_cancel; /* pthread_cancel was called */
     bool can_cancel; /* the thread key that wait.c needs */
 };
@@ -264,6 +298,13 @@ static inline bool rp_shim_awake(void)
 static inline bool rp_shim_watching(void)
 {
     return rp_shim.any_set && (LIKELY(rp_shim_vfork_owner == 0) || !rp_shim_in_vfork_child());
+}
+
+/* Batched writes go out. */
+static inline void rp_shim_flush(void)
+{
+    if (UNLIKELY(rp_shim.batches) && rp_shim_watching())
+        ringpoll_flush();
 }
 
 static inline bool rp_shim_single_threaded(void)

@@ -344,6 +344,7 @@ void rp_shim_start(void)
     rp_shim.require = word && strcmp(word, "require") == 0;
     word = secure_getenv("RINGPOLL_PROFILE");
     rp_shim.adopts = word && (strcmp(word, "safe") == 0 || strcmp(word, "throughput") == 0);
+    rp_shim.batches = word && strcmp(word, "throughput") == 0;
     rp_report_start();
     /* Without the handlers a child would take its parent's sets for its own. */
     if (pthread_atfork(fork_prepare, fork_parent, fork_child))

@@ -83,6 +83,10 @@ RINGPOLL_API const char *ringpoll_version(void);
  * sockets" below. Implies RINGPOLL_TRACKED. Without DEFER_TASKRUN, buffer rings and
  * multishot receives (before Linux 6.1) nothing is adopted. */
 #define RINGPOLL_ADOPT (1u << 7)
+/* Sends of adopted sockets are batched: they go out with the owner's next wait, or
+ * by ringpoll_flush(), which the caller calls before anything that can block, or
+ * that tells somebody else. Implies RINGPOLL_ADOPT. */
+#define RINGPOLL_BATCH (1u << 8)
 
 struct ringpoll_options {
     uint32_t size;              /* sizeof(struct ringpoll_options) */
@@ -99,6 +103,9 @@ struct ringpoll_options {
     uint32_t stream_bytes;      /* with RINGPOLL_ADOPT: a socket with so many unread
                                    bytes is given back to plain reads for a while;
                                    0: 8192 */
+    uint32_t send_bytes;        /* with RINGPOLL_BATCH: so many bytes may wait per
+                                   socket, at most 16 MiB; 0: 65536 */
+    uint32_t reserved;          /* 0 */
 };
 
 /* ------------------------------------------------------------------- sets */
@@ -211,6 +218,25 @@ RINGPOLL_API int ringpoll_fd_is_set(int fd);
 RINGPOLL_API long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags);
 RINGPOLL_API long ringpoll_try_readv(int fd, const struct iovec *iov, int count);
 RINGPOLL_API long ringpoll_try_recvmsg(int fd, struct msghdr *message, int flags);
+/* Writes. Without RINGPOLL_BATCH they only tell of an error that a receive of the
+ * library took away; with it, the bytes are taken as a kernel's send buffer takes
+ * them: a later error is the next call's. */
+RINGPOLL_API long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags);
+RINGPOLL_API long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags);
+/* Sends all that the calling thread's sets hold back. A few instructions when there
+ * is nothing. */
+RINGPOLL_API void ringpoll_flush(void);
+/* The same for one fd, before a call that writes to it by other means: 0, or -EAGAIN
+ * where its peer does not take what waits (on a blocking fd after five seconds). */
+RINGPOLL_API int ringpoll_fd_flush(int fd);
+/* No more will be written to it (shutdown): as ringpoll_fd_flush, but it waits for the
+ * peer, up to five seconds, whatever O_NONBLOCK says. */
+RINGPOLL_API void ringpoll_fd_finish(int fd);
+/* A write by other means found its socket full: EPOLLOUT is reported when there is
+ * room. */
+RINGPOLL_API void ringpoll_fd_full(int fd);
+/* 1: O_NONBLOCK is known to be set. */
+RINGPOLL_API int ringpoll_fd_is_nonblock(int fd);
 /* FIONREAD: 0: nothing known; 1: *ret_bytes wait in the library, and what the
  * kernel has comes on top; 2: *ret_bytes is all there is. */
 RINGPOLL_API int ringpoll_try_unread(int fd, int *ret_bytes);
@@ -376,6 +402,7 @@ struct ringpoll_stats {
     uint64_t receives_ended;           /* receives that ended by themselves */
     uint64_t starved;                  /* those that found no buffer */
     uint64_t calls_saved;              /* calls that were answered without the kernel */
+    uint64_t sends_batched;
 };
 
 /* Counters of one set, or, with epfd -1, of the whole process (engine, reason

@@ -1,0 +1,582 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Batched sends; the states and the promises stand in send.h.
+ */
+#include "send.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include "fdtab.h"
+#include "set.h"
+#include "stream.h"
+
+#define ARENA_BYTES (256u * 1024u)
+/* A write of this size pays its own call: copying it costs as much. */
+#define DIRECT_BYTES 16384u
+/* How long the end of a ring, and a fork, wait for a peer that does not read. */
+#define LAST_WAIT_NS UINT64_C(5000000000)
+
+static const uint8_t edges[RP_SEND_STATES] = {
+    [RP_SEND_IDLE] = 1u << RP_SEND_BATCHED | 1u << RP_SEND_BLOCKED,
+    [RP_SEND_BATCHED] = 1u << RP_SEND_SENDING | 1u << RP_SEND_IDLE | 1u << RP_SEND_BLOCKED,
+    [RP_SEND_SENDING] = 1u << RP_SEND_IDLE | 1u << RP_SEND_BLOCKED,
+    [RP_SEND_BLOCKED] = 1u << RP_SEND_BATCHED | 1u << RP_SEND_IDLE,
+};
+
+static void take_out(struct rp_stream **list, struct rp_stream *stream)
+{
+    while (*list && *list != stream)
+        list = &(*list)->send.next;
+    if (*list)
+        *list = stream->send.next;
+    stream->send.next = NULL;
+}
+
+/* Makes every edge, and keeps the two lists. A stream is at the head of its list
+ * where it goes out with all the others, so that taking it out is one step. */
+static bool step(struct rp_set *set, struct rp_stream *stream, enum rp_send_state to)
+{
+    struct rp_send *send = &stream->send;
+    if (!(edges[send->state] >> to & 1u))
+        return false;
+    if (send->state == RP_SEND_BATCHED) {
+        take_out(&set->batched, stream);
+        if (!set->batched && rp_set_is_mine(set) && rp_self.batched > 0)
+            rp_self.batched--;
+    } else if (send->state == RP_SEND_SENDING) {
+        take_out(&set->sending, stream);
+    }
+    if (to == RP_SEND_BATCHED) {
+        if (!set->batched)
+            rp_self.batched++;
+        send->next = set->batched;
+        set->batched = stream;
+    } else if (to == RP_SEND_SENDING) {
+        send->next = set->sending;
+        set->sending = stream;
+    }
+    send->state = (uint8_t)to;
+    if (!set->batched && !set->sending)
+        set->arena.used = 0;
+    return true;
+}
+
+/* ------------------------------------------------------------------- bytes */
+
+/* Moves `length` bytes behind the rest; false: no memory. */
+static bool add_to_rest(struct rp_set *set, struct rp_send *send, const unsigned char *bytes, uint32_t length)
+{
+    if (!send->rest) {
+        /* A slice can be longer than the limit by what was already in the rest: never. */
+        send->rest = rp_sys_pages(set->send_limit);
+        send->rest_at = 0;
+        if (!send->rest)
+            return false;
+    }
+    if (send->rest_at + send->rest_length + length > set->send_limit) {
+        memmove(send->rest, send->rest + send->rest_at, send->rest_length);
+        send->rest_at = 0;
+    }
+    memcpy(send->rest + send->rest_at + send->rest_length, bytes, length);
+    send->rest_length += length;
+    return true;
+}
+
+static void free_rest(struct rp_set *set, struct rp_send *send)
+{
+    if (send->rest)
+        rp_sys_pages_free(send->rest, set->send_limit);
+    send->rest = NULL;
+    send->rest_at = send->rest_length = 0;
+}
+
+void rp_send_arena_free(struct rp_set *set)
+{
+    if (set->arena.bytes)
+        rp_sys_pages_free(set->arena.bytes, set->arena.size);
+    memset(&set->arena, 0, sizeof set->arena);
+}
+
+/* The first `sent` bytes of what waits have gone. */
+static void consume(struct rp_set *set, struct rp_send *send, uint32_t sent)
+{
+    if (send->rest_length) {
+        uint32_t piece = sent < send->rest_length ? sent : send->rest_length;
+        send->rest_at += piece;
+        send->rest_length -= piece;
+        sent -= piece;
+        if (send->rest_length == 0)
+            free_rest(set, send);
+    }
+    send->at += sent;
+    send->length -= sent;
+}
+
+/* --------------------------------------------------------------- the batch */
+
+static void wait_for_room(struct rp_set *set, struct rp_stream *stream);
+
+/* There is room again. */
+static void tell_writable(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_watch *watch = stream->watch;
+    if (!stream->send.was_blocked)
+        return;
+    stream->send.was_blocked = false;
+    if (!watch || watch->deleted || watch->disabled || !(watch->events & EPOLLOUT))
+        return;
+    watch->mask = (watch->ready == RP_READY_IDLE ? 0 : watch->mask) | EPOLLOUT | EPOLLWRNORM;
+    rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+}
+
+static void end_op(struct rp_set *set, struct rp_op *op)
+{
+    if (op->state == RP_OP_QUEUED)
+        rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
+    rp_op_step(&set->ops, op, RP_OP_FREE);
+}
+
+int rp_send_submit(struct rp_set *set)
+{
+    while (set->batched) {
+        struct rp_stream *stream = set->batched;
+        struct rp_send *send = &stream->send;
+        struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
+        if (!sqe)
+            return -EBUSY;
+        struct rp_op *op = rp_op_new(&set->ops, RP_OP_SEND, stream);
+        if (!op) {
+            sqe->opcode = RP_IORING_OP_NOP;
+            return -ENOMEM;
+        }
+        send->from_rest = send->rest_length > 0;
+        sqe->opcode = RP_IORING_OP_SEND;
+        sqe->fd = stream->fd;
+        sqe->addr = (uint64_t)(uintptr_t)(send->from_rest ? send->rest + send->rest_at : set->arena.bytes + send->at);
+        sqe->len = send->from_rest ? send->rest_length : send->length;
+        sqe->op_flags = MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL;
+        if (set->ring.features & RINGPOLL_FEATURE_CQE_SKIP)
+            sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
+        sqe->user_data = rp_op_user_data(&set->ops, op);
+        send->op = op;
+        send->sqe_at = set->ring.sqe_tail - 1;
+        send->asked = sqe->len;
+        step(set, stream, RP_SEND_SENDING);
+        set->stats.sends_batched++;
+    }
+    return 0;
+}
+
+/* What was asked for is out, or as much of it as the kernel took. */
+static void sent(struct rp_set *set, struct rp_stream *stream, uint32_t bytes)
+{
+    struct rp_send *send = &stream->send;
+    consume(set, send, bytes);
+    if (rp_send_waiting(send) == 0) {
+        send->length = 0;
+        step(set, stream, RP_SEND_IDLE);
+        tell_writable(set, stream);
+        rp_stream_send_over(set, stream);
+        return;
+    }
+    /* The arena is for one turn. */
+    if (send->length > 0 && !add_to_rest(set, send, set->arena.bytes + send->at, send->length)) {
+        /* No memory for what the program was promised: what it sees is a broken connection. */
+        stream->error = ENOMEM;
+        rp_sys_call(SYS_shutdown, stream->fd, SHUT_RDWR, 0, 0, 0, 0);
+    }
+    send->length = 0;
+    send->was_blocked = true;
+    step(set, stream, RP_SEND_BLOCKED);
+    wait_for_room(set, stream);
+}
+
+void rp_send_settle(struct rp_set *set)
+{
+    /* A completion that says "short" may be among those the kernel holds back. */
+    if (__atomic_load_n(set->ring.sq_flags, __ATOMIC_RELAXED) & RP_SQ_CQ_OVERFLOW)
+        return;
+    for (struct rp_stream *stream = set->sending, *next; stream; stream = next) {
+        struct rp_send *send = &stream->send;
+        next = send->next;
+        if ((int32_t)(send->sqe_at - set->ring.sqe_head) >= 0)
+            continue;
+        struct rp_op *op = send->op;
+        send->op = NULL;
+        end_op(set, op);
+        sent(set, stream, send->asked);
+    }
+}
+
+/* BLOCKED: a poll tells of room. */
+static void wait_for_room(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_send *send = &stream->send;
+    if (send->op)
+        return;
+    struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
+    struct rp_op *op = sqe ? rp_op_new(&set->ops, RP_OP_SEND, stream) : NULL;
+    if (!op) {
+        if (sqe)
+            sqe->opcode = RP_IORING_OP_NOP;
+        set->unpolled = true; /* the next turn tries again */
+        return;
+    }
+    sqe->opcode = RP_IORING_OP_POLL_ADD;
+    sqe->fd = stream->fd;
+    sqe->poll32_events = rp_poll_word(EPOLLOUT);
+    sqe->user_data = rp_op_user_data(&set->ops, op);
+    send->op = op;
+    send->sqe_at = set->ring.sqe_tail - 1;
+}
+
+void rp_send_poll_all(struct rp_set *set)
+{
+    set->unpolled = false;
+    for (struct rp_stream *stream = set->streams; stream; stream = stream->next)
+        if (stream->send.state == RP_SEND_BLOCKED)
+            wait_for_room(set, stream);
+}
+
+void rp_send_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags)
+{
+    struct rp_stream *stream = op->owner;
+    struct rp_send *send = &stream->send;
+    (void)flags;
+    end_op(set, op);
+    send->op = NULL;
+    if (send->state == RP_SEND_BLOCKED) { /* the poll: OUT, an error, or cancelled */
+        if (result == -ECANCELED) {
+            wait_for_room(set, stream);
+            return;
+        }
+        if (send->rest_length > 0) {
+            step(set, stream, RP_SEND_BATCHED);
+            return;
+        }
+        step(set, stream, RP_SEND_IDLE);
+        tell_writable(set, stream);
+        rp_stream_send_over(set, stream);
+        return;
+    }
+    if (send->state != RP_SEND_SENDING)
+        return;
+    if (result >= 0 || result == -EAGAIN || result == -EINTR || result == -ENOBUFS || result == -ENOMEM ||
+        result == -ECANCELED) {
+        sent(set, stream, result > 0 ? (uint32_t)result : 0);
+        return;
+    }
+    /* Broken: what waited is lost, as it is in the kernel's own buffer. */
+    consume(set, send, rp_send_waiting(send));
+    if (result != -EPIPE && !stream->error)
+        stream->error = -result;
+    step(set, stream, RP_SEND_IDLE);
+    send->was_blocked = true;
+    tell_writable(set, stream);
+    rp_stream_send_over(set, stream);
+}
+
+int rp_send_flush(struct rp_set *set)
+{
+    for (int turn = 0; turn < 64 && (set->batched || set->sending); turn++) {
+        int error = rp_set_enter_and_reap(set);
+        if (error < 0)
+            return error;
+    }
+    return 0;
+}
+
+/* By plain calls, whichever thread: nothing of this stream is in an enter. */
+static void push(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_send *send = &stream->send;
+    while (rp_send_waiting(send) > 0) {
+        const unsigned char *bytes = send->rest_length ? send->rest + send->rest_at : set->arena.bytes + send->at;
+        uint32_t length = send->rest_length ? send->rest_length : send->length;
+        long result = rp_sys_call(SYS_sendto, stream->fd, (long)bytes, length, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
+        if (result == -EINTR)
+            continue;
+        if (result == -EAGAIN)
+            return;
+        if (result < 0) {
+            if (result != -EPIPE && !stream->error)
+                stream->error = (int)-result;
+            result = (long)rp_send_waiting(send);
+        }
+        consume(set, send, (uint32_t)result);
+    }
+    if (send->state == RP_SEND_BATCHED)
+        step(set, stream, RP_SEND_IDLE);
+}
+
+bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait)
+{
+    struct rp_send *send = &stream->send;
+    uint64_t until = wait ? rp_sys_now_ns() + LAST_WAIT_NS : 0;
+    if (send->state == RP_SEND_SENDING) {
+        if (rp_set_is_mine(set) && !set->owner_inside)
+            (void)rp_send_flush(set);
+        else
+            rp_set_ask_owner(set);
+    }
+    if (send->state == RP_SEND_SENDING)
+        return false;
+    push(set, stream);
+    while (wait && rp_send_waiting(send) > 0 && rp_sys_now_ns() < until) {
+        struct pollfd look = {.fd = stream->fd, .events = POLLOUT};
+        struct timespec a_while = {0, 100000000};
+        rp_sys_poll(&look, 1, &a_while);
+        push(set, stream);
+    }
+    return rp_send_waiting(send) == 0;
+}
+
+void rp_send_forget(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_send *send = &stream->send;
+    if (send->op) {
+        /* The poll; its completion finds nobody. */
+        if (set->ring.fd >= 0 && rp_set_is_mine(set)) {
+            if (send->op->state == RP_OP_QUEUED && (int32_t)(send->sqe_at - set->ring.sqe_head) >= 0) {
+                struct rp_sqe *sqe = &set->ring.sqes[send->sqe_at & set->ring.sq_mask];
+                memset(sqe, 0, sizeof *sqe);
+                sqe->opcode = RP_IORING_OP_NOP;
+                rp_op_step(&set->ops, send->op, RP_OP_FREE);
+            } else {
+                struct rp_sqe *sqe;
+                while (!(sqe = rp_ring_get_sqe(&set->ring)))
+                    if (rp_set_enter_and_reap(set) < 0 || !send->op)
+                        break;
+                if (sqe && send->op) {
+                    sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
+                    sqe->fd = -1;
+                    sqe->addr = rp_op_user_data(&set->ops, send->op);
+                    if (set->ring.features & RINGPOLL_FEATURE_CQE_SKIP)
+                        sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
+                    rp_op_step(&set->ops, send->op, RP_OP_ORPHANED);
+                } else if (sqe) {
+                    sqe->opcode = RP_IORING_OP_NOP;
+                }
+            }
+        }
+        send->op = NULL;
+    }
+    free_rest(set, send);
+    send->length = 0;
+    if (send->state == RP_SEND_SENDING || send->state == RP_SEND_BATCHED || send->state == RP_SEND_BLOCKED)
+        step(set, stream, RP_SEND_IDLE);
+}
+
+/* ------------------------------------------------------- what programs call */
+
+static uint32_t total(const struct iovec *iov, size_t count)
+{
+    size_t sum = 0;
+    for (size_t i = 0; i < count; i++)
+        sum += iov[i].iov_len < DIRECT_BYTES ? iov[i].iov_len : DIRECT_BYTES;
+    return sum < DIRECT_BYTES ? (uint32_t)sum : DIRECT_BYTES;
+}
+
+static void gather(unsigned char *to, const struct iovec *iov, uint32_t length)
+{
+    for (size_t i = 0; length > 0; i++) {
+        uint32_t piece = iov[i].iov_len < length ? (uint32_t)iov[i].iov_len : length;
+        memcpy(to, iov[i].iov_base, piece);
+        to += piece;
+        length -= piece;
+    }
+}
+
+/* The call itself, now; nothing of this stream waits. */
+static long send_now(struct rp_set *set, struct rp_stream *stream, const struct iovec *iov, size_t count, size_t asked,
+                     int flags)
+{
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = count};
+    long result = count == 1 ? rp_sys_call(SYS_sendto, stream->fd, (long)iov->iov_base, (long)iov->iov_len,
+                                           flags | MSG_DONTWAIT, 0, 0)
+                             : rp_sys_call(SYS_sendmsg, stream->fd, (long)&message, flags | MSG_DONTWAIT, 0, 0, 0);
+    if (result == -EAGAIN || (result >= 0 && (size_t)result < asked)) {
+        stream->send.was_blocked = true;
+        if (stream->send.state == RP_SEND_IDLE)
+            step(set, stream, RP_SEND_BLOCKED);
+        wait_for_room(set, stream);
+    }
+    return result;
+}
+
+/* Behind what the stream has in the arena. False: no room there. */
+static bool add_to_arena(struct rp_set *set, struct rp_stream *stream, const struct iovec *iov, uint32_t length)
+{
+    struct rp_arena *arena = &set->arena;
+    struct rp_send *send = &stream->send;
+    if (!arena->bytes) {
+        arena->bytes = rp_sys_pages(ARENA_BYTES);
+        if (!arena->bytes)
+            return false;
+        arena->size = ARENA_BYTES;
+    }
+    bool extends = send->length > 0 && send->at + send->length == arena->used;
+    uint32_t moves = extends ? 0 : send->length;
+    if (arena->used + moves + length > arena->size)
+        return false;
+    if (!extends) {
+        memcpy(arena->bytes + arena->used, arena->bytes + send->at, moves);
+        send->at = arena->used;
+        arena->used += moves;
+    }
+    gather(arena->bytes + arena->used, iov, length);
+    arena->used += length;
+    send->length += length;
+    return true;
+}
+
+static long send_locked(struct rp_set *set, struct rp_stream *stream, const struct iovec *iov, size_t count, int flags)
+{
+    struct rp_send *send = &stream->send;
+    struct rp_fd *entry = rp_fd_peek(stream->fd);
+    bool nonblocking = (flags & MSG_DONTWAIT) || (rp_fd_flags(entry) & RINGPOLL_FD_NONBLOCK);
+    uint32_t length = total(iov, count);
+
+    if (stream->error) {
+        long result = -stream->error;
+        stream->error = 0;
+        return result;
+    }
+    if (length == 0)
+        return RINGPOLL_PASS;
+    /* The owner, outside: everything else drains and calls the kernel. */
+    if (!rp_set_is_mine(set) || set->owner_inside || set->ring.fd < 0 || !nonblocking ||
+        (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) || stream->state != RP_STREAM_ARMED) {
+        if (!rp_send_is_idle(send) && !rp_send_drain(set, stream, !nonblocking))
+            return -EAGAIN;
+        return RINGPOLL_PASS;
+    }
+    if (send->state == RP_SEND_SENDING) /* kept by an SQ or a CQ that was full */
+        (void)rp_send_flush(set);
+    if (send->rest_length > 0 || send->state == RP_SEND_SENDING) {
+        uint32_t room = send->state == RP_SEND_SENDING ? 0 : set->send_limit - send->rest_length;
+        if (length > room)
+            length = room;
+        if (length == 0) {
+            send->was_blocked = true;
+            return -EAGAIN;
+        }
+        if (send->rest_at + send->rest_length + length > set->send_limit) {
+            memmove(send->rest, send->rest + send->rest_at, send->rest_length);
+            send->rest_at = 0;
+        }
+        gather(send->rest + send->rest_at + send->rest_length, iov, length);
+        send->rest_length += length;
+        set->stats.calls_saved++;
+        return length;
+    }
+    if (send->state == RP_SEND_BLOCKED || length >= DIRECT_BYTES ||
+        (send->state == RP_SEND_IDLE && set->turn_events <= 1)) {
+        if (set->batched)
+            (void)rp_send_flush(set);
+        if (send->rest_length > 0)
+            return send_locked(set, stream, iov, count, flags);
+        size_t asked = 0;
+        for (size_t i = 0; i < count; i++)
+            asked += iov[i].iov_len;
+        return send_now(set, stream, iov, count, asked, flags);
+    }
+    if (send->length + length > set->send_limit || !add_to_arena(set, stream, iov, length)) {
+        (void)rp_send_flush(set);
+        if (send->rest_length > 0 || send->state != RP_SEND_IDLE)
+            return send_locked(set, stream, iov, count, flags);
+        if (!add_to_arena(set, stream, iov, length))
+            return send_now(set, stream, iov, count, length, flags);
+    }
+    if (send->state == RP_SEND_IDLE)
+        step(set, stream, RP_SEND_BATCHED);
+    set->stats.calls_saved++;
+    return length;
+}
+
+long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE) : NULL;
+    if (!stream || count <= 0 || rp_self.locks_held)
+        return RINGPOLL_PASS;
+    if (!(__atomic_load_n(&stream->set, __ATOMIC_RELAXED)->flags & RINGPOLL_BATCH)) {
+        int error = ringpoll_try_error(fd);
+        return error ? -error : RINGPOLL_PASS;
+    }
+    stream = rp_stream_lock(fd);
+    if (!stream)
+        return RINGPOLL_PASS;
+    struct rp_set *set = stream->set;
+    long result = send_locked(set, stream, iov, (size_t)count, flags);
+    rp_set_unlock(set);
+    return result;
+}
+
+long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
+{
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)buffer, .iov_len = length};
+    return ringpoll_try_sendv(fd, &iov, 1, flags);
+}
+
+void ringpoll_flush(void)
+{
+    if (rp_self.batched == 0 || rp_self.locks_held)
+        return;
+    rp_self.batched = 0;
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set; set = set->next_set) {
+        if (!__atomic_load_n(&set->batched, __ATOMIC_RELAXED) || !rp_set_is_mine(set))
+            continue;
+        rp_lock(&set->lock);
+        if (set->in_use && set->ring.fd >= 0 && !set->owner_inside)
+            (void)rp_send_flush(set);
+        rp_unlock(&set->lock);
+    }
+    rp_unlock(&rp_sets_lock);
+}
+
+static int flush_fd(int fd, bool wait)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
+        return 0;
+    struct rp_stream *stream = rp_stream_lock(fd);
+    if (!stream)
+        return 0;
+    struct rp_set *set = stream->set;
+    bool done = rp_send_waiting(&stream->send) == 0 || rp_send_drain(set, stream, wait);
+    rp_set_unlock(set);
+    return done ? 0 : -EAGAIN;
+}
+
+int ringpoll_fd_flush(int fd)
+{
+    return flush_fd(fd, !ringpoll_fd_is_nonblock(fd));
+}
+
+void ringpoll_fd_finish(int fd)
+{
+    (void)flush_fd(fd, true);
+}
+
+void ringpoll_fd_full(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
+        return;
+    struct rp_stream *stream = rp_stream_lock(fd);
+    if (!stream)
+        return;
+    struct rp_set *set = stream->set;
+    if ((set->flags & RINGPOLL_BATCH) && rp_set_is_mine(set) && !set->owner_inside && set->ring.fd >= 0 &&
+        stream->send.state == RP_SEND_IDLE) {
+        stream->send.was_blocked = true;
+        step(set, stream, RP_SEND_BLOCKED);
+        wait_for_room(set, stream);
+    }
+    rp_set_unlock(set);
+}

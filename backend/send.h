@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Batched sends of adopted sockets: what the program writes in a turn goes out
+ * with its next wait, in one enter.
+ *
+ * Bytes are copied, in the order of the writes, into the set's *arena*, a piece of
+ * memory that is empty between two turns; a stream's bytes of a turn are one slice
+ * of it. Each slice becomes one SEND, always MSG_DONTWAIT | MSG_WAITALL: it ends
+ * inside the enter that submits it, whole (and then says nothing,
+ * IOSQE_CQE_SKIP_SUCCESS), short or failed (and then says so). What did not go out
+ * moves to memory of the stream's own, the *rest*, and waits for POLLOUT. A stream
+ * that has bytes anywhere takes every write behind them: nothing overtakes.
+ *
+ *   IDLE ──written──→ BATCHED ──enter──→ SENDING ──whole──→ IDLE
+ *    ↑ └─direct send, full──→ BLOCKED ←──short──┘
+ *    └──writable, nothing left──┘ └──writable──→ BATCHED (the rest, and what comes behind it)
+ *
+ * When exactly is nothing kept back? Before the owner's every enter that waits,
+ * before any call that can block or tell (ringpoll_flush(), which the shim calls),
+ * before a write that is not batched (causality), and in a turn that had only one
+ * event the write is made at once.
+ *
+ * A write is refused (EAGAIN) when limit bytes wait, and EPOLLOUT tells when there
+ * is room again. An error of a send is the next call's, as with TCP; EPIPE needs
+ * no keeping, the next call finds it by itself, signal included.
+ *
+ * All under the lock of the stream's set; SENDING only inside an enter. */
+#ifndef RP_SEND_H
+#define RP_SEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+struct rp_set;
+struct rp_stream;
+struct rp_op;
+
+enum rp_send_state { RP_SEND_IDLE, RP_SEND_BATCHED, RP_SEND_SENDING, RP_SEND_BLOCKED, RP_SEND_STATES };
+
+struct rp_send { /* a part of rp_stream */
+    uint8_t state;        /* enum rp_send_state */
+    bool from_rest;       /* SENDING: of the rest, not of the arena */
+    bool was_blocked;     /* the kernel was full: tell the program when there is room */
+    uint32_t sqe_at, asked; /* SENDING: where its SQE is, and its length */
+    uint32_t at, length;  /* the slice of the arena */
+    uint32_t rest_at, rest_length;
+    unsigned char *rest;  /* of set->send_limit bytes; NULL: none */
+    struct rp_op *op;     /* SENDING: the send; BLOCKED: the poll */
+    struct rp_stream *next; /* in set->batched */
+};
+
+/* The arena of a set. */
+struct rp_arena {
+    unsigned char *bytes; /* NULL: not made */
+    uint32_t used, size;
+};
+
+static inline bool rp_send_is_idle(const struct rp_send *send)
+{
+    return send->state == RP_SEND_IDLE;
+}
+static inline uint32_t rp_send_waiting(const struct rp_send *send)
+{
+    return send->length + send->rest_length;
+}
+/* Queues a SEND for every BATCHED stream. -EBUSY: the SQ is full. Owner. */
+int rp_send_submit(struct rp_set *set);
+/* An enter has taken them: those that said nothing went out whole. */
+void rp_send_settle(struct rp_set *set);
+/* A completion of a send that was short or failed, or of the poll of a BLOCKED one. */
+void rp_send_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags);
+/* The polls of BLOCKED streams that found no room in the SQ. Owner. */
+void rp_send_poll_all(struct rp_set *set);
+/* Sends all that is batched now. Owner. */
+int rp_send_flush(struct rp_set *set);
+/* Sends what this stream has by plain calls; where `wait`, for some seconds. True:
+ * all of it went. Any thread. */
+bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait);
+/* Drops everything: its fd is closed, or the ring goes. */
+void rp_send_forget(struct rp_set *set, struct rp_stream *stream);
+void rp_send_arena_free(struct rp_set *set);
+
+#endif
