@@ -97,6 +97,7 @@ static int add_to_kernel(struct rp_set *set, int fd, struct epoll_event *event)
 static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int fd, struct epoll_event *event)
 {
     uint8_t kind = 0;
+    bool left_elsewhere = false; /* bytes that another set received */
     if (watch && !watch->deleted) {
         if (watch->home == RP_HOME_RING)
             return -EEXIST;
@@ -130,11 +131,15 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         stream->watch = watch;
         watch->stream = stream;
     }
+    if (stream && stream->set != set)
+        left_elsewhere = true;
     watch->kind = kind;
     watch->deleted = watch->disabled = false;
     watch->recheck = true;
     watch->events = event->events;
     watch->data = event->data;
+    if (left_elsewhere)
+        rp_set_note_left(set, watch);
     rp_set_dirty(set, watch);
     return 0;
 }

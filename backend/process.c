@@ -31,7 +31,16 @@ void ringpoll_fd_opened(int fd, uint32_t kind_and_flags)
     if (!entry)
         return;
     /* A number that still has watches was closed unseen. */
-    if (entry->watches || entry->set)
+    if (entry->stream && !rp_self.locks_held) {
+        /* The new file is none of theirs. */
+        struct rp_stream *stream = rp_stream_lock(fd);
+        if (stream) {
+            rp_fd_set_flags(entry, RP_FD_SHARED, 0);
+            rp_send_forget(stream->set, stream);
+            rp_set_unlock(stream->set);
+        }
+    }
+    if (entry->watches || entry->set || entry->stream)
         ringpoll_fd_closing(fd);
     rp_fd_opened(fd, RP_FD_KNOWN | (kind_and_flags & (RINGPOLL_FD_KIND | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK)));
 }
@@ -253,6 +262,10 @@ void rp_process_deferred(void)
                     rp_fd_unlink(entry, watch);
                 watch->fd = -1;
                 watch->deleted = true;
+                if (watch->stream) {
+                    rp_send_forget(set, watch->stream);
+                    rp_stream_orphan(set, watch->stream);
+                }
                 rp_set_dirty(set, watch);
                 if (set->ring.fd >= 0 && rp_set_is_mine(set) && watch->op) {
                     struct rp_op *op = NULL;
@@ -286,8 +299,10 @@ void rp_process_made_set(void)
 static void become_child(void)
 {
     rp_sets_lock.word = rp_fdtab_lock.word = alive_lock.word = 0;
+    rp_stream_limbo_fork(RP_STREAM_FORK_CHILD);
     rp_self.locks_held = 0;
     rp_self.deferred = 0;
+    rp_self.batched = 0;
     __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
     rp_self.id = 0;
     rp_set_forget_kept_rings();
@@ -330,6 +345,7 @@ void ringpoll_fork_prepare(void)
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_lock(&set->lock);
+    rp_stream_limbo_fork(RP_STREAM_FORK_PREPARE);
     rp_lock(&rp_fdtab_lock);
 }
 
@@ -339,6 +355,7 @@ void ringpoll_fork_parent(void)
     if (rp_fdtab_lock.word == 0 || rp_self.locks_held == 0)
         return;
     rp_unlock(&rp_fdtab_lock);
+    rp_stream_limbo_fork(RP_STREAM_FORK_PARENT);
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_unlock(&set->lock);
     rp_unlock(&rp_sets_lock);

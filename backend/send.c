@@ -477,7 +477,7 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
         (send->state == RP_SEND_IDLE && set->turn_events <= 1)) {
         if (set->batched)
             (void)rp_send_flush(set);
-        if (send->rest_length > 0)
+        if (send->rest_length > 0 || stream->state != RP_STREAM_ARMED || stream->error)
             return send_locked(set, stream, iov, count, flags);
         size_t asked = 0;
         for (size_t i = 0; i < count; i++)
@@ -486,7 +486,7 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
     }
     if (send->length + length > set->send_limit || !add_to_arena(set, stream, iov, length)) {
         (void)rp_send_flush(set);
-        if (send->rest_length > 0 || send->state != RP_SEND_IDLE)
+        if (send->rest_length > 0 || send->state != RP_SEND_IDLE || stream->state != RP_STREAM_ARMED || stream->error)
             return send_locked(set, stream, iov, count, flags);
         if (!add_to_arena(set, stream, iov, length))
             return send_now(set, stream, iov, count, length, flags);
@@ -511,7 +511,10 @@ long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
     if (!stream)
         return RINGPOLL_PASS;
     struct rp_set *set = stream->set;
+    stream->held++;
     long result = send_locked(set, stream, iov, (size_t)count, flags);
+    stream->held--;
+    rp_stream_send_over(set, stream);
     rp_set_unlock(set);
     return result;
 }
@@ -548,7 +551,10 @@ static int flush_fd(int fd, bool wait)
     if (!stream)
         return 0;
     struct rp_set *set = stream->set;
+    stream->held++;
     bool done = rp_send_waiting(&stream->send) == 0 || rp_send_drain(set, stream, wait);
+    stream->held--;
+    rp_stream_send_over(set, stream);
     rp_set_unlock(set);
     return done ? 0 : -EAGAIN;
 }

@@ -120,6 +120,7 @@ void rp_set_free(struct rp_set *set)
     rp_unlock(&rp_retired_lock);
     while (set->watches)
         rp_set_forget_watch(set, set->watches);
+    rp_stream_to_limbo(set);
     if (set->hidden >= 0) {
         rp_fd_internal(set->hidden, false);
         rp_sys_close(set->hidden);

@@ -121,7 +121,7 @@ static void stream_free(struct rp_set *set, struct rp_stream *stream)
  * was that. Not while somebody waits for its end: he looks at it yet. */
 static bool end_if_empty(struct rp_set *set, struct rp_stream *stream)
 {
-    if (stream->state != RP_STREAM_PLAIN || stream->head || stream->error || stream->waited ||
+    if (stream->state != RP_STREAM_PLAIN || stream->head || stream->error || stream->held ||
         !rp_send_is_idle(&stream->send) || stream->send.op)
         return false;
     if (stream->lingers) {
@@ -411,6 +411,11 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
     if (end) {
         stream->ended = true;
         report(set, stream, false);
+        /* The poll that takes over looks at the file, and finds what was just said. */
+        if (stream->watch && rp_watch_is_edge(stream->watch))
+            stream->watch->spent = EPOLLIN | EPOLLRDNORM | EPOLLRDHUP |
+                                   ((set->flags & RINGPOLL_BATCH) && stream->send.state != RP_SEND_BLOCKED
+                                        ? EPOLLOUT | EPOLLWRNORM : 0);
     } else if (result == -ENOBUFS) {
         set->stats.starved++;
         if (!rp_buffers_starved(&set->buffers))
@@ -496,7 +501,7 @@ void rp_stream_end_receive(struct rp_set *set, struct rp_stream *stream)
     if (!rp_stream_is_armed(stream))
         return;
     rp_stream_leave(set, stream);
-    stream->waited = true;
+    stream->held++;
     if (rp_set_is_mine(set) && set->ring.fd >= 0) {
         for (int turn = 0; turn < 1024 && rp_stream_is_armed(stream); turn++)
             if (rp_set_enter_and_reap(set) < 0)
@@ -509,7 +514,7 @@ void rp_stream_end_receive(struct rp_set *set, struct rp_stream *stream)
         if (rp_stream_is_armed(stream))
             steal_completions(set, stream);
     }
-    stream->waited = false;
+    stream->held--;
 }
 
 void rp_stream_end_all(struct rp_set *set)
@@ -609,7 +614,7 @@ void rp_stream_after_fork(struct rp_set *set)
     for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
         next = stream->next;
         stream->op = NULL;
-        stream->waited = false;
+        stream->held = 0;
         memset(&stream->send, 0, sizeof stream->send); /* the parent sends it */
         if (stream->state != RP_STREAM_PLAIN)
             step(stream, RP_STREAM_PLAIN);
@@ -619,6 +624,40 @@ void rp_stream_after_fork(struct rp_set *set)
     set->arena.used = 0;
     set->unpolled = false;
     rp_stream_keep_pool(set);
+}
+
+/* Streams whose set is gone: bytes that the program may still read. */
+static struct rp_set limbo = {.identity = -1, .hidden = -1, .ring = {.fd = -1}};
+
+void rp_stream_to_limbo(struct rp_set *set)
+{
+    if (!set->streams)
+        return;
+    rp_lock(&limbo.lock);
+    for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
+        next = stream->next;
+        stream->watch = NULL;
+        stream->prev = NULL;
+        stream->next = limbo.streams;
+        if (limbo.streams)
+            limbo.streams->prev = stream;
+        limbo.streams = stream;
+        limbo.stats.adopted++;
+        __atomic_store_n(&stream->set, &limbo, __ATOMIC_RELAXED);
+    }
+    set->streams = NULL;
+    set->stats.adopted = 0;
+    rp_unlock(&limbo.lock);
+}
+
+void rp_stream_limbo_fork(enum rp_stream_fork when)
+{
+    if (when == RP_STREAM_FORK_PREPARE)
+        rp_lock(&limbo.lock);
+    else if (when == RP_STREAM_FORK_PARENT)
+        rp_unlock(&limbo.lock);
+    else
+        limbo.lock.word = pool_lock.word = 0;
 }
 
 void rp_stream_keep_pool(struct rp_set *set)
@@ -809,9 +848,9 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
         rp_stream_end_receive(set, stream);
     } else if (stream->bytes < wanted && stream->state != RP_STREAM_PLAIN) {
         if (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring)) {
-            stream->waited = true;
+            stream->held++;
             (void)rp_set_enter_and_reap(set);
-            stream->waited = false;
+            stream->held--;
         }
     }
     if (flags & ~ANSWERED_FLAGS) { /* OOB, ERRQUEUE: the kernel's own business */
@@ -990,9 +1029,9 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
     if (!mine) {
         rp_stream_end_receive(set, stream);
     } else if (stream->state == RP_STREAM_ARMED && (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring))) {
-        stream->waited = true;
+        stream->held++;
         (void)rp_set_enter_and_reap(set);
-        stream->waited = false;
+        stream->held--;
     }
     *ret_bytes = (int)stream->bytes;
     int whole = stream->state == RP_STREAM_ARMED && in_flight(set, stream);

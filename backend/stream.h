@@ -77,7 +77,7 @@ struct rp_stream {
     struct rp_send send;
     bool lingers;           /* closed with bytes to send: `fd` is a duplicate of our own */
     bool holds_pool;        /* its own reference: the ring has gone */
-    bool waited;            /* somebody holds on to it while it may end */
+    uint8_t held;           /* callers that hold on to it while it may end */
     bool closed;            /* its fd is: whatever comes is dropped */
     struct rp_stream *next, *prev;                 /* of the set; next: free list */
     struct rp_stream *next_leaving, *prev_leaving; /* LEAVING ones of the set */
@@ -126,6 +126,12 @@ bool rp_stream_orphan(struct rp_set *set, struct rp_stream *stream);
 void rp_stream_after_fork(struct rp_set *set);
 /* The ring goes: queued bytes keep the pool. */
 void rp_stream_keep_pool(struct rp_set *set);
+
+/* The set goes; its streams stay as long as they have bytes. */
+void rp_stream_to_limbo(struct rp_set *set);
+/* Their lock, around a fork. */
+enum rp_stream_fork { RP_STREAM_FORK_PREPARE, RP_STREAM_FORK_PARENT, RP_STREAM_FORK_CHILD };
+void rp_stream_limbo_fork(enum rp_stream_fork when);
 
 /* fdtab's, locked: the stream of this fd, with its set's lock held; NULL: none,
  * nothing locked. */

@@ -253,7 +253,9 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
         count++;
         if (watch->events & (EPOLLET | EPOLLONESHOT))
             watch->left_reported = true;
-        if (watch->events & EPOLLONESHOT) {
+        if ((watch->events & EPOLLONESHOT) && watch->home == RP_HOME_RING)
+            watch->disabled = true;
+        else if (watch->events & EPOLLONESHOT) {
             int epfd = rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL ? set->identity : set->hidden;
             struct epoll_event none = {.events = EPOLLONESHOT, .data = watch->data};
             rp_sys_epoll_ctl(epfd, EPOLL_CTL_MOD, watch->fd, &none);

@@ -204,9 +204,10 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
     }
     if (watch->adopt_in > 0 && (bits & EPOLLIN) && --watch->adopt_in == 0)
         rp_set_dirty(set, watch);
-    if (watch->spent_out) {
-        watch->spent_out = false;
-        if (!(bits & ~(uint32_t)(EPOLLOUT | EPOLLWRNORM)))
+    if (watch->spent) {
+        uint32_t spent = watch->spent;
+        watch->spent = 0;
+        if (watch->ready == RP_READY_IDLE && !(bits & interest & ~spent))
             return;
     }
     if (rp_stream_is_armed(watch->stream)) { /* the poll is there for OUT alone */
@@ -364,14 +365,14 @@ int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **r
  * way and the socket is writable. */
 static void note_spent_out(struct rp_set *set, struct rp_watch *watch)
 {
-    watch->spent_out = false;
     if (!rp_watch_is_edge(watch) || watch->recheck || !(watch->events & watch->armed & EPOLLOUT) ||
         rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring) || !rp_watch_in_flight(watch) ||
         watch->ready != RP_READY_IDLE)
         return;
     struct pollfd look = {.fd = watch->fd, .events = POLLOUT};
     static const struct timespec now = {0, 0};
-    watch->spent_out = rp_sys_poll(&look, 1, &now) == 1 && (look.revents & POLLOUT);
+    if (rp_sys_poll(&look, 1, &now) == 1 && (look.revents & POLLOUT))
+        watch->spent |= EPOLLOUT | EPOLLWRNORM;
 }
 
 /* The receive takes over from the poll. */
@@ -450,6 +451,8 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
             watch->recheck = false;
         return error;
     }
+    if (recheck)
+        watch->spent = 0;
     if (rp_stream_wanted(set, watch)) {
         int error = adopt(set, watch);
         if (error == -EBUSY)

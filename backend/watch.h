@@ -112,7 +112,8 @@ struct rp_watch {
     uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
     uint8_t adopt_in, adopt_gap; /* events to go until it is adopted, see stream.h */
     bool blocked;        /* adopted, level-triggered: OUT is wanted and was not there */
-    bool spent_out;      /* adopted, edge-triggered: the poll's first OUT is an old one */
+    uint32_t spent;      /* edge-triggered: bits that were reported; the next poll's first completion may
+                            repeat them, having looked at the file */
     bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
     bool left_reported;  /* and edge-triggered: was reported */
     bool stays;          /* engine KERNEL: registered in the hidden instance still */
