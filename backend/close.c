@@ -55,7 +55,12 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
         struct rp_stream *stream = watch->stream;
         if (!rp_set_is_mine(set) && set->owner_inside)
             rp_stream_end_receive(set, stream);
-        if (rp_set_is_mine(set) || !rp_stream_is_armed(stream)) {
+        /* The lock was dropped: it may be somebody else's by now. The caller looks again. */
+        if (rp_fd_watch_of((struct rp_fd *)(uintptr_t)entry, set) != watch)
+            return;
+        if (watch->stream != stream)
+            ; /* ended meanwhile */
+        else if (rp_set_is_mine(set) || !rp_stream_is_armed(stream)) {
             rp_set_stream_closing(set, stream, entry);
         } else {
             receives = true;

@@ -362,6 +362,9 @@ void rp_send_forget(struct rp_set *set, struct rp_stream *stream)
                 }
             }
         }
+        /* Not ours to cancel: it holds the file until it fires, or the ring ends. */
+        if (send->op && send->op->state != RP_OP_FREE && send->op->owner == stream)
+            rp_op_step(&set->ops, send->op, RP_OP_ORPHANED);
         send->op = NULL;
     }
     free_rest(set, send);

@@ -372,7 +372,9 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             }
             if (asked) {
                 result = flush_dirty(set);
-                for (int turn = 0; result == 0 && turn < 64 && set->ops.count[RP_OP_ORPHANED] > 0; turn++)
+                for (int turn = 0; result == 0 && turn < 64 &&
+                                   (set->leaving || set->ops.count[RP_OP_ORPHANED] + set->ops.count[RP_OP_CANCELING] > 0);
+                     turn++)
                     result = rp_set_enter_and_reap(set);
                 rp_set_say_serviced(set);
                 if (result < 0)

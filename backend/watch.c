@@ -149,6 +149,14 @@ static inline void note_read(struct rp_watch *watch, bool drained, bool was_shor
         watch->quiet = false;
         return;
     }
+    if (set->flags & RINGPOLL_ADOPT) {
+        watch->empty = true;
+        if (rp_watch_is_edge(watch) && watch->adopt_in == 0 && !watch->stream && !watch->dirty) {
+            rp_set_lock(set);
+            rp_set_dirty(set, watch);
+            rp_set_unlock(set);
+        }
+    }
     if (!wants_reading_only(watch) ||
         (watch->ready != RP_READY_IDLE && (watch->mask & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)))) {
         watch->quiet = false;
@@ -202,8 +210,13 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
         rp_set_dirty(set, watch);
         return;
     }
-    if (watch->adopt_in > 0 && (bits & EPOLLIN) && --watch->adopt_in == 0)
-        rp_set_dirty(set, watch);
+    if (bits & EPOLLIN) {
+        watch->empty = false;
+        /* An edge that was reported would be reported again by a receive that finds
+         * the same bytes: edge-triggered ones are adopted when they are empty. */
+        if (watch->adopt_in > 0 && --watch->adopt_in == 0 && !rp_watch_is_edge(watch))
+            rp_set_dirty(set, watch);
+    }
     if (watch->spent) {
         uint32_t spent = watch->spent;
         watch->spent = 0;

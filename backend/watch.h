@@ -111,6 +111,7 @@ struct rp_watch {
     uint8_t fresh;       /* one-shot polls to go before a multishot one */
     uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
     uint8_t adopt_in, adopt_gap; /* events to go until it is adopted, see stream.h */
+    bool empty;          /* no bytes since a read found none */
     bool blocked;        /* adopted, level-triggered: OUT is wanted and was not there */
     uint32_t spent;      /* edge-triggered: bits that were reported; the next poll's first completion may
                             repeat them, having looked at the file */

@@ -27,11 +27,7 @@
 #include <sstream>
 
 #ifndef TESTS_WITHOUT_RINGPOLL
-/* struct ringpoll_stats and the function of that name: as with stat(2), g++ calls it a shadowed constructor. */
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wshadow"
 #include <ringpoll/ringpoll.h>
-#pragma GCC diagnostic pop
 #endif
 
 namespace support {
