@@ -422,6 +422,10 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
         set->stats.starved++;
         if (!rp_buffers_starved(&set->buffers))
             put_off(stream->watch);
+        /* Its bytes are in the kernel, and were not told of. Edge-triggered, what is
+         * armed next tells, and must be the only one. */
+        if (stream->watch && !rp_watch_is_edge(stream->watch))
+            report(set, stream, false);
     } else if (result == -EINVAL || result == -EOPNOTSUPP) {
         set->no_streams = true; /* this kernel's receives are not what we take them for */
     } else if (result < 0 && result != -ECANCELED && result != -EINTR && result != -EAGAIN && result != -ENOMEM) {

@@ -354,6 +354,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
     bool poll_only = timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0;
     struct timespec left = timeout ? *timeout : no_time;
     int result = 0;
+    bool looked_again = false;
 
     set->wait_serial++;
     if (ring->enter_fd != ring->fd && ring->fd != RP_RING_NO_FD && !rp_single_threaded())
@@ -462,8 +463,12 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         unsigned count = collect(set, events, (unsigned)max);
         if (count > 0)
             return (int)count;
-        if (poll_only)
-            return 0;
+        if (poll_only) {
+            if (!set->dirty || looked_again)
+                return 0;
+            looked_again = true; /* a receive has just ended: what takes over looks at the file */
+            continue;
+        }
         if (blocked) {
             if (entered == -EINTR)
                 return -EINTR;
