@@ -11,13 +11,15 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "rawcall.h"
 
-#define WORDS (REQUEST_SIZE / sizeof(uint64_t))
+/* What one receive asks beyond the message: a byte too many is seen. */
+#define BEYOND 64
 
 static int fail(struct client *client, const char *what, uint32_t connection, long result)
 {
@@ -34,17 +36,23 @@ static int fail(struct client *client, const char *what, uint32_t connection, lo
 }
 
 int client_init(struct client *client, int family, const struct sockaddr_storage *address, socklen_t length,
-                uint32_t connections)
+                uint32_t connections, uint32_t message)
 {
     memset(client, 0, sizeof *client);
     client->family = family;
     client->address = *address;
     client->address_length = length;
-    client->connections = connections;
+    client->connections = client->active = connections;
+    client->message = message;
     /* Two processes that talk to one machine's loopback start at other places. */
     client->source = (uint32_t)getpid() * 977u;
     client->fds = malloc(connections * sizeof client->fds[0]);
-    if (client->fds == NULL)
+    client->sent = calloc(connections, sizeof client->sent[0]);
+    client->taken = calloc(connections, sizeof client->taken[0]);
+    client->request = malloc(message + sizeof(uint64_t));
+    client->reply = malloc(message + BEYOND);
+    if (client->fds == NULL || client->sent == NULL || client->taken == NULL || client->request == NULL ||
+        client->reply == NULL)
         return fail(client, "no memory", 0, -ENOMEM);
     for (uint32_t i = 0; i < connections; i++)
         client->fds[i] = -1;
@@ -56,7 +64,13 @@ void client_fini(struct client *client)
     if (client->fds != NULL)
         client_close_all(client);
     free(client->fds);
+    free(client->sent);
+    free(client->taken);
+    free(client->request);
+    free(client->reply);
     client->fds = NULL;
+    client->sent = client->taken = NULL;
+    client->request = client->reply = NULL;
 }
 
 static int bind_source(struct client *client, int fd)
@@ -74,6 +88,18 @@ static int bind_source(struct client *client, int fd)
     return (int)rc;
 }
 
+/* A large reply has to lie in this socket before anybody reads it: what the kernel
+ * would send on when the client makes room was not paid for by the clock. And what
+ * is left of a large request must not wait for an acknowledgement. */
+static void prepare_for_large(struct client *client, int fd)
+{
+    int yes = 1, size = 4 << 20;
+    if (raw_call(SYS_setsockopt, fd, SOL_SOCKET, SO_RCVBUFFORCE, (long)&size, sizeof size, 0) != 0)
+        raw_call(SYS_setsockopt, fd, SOL_SOCKET, SO_RCVBUF, (long)&size, sizeof size, 0);
+    if (client->family == AF_INET)
+        raw_call(SYS_setsockopt, fd, IPPROTO_TCP, TCP_NODELAY, (long)&yes, sizeof yes, 0);
+}
+
 int client_connect_all(struct client *client)
 {
     for (uint32_t i = 0; i < client->connections; i++) {
@@ -82,6 +108,8 @@ int client_connect_all(struct client *client)
             return fail(client, "socket", i, fd);
         client->fds[i] = (int)fd;
         long rc = 0;
+        if (client->message > REQUEST_SIZE)
+            prepare_for_large(client, (int)fd);
         if (client->family == AF_INET)
             rc = bind_source(client, (int)fd);
         if (rc == 0)
@@ -101,48 +129,112 @@ void client_close_all(struct client *client)
     }
 }
 
-static void request(const struct client *client, uint32_t connection, uint64_t words[WORDS])
+static void make_request(struct client *client, uint32_t connection)
 {
-    uint64_t seed = client->round << 20 | connection;
-    for (size_t i = 0; i < WORDS; i++)
-        words[i] = seed + i * UINT64_C(0x9e3779b97f4a7c15);
+    uint64_t word = client->round << 20 | connection;
+    for (uint32_t at = 0; at < client->message; at += sizeof word) {
+        memcpy(client->request + at, &word, sizeof word);
+        word += UINT64_C(0x9e3779b97f4a7c15);
+    }
+}
+
+void client_begin(struct client *client)
+{
+    client->round++;
+    memset(client->sent, 0, client->connections * sizeof client->sent[0]);
+    memset(client->taken, 0, client->connections * sizeof client->taken[0]);
+}
+
+int client_send_some(struct client *client, uint64_t *ret_sent)
+{
+    for (uint32_t i = client->first; i < client->first + client->active; i++) {
+        uint32_t left = client->message - client->sent[i];
+        if (left == 0)
+            continue;
+        make_request(client, i);
+        long sent = raw_call(SYS_sendto, client->fds[i], (long)(client->request + client->sent[i]), left,
+                             MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
+        if (sent == -EAGAIN)
+            continue;
+        if (sent <= 0)
+            return fail(client, "a request could not be sent", i, sent);
+        client->sent[i] += (uint32_t)sent;
+        *ret_sent += (uint64_t)sent;
+    }
+    return 0;
+}
+
+bool client_has_sent_all(const struct client *client)
+{
+    for (uint32_t i = client->first; i < client->first + client->active; i++)
+        if (client->sent[i] != client->message)
+            return false;
+    return true;
 }
 
 int client_send_all(struct client *client)
 {
-    uint64_t words[WORDS];
-    client->round++;
-    for (uint32_t i = 0; i < client->connections; i++) {
-        request(client, i, words);
-        long sent = raw_call(SYS_sendto, client->fds[i], (long)words, sizeof words, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
-        if (sent != (long)sizeof words)
-            return fail(client, "a request could not be sent", i, sent);
-    }
+    uint64_t sent = 0;
+    client_begin(client);
+    if (client_send_some(client, &sent) != 0)
+        return -1;
+    for (uint32_t i = client->first; i < client->first + client->active; i++)
+        if (client->sent[i] != client->message)
+            return fail(client, "a request did not fit into the kernel's buffers", i, client->sent[i]);
     return 0;
 }
 
-int client_take_all(struct client *client)
+int client_take(struct client *client)
 {
-    uint64_t expected[WORDS];
-    uint64_t reply[2 * WORDS];
-    for (uint32_t i = 0; i < client->connections; i++) {
-        request(client, i, expected);
-        long got = raw_call(SYS_recvfrom, client->fds[i], (long)reply, sizeof reply, MSG_DONTWAIT, 0, 0);
-        if (got != (long)sizeof expected)
-            return fail(client, "a reply was not there when the clock stopped", i, got);
-        if (memcmp(reply, expected, sizeof expected) != 0)
-            return fail(client, "a reply is not what was asked", i, got);
+    int missing = 0;
+    for (uint32_t i = client->first; i < client->first + client->active; i++) {
+        uint32_t *taken = &client->taken[i];
+        if (*taken == client->message)
+            continue;
+        make_request(client, i);
+        while (*taken < client->message) {
+            long got = raw_call(SYS_recvfrom, client->fds[i], (long)client->reply,
+                                (long)(client->message - *taken + BEYOND), MSG_DONTWAIT, 0, 0);
+            if (got == -EAGAIN) {
+                missing++;
+                break;
+            }
+            if (got <= 0)
+                return fail(client, "a reply could not be taken", i, got);
+            if (got > (long)(client->message - *taken))
+                return fail(client, "a reply is longer than what was asked", i, got);
+            if (memcmp(client->reply, client->request + *taken, (size_t)got) != 0)
+                return fail(client, "a reply is not what was asked", i, got);
+            *taken += (uint32_t)got;
+        }
     }
-    return 0;
+    return missing;
 }
 
-int client_prove_closed(struct client *client)
+int client_see_closed(struct client *client)
 {
-    char byte;
-    for (uint32_t i = 0; i < client->connections; i++) {
+    int missing = 0;
+    for (uint32_t i = client->first; i < client->first + client->active; i++) {
+        char byte;
+        if (client->fds[i] < 0)
+            continue;
         long got = raw_call(SYS_recvfrom, client->fds[i], (long)&byte, 1, MSG_DONTWAIT, 0, 0);
+        if (got == -EAGAIN) {
+            missing++;
+            continue;
+        }
         if (got != 0)
-            return fail(client, "a closed connection's end was not there when the clock stopped", i, got);
+            return fail(client, "a connection did not end as it should", i, got);
+        raw_call(SYS_close, client->fds[i], 0, 0, 0, 0, 0);
+        client->fds[i] = -1;
     }
-    return 0;
+    return missing;
+}
+
+int client_missing(struct client *client, const char *what)
+{
+    for (uint32_t i = client->first; i < client->first + client->active; i++)
+        if (client->fds[i] >= 0 && client->taken[i] != client->message)
+            return fail(client, what, i, client->taken[i]);
+    return fail(client, what, client->first, 0);
 }

@@ -33,6 +33,12 @@ const char *side_name(enum side side)
     return sides[side];
 }
 
+const char *profile_name(enum profile profile)
+{
+    static const char *const profiles[] = {"readiness", "safe", "throughput"};
+    return profiles[profile];
+}
+
 static int fail(struct lane *lane, const char *what, int error)
 {
     if (lane->failure[0] == '\0') {
@@ -84,9 +90,9 @@ static bool speaks_to_library(const char *entry)
 }
 
 /* One block, so that a child can have it before exec without allocating. */
-static char **environment_of(enum side side)
+static char **environment_of(enum side side, enum profile profile)
 {
-    static char preload[4096 + sizeof "LD_PRELOAD="];
+    static char preload[4096 + sizeof "LD_PRELOAD="], set_profile[64];
     size_t count = 0;
     while (environ[count] != NULL)
         count++;
@@ -101,12 +107,8 @@ static char **environment_of(enum side side)
         const char *shim = shim_path();
         snprintf(preload, sizeof preload, "LD_PRELOAD=%s", shim != NULL ? shim : "");
         environment[used++] = preload;
-        environment[used++] = (char *)"RINGPOLL_PROFILE=readiness";
-        if (getenv("BENCH_PROFILE") != NULL) {
-            static char profile[64];
-            snprintf(profile, sizeof profile, "RINGPOLL_PROFILE=%s", getenv("BENCH_PROFILE"));
-            environment[used - 1] = profile;
-        }
+        snprintf(set_profile, sizeof set_profile, "RINGPOLL_PROFILE=%s", profile_name(profile));
+        environment[used++] = set_profile;
     }
     environment[used++] = (char *)(side == SIDE_RING ? "RINGPOLL=require" : "RINGPOLL=off");
     environment[used] = NULL;
@@ -161,7 +163,7 @@ static int start_idler(struct lane *lane)
     char family[16], count[16], address[2 * sizeof lane->hello.address + 1];
     const uint8_t *bytes = (const uint8_t *)&lane->hello.address;
     const char *more[] = {family, count, address, NULL};
-    char **environment = environment_of(SIDE_EPOLL);
+    char **environment = environment_of(SIDE_EPOLL, PROFILE_READINESS);
     snprintf(family, sizeof family, "%u", lane->workload.family);
     snprintf(count, sizeof count, "%u", lane->workload.idle);
     for (socklen_t i = 0; i < lane->hello.address_length; i++)
@@ -185,7 +187,7 @@ int lane_start(struct lane *lane)
     lane->pid = lane->idler = 0;
     if (lane->side != SIDE_EPOLL && shim_path() == NULL)
         return fail(lane, "libringpoll-preload.so is not found (RINGPOLL_PRELOAD=PATH names it)", 0);
-    char **environment = environment_of(lane->side);
+    char **environment = environment_of(lane->side, lane->profile);
     if (environment == NULL)
         return fail(lane, "no memory", 0);
     pid_t pid = spawn("--worker", NULL, environment, &lane->control);

@@ -25,9 +25,13 @@ enum side {
     SIDE_OFF,   /* the shim, RINGPOLL=off: what interposition alone costs */
 };
 const char *side_name(enum side side);
+/* What the shim does for a program: RINGPOLL_PROFILE. */
+enum profile { PROFILE_READINESS, PROFILE_SAFE, PROFILE_THROUGHPUT, PROFILES };
+const char *profile_name(enum profile profile);
 
 struct lane {
     enum side side;
+    enum profile profile;  /* unless the side is SIDE_EPOLL */
     struct workload workload;
     pid_t pid, idler;      /* 0: not running */
     int control, idler_control;

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * ringpoll-bench: the measuring programs behind `ringpoll bench`. So far there
- * is one, readiness: what an unmodified epoll program costs on a ring, against
- * itself on kernel epoll. See worker.c for what is measured, and point.c for how
- * two sides are compared.
+ * ringpoll-bench: the measuring programs behind `ringpoll bench`.
+ *
+ *  readiness   what an unmodified epoll program costs on a ring that polls for it
+ *  completion  what it costs when the ring receives and sends for it, by profile
+ *
+ * Both are against the same program on kernel epoll. See worker.c for what is
+ * measured, and point.c for how sides are compared.
  *
  * Exit status: 0 measured, 1 a proof failed (or nothing could be measured), 2 the
  * command line is wrong.
@@ -13,12 +16,14 @@
 #include <getopt.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "cycles.h"
 #include "point.h"
 #include "program.h"
 #include "report.h"
@@ -27,14 +32,21 @@
 #define IDLE_CONNECTIONS 10000
 
 static const char usage_text[] =
-    "Usage: ringpoll bench readiness [OPTION]...\n"
-    "Measures what epoll programs cost on a ring, against themselves on kernel epoll:\n"
+    "Usage: ringpoll bench [all|readiness|completion] [OPTION]...\n"
+    "Measures what epoll programs cost on a ring, and the same ones on kernel epoll:\n"
     "one thread, client and program in lock-step, only the program by the clock.\n"
     "\n"
+    "  readiness       the ring polls, the program reads and writes\n"
+    "  completion      the ring receives, accepts and sends, as the profile allows\n"
+    "\n"
+    "  --profile=LIST  the shim's profiles to measure, separated by commas: readiness,\n"
+    "                  safe, throughput; may be given more than once (default: readiness\n"
+    "                  for the first, all of them for the second)\n"
     "  --points=LIST   only these points: names or patterns, separated by commas; a\n"
     "                  bare word stands for all points that begin with it\n"
     "  --list          print the names of the points and end\n"
-    "  --quick         fewer and shorter blocks, and no idle points unless asked for\n"
+    "  --quick         fewer and shorter blocks, and the most telling points unless\n"
+    "                  others are asked for\n"
     "  --cpu=N         the CPU that the measured processes run on (default: the last)\n"
     "  --idle=N        connections of the idle points (default 10000)\n"
     "  --self[=SIDE]   the same side twice, epoll or ring: how far the figures are to\n"
@@ -52,10 +64,21 @@ static const char usage_text[] =
     "The shim is found beside the program; RINGPOLL_PRELOAD=PATH names another one.\n"
     "RINGPOLL_MASK is passed on. Exit status: 0 measured, 1 a proof failed, 2 usage.\n";
 
-static int usage_error(const char *what, const char *which)
+/* One sentence that names the word. Words that are not quite text are shown with
+ * '?' where they are not. */
+__attribute__((format(printf, 2, 3))) static int usage_error(const char *word, const char *format, ...)
 {
-    fprintf(stderr, "ringpoll-bench: %s%s%s\nTry 'ringpoll bench readiness --help'.\n", what, which != NULL ? ": " : "",
-            which != NULL ? which : "");
+    char shown[256];
+    va_list arguments;
+    snprintf(shown, sizeof shown, "%s", word);
+    for (char *byte = shown; *byte != '\0'; byte++)
+        if ((unsigned char)*byte < 0x20 || *byte == 0x7f)
+            *byte = '?';
+    fprintf(stderr, "ringpoll-bench: '%s' ", shown);
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fputs(" (see 'ringpoll bench all --help').\n", stderr);
     return 2;
 }
 
@@ -69,17 +92,19 @@ static bool matches(const char *name, const char *pattern)
     return strncmp(name, pattern, length) == 0 && (name[length] == '\0' || name[length] == '/');
 }
 
-/* Clears what no pattern of the list names. 0, or -1 with *ret_bad a pattern that
- * names nothing. */
+/* Of the points that are selected, those that the list names stay so. 0, or -1 with
+ * *ret_bad a pattern that names none of them. */
 static int select_points(bool *selected, char *list, const char **ret_bad)
 {
+    bool eligible[POINTS_MAX];
     char *rest = list;
+    memcpy(eligible, selected, sizeof eligible);
     for (unsigned i = 0; i < points_count; i++)
         selected[i] = false;
     for (char *pattern = strtok_r(list, ",", &rest); pattern != NULL; pattern = strtok_r(NULL, ",", &rest)) {
         bool any = false;
         for (unsigned i = 0; i < points_count; i++)
-            if (matches(points[i].name, pattern))
+            if (eligible[i] && matches(points[i].name, pattern))
                 selected[i] = any = true;
         if (!any) {
             *ret_bad = pattern;
@@ -141,17 +166,20 @@ static int save(const char *path, const struct plan *plan, const struct circumst
     return 0;
 }
 
-/* --------------------------------------------------------------- readiness */
+/* ---------------------------------------------------------------- requests */
 
 struct request {
     struct plan plan;
+    bool benches[BENCHES];
+    bool profiles[PROFILES]; /* asked for */
+    enum { AGAINST_RING, SELF_EPOLL, SELF_RING, AGAINST_OFF } comparison;
     bool quick, json, calls, list;
     char *points;
     const char *save, *steps_to;
 };
 
 enum { OPTION_POINTS = 256, OPTION_LIST, OPTION_QUICK, OPTION_CPU, OPTION_IDLE, OPTION_SELF, OPTION_OFF, OPTION_CALLS,
-       OPTION_STEPS, OPTION_JSON, OPTION_SAVE };
+       OPTION_STEPS, OPTION_JSON, OPTION_SAVE, OPTION_PROFILE };
 
 static const struct option options[] = {
     {"points", required_argument, NULL, OPTION_POINTS}, {"list", no_argument, NULL, OPTION_LIST},
@@ -159,13 +187,80 @@ static const struct option options[] = {
     {"idle", required_argument, NULL, OPTION_IDLE},     {"self", optional_argument, NULL, OPTION_SELF},
     {"off", no_argument, NULL, OPTION_OFF},             {"calls", no_argument, NULL, OPTION_CALLS},
     {"json", no_argument, NULL, OPTION_JSON},           {"save", required_argument, NULL, OPTION_SAVE},
+    {"profile", required_argument, NULL, OPTION_PROFILE},
     {"steps", optional_argument, NULL, OPTION_STEPS},   {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
 };
 
+/* NULL, or the word that is no profile. */
+static const char *take_profiles(bool *profiles, char *list)
+{
+    char *rest = list;
+    char *word = strtok_r(list, ",", &rest);
+    if (word == NULL)
+        return "";
+    for (; word != NULL; word = strtok_r(NULL, ",", &rest)) {
+        unsigned profile = 0;
+        while (profile < PROFILES && strcmp(word, profile_name((enum profile)profile)) != 0)
+            profile++;
+        if (profile == PROFILES)
+            return word;
+        profiles[profile] = true;
+    }
+    return NULL;
+}
+
+static void set_columns(struct request *request)
+{
+    static const bool defaults[BENCHES][PROFILES] = {
+        [BENCH_READINESS] = {[PROFILE_READINESS] = true},
+        [BENCH_COMPLETION] = {[PROFILE_READINESS] = true, [PROFILE_SAFE] = true, [PROFILE_THROUGHPUT] = true},
+    };
+    bool asked = false;
+    for (unsigned i = 0; i < PROFILES; i++)
+        asked |= request->profiles[i];
+    for (unsigned bench = 0; bench < BENCHES; bench++) {
+        const bool *profiles = asked ? request->profiles : defaults[bench];
+        struct column *columns = request->plan.of[bench].columns;
+        unsigned width = 0;
+        columns[width++] = (struct column){.side = SIDE_EPOLL};
+        for (unsigned i = 0; i < PROFILES; i++)
+            if (profiles[i])
+                columns[width++] = (struct column){.side = SIDE_RING, .profile = (enum profile)i};
+        switch (request->comparison) {
+        case SELF_EPOLL:
+            columns[1] = columns[0];
+            width = 2;
+            break;
+        case SELF_RING: /* the last profile that is asked for */
+            columns[0] = columns[1] = columns[width - 1];
+            width = 2;
+            break;
+        case AGAINST_OFF:
+            columns[1] = (struct column){.side = SIDE_OFF};
+            width = 2;
+            break;
+        default:
+            break;
+        }
+        request->plan.of[bench].width = width;
+    }
+}
+
+/* The word that getopt_long() did not take. */
+static const char *wrong_option(char **argv)
+{
+    static char text[3] = "-?";
+    if (strncmp(argv[optind - 1], "--", 2) == 0)
+        return argv[optind - 1];
+    text[1] = (char)optopt;
+    return optopt != 0 ? text : argv[optind - 1];
+}
+
 /* -1: go on; otherwise the exit status. */
 static int parse(int argc, char **argv, struct request *request)
 {
+    const char *bad;
     int option;
     char *end;
     opterr = 0;
@@ -183,28 +278,31 @@ static int parse(int argc, char **argv, struct request *request)
         case OPTION_CPU: {
             long cpu = strtol(optarg, &end, 10);
             if (*end != '\0' || end == optarg || !cpu_allowed(cpu))
-                return usage_error("no CPU of this process", optarg);
+                return usage_error(optarg, "is not a CPU that this process may use");
             request->plan.cpu = (int)cpu;
             break;
         }
         case OPTION_IDLE: {
             long idle = strtol(optarg, &end, 10);
             if (*end != '\0' || end == optarg || idle < 1 || idle > 1000000)
-                return usage_error("not a number of connections", optarg);
+                return usage_error(optarg, "is not a number of connections, 1 to 1000000");
             request->plan.idle = (uint32_t)idle;
             break;
         }
+        case OPTION_PROFILE:
+            if ((bad = take_profiles(request->profiles, optarg)) != NULL)
+                return usage_error(bad, "is not a profile; they are readiness, safe and throughput");
+            break;
         case OPTION_SELF:
             if (optarg != NULL && strcmp(optarg, "ring") == 0)
-                request->plan.sides[0] = request->plan.sides[1] = SIDE_RING;
+                request->comparison = SELF_RING;
             else if (optarg == NULL || strcmp(optarg, "epoll") == 0)
-                request->plan.sides[0] = request->plan.sides[1] = SIDE_EPOLL;
+                request->comparison = SELF_EPOLL;
             else
-                return usage_error("--self takes epoll or ring", optarg);
+                return usage_error(optarg, "is not a side; --self takes epoll or ring");
             break;
         case OPTION_OFF:
-            request->plan.sides[0] = SIDE_EPOLL;
-            request->plan.sides[1] = SIDE_OFF;
+            request->comparison = AGAINST_OFF;
             break;
         case OPTION_CALLS:
             request->calls = true;
@@ -223,14 +321,29 @@ static int parse(int argc, char **argv, struct request *request)
             fputs(usage_text, stdout);
             return 0;
         case ':':
-            return usage_error("an option lacks its value", argv[optind - 1]);
+            return usage_error(argv[optind - 1], "needs a value");
         default:
-            return usage_error("not an option of this command", argv[optind - 1]);
+            return usage_error(wrong_option(argv), "is not an option of ringpoll bench");
         }
     }
     if (optind < argc)
-        return usage_error("too many arguments", argv[optind]);
+        return usage_error(argv[optind], "is one argument too many");
     return -1;
+}
+
+/* "about 3 min left", by what the points so far took. */
+static void tell_progress(unsigned at, unsigned wanted, const char *name, uint64_t began)
+{
+    char left[48] = "";
+    double seconds = at > 1 ? (double)(wall_ns() - began) / 1e9 / (at - 1) * (wanted - at + 1) : 0;
+    if (seconds >= 90)
+        snprintf(left, sizeof left, " (about %.0f min left)", seconds / 60);
+    else if (seconds >= 5)
+        snprintf(left, sizeof left, " (about %.0f s left)", seconds);
+    if (isatty(STDERR_FILENO))
+        fprintf(stderr, "\r\033[K%u of %u: %s%s", at, wanted, name, left);
+    else if (wanted > 4)
+        fprintf(stderr, "%u of %u: %s%s\n", at, wanted, name, left);
 }
 
 static int measure_all(struct request *request, const bool *selected)
@@ -238,82 +351,86 @@ static int measure_all(struct request *request, const bool *selected)
     char failure[512] = "";
     unsigned wanted = 0, done = 0;
     int status = 0;
-    bool progress = isatty(STDERR_FILENO);
+    const char *clear = isatty(STDERR_FILENO) ? "\r\033[K" : "";
+    uint64_t began = wall_ns();
     for (unsigned i = 0; i < points_count; i++)
         wanted += selected[i];
     for (unsigned i = 0; i < points_count; i++) {
         if (!selected[i])
             continue;
-        done++;
-        if (progress)
-            fprintf(stderr, "\r\033[K%u of %u: %s", done, wanted, points[i].name);
-        else if (wanted > 4)
-            fprintf(stderr, "%u of %u: %s\n", done, wanted, points[i].name);
+        tell_progress(++done, wanted, points[i].name, began);
         if (point_measure(&points[i], &request->plan, failure, sizeof failure) != 0) {
-            fprintf(stderr, "%sringpoll-bench: %s\n", progress ? "\r\033[K" : "", failure);
+            fprintf(stderr, "%sringpoll-bench: %s\n", clear, failure);
             status = 1;
         }
     }
-    if (progress)
-        fprintf(stderr, "\r\033[K");
+    fputs(clear, stderr);
     return status;
 }
 
-static int readiness(int argc, char **argv, const char *command)
+static void print_results(const struct request *request, const struct circumstances *circumstances)
+{
+    if (request->json) {
+        report_json(stdout, &request->plan, circumstances);
+        return;
+    }
+    report_table(stdout);
+    if (request->calls) {
+        fputc('\n', stdout);
+        report_calls(stdout);
+    }
+    if (request->plan.steps) {
+        fputc('\n', stdout);
+        report_steps(stdout);
+    }
+}
+
+static int bench(struct request *request, const char *command)
 {
     static bool selected[POINTS_MAX];
-    struct circumstances circumstances = {.command = command};
-    struct request request = {
-        .plan = {.sides = {SIDE_EPOLL, SIDE_RING}, .pairs = 5, .blocks = 16, .block_ms = 10, .idle = IDLE_CONNECTIONS}};
+    struct circumstances circumstances = {.command = command, .title = "Bench"};
     const char *bad = NULL;
-    request.plan.cpu = last_cpu();
-    int status = parse(argc, argv, &request);
-    if (status >= 0)
-        return status;
-    uint32_t idle = raise_fd_limit(request.plan.idle);
-    if (idle < request.plan.idle)
-        fprintf(stderr, "ringpoll-bench: RLIMIT_NOFILE allows %u idle connections, not %u\n", idle, request.plan.idle);
-    request.plan.idle = idle;
-    points_init(idle);
-    if (request.list) {
+    uint32_t idle = raise_fd_limit(request->plan.idle);
+    if (idle < request->plan.idle && request->benches[BENCH_READINESS])
+        fprintf(stderr, "ringpoll-bench: RLIMIT_NOFILE allows %u idle connections, not %u\n", idle, request->plan.idle);
+    request->plan.idle = idle;
+    if (!request->benches[BENCH_COMPLETION])
+        circumstances.title = "Readiness";
+    else if (!request->benches[BENCH_READINESS])
+        circumstances.title = "Completion";
+    set_columns(request);
+    points_init(&request->plan);
+    for (unsigned i = 0; i < points_count; i++)
+        selected[i] = request->benches[group_bench(points[i].group)] &&
+                      !(request->quick && points[i].long_only && request->points == NULL);
+    if (request->points != NULL && select_points(selected, request->points, &bad) != 0)
+        return usage_error(bad, "is the name of no point here; --list prints them");
+    if (request->list) {
         for (unsigned i = 0; i < points_count; i++)
-            puts(points[i].name);
+            if (selected[i])
+                puts(points[i].name);
         return 0;
     }
-    if (request.quick) {
-        request.plan.pairs = 2;
-        request.plan.blocks = 8;
-        request.plan.block_ms = 5;
+    if (request->quick) {
+        request->plan.pairs = 2;
+        request->plan.blocks = 8;
+        request->plan.block_ms = 5;
     }
-    for (unsigned i = 0; i < points_count; i++)
-        selected[i] = !(request.quick && points[i].group == GROUP_IDLE);
-    if (request.points != NULL && select_points(selected, request.points, &bad) != 0)
-        return usage_error("no point has this name (--list prints all)", bad);
     if (program_libevent == NULL)
-        fprintf(stderr, "ringpoll-bench: built without libevent: every point is of the hand-written loop\n");
-    if (request.steps_to != NULL && (request.plan.dump = fopen(request.steps_to, "we")) == NULL) {
-        fprintf(stderr, "ringpoll-bench: %s: %s\n", request.steps_to, strerror(errno));
+        fprintf(stderr, "ringpoll-bench: built without libevent: its points are of the hand-written loop, or missing\n");
+    if (program_libuv == NULL && request->benches[BENCH_COMPLETION])
+        fprintf(stderr, "ringpoll-bench: built without libuv: its points are missing\n");
+    if (request->steps_to != NULL && (request->plan.dump = fopen(request->steps_to, "we")) == NULL) {
+        fprintf(stderr, "ringpoll-bench: %s: %s\n", request->steps_to, strerror(errno));
         return 1;
     }
     signal(SIGPIPE, SIG_IGN);
-    circumstances_find(&circumstances, request.plan.sides);
-    status = measure_all(&request, selected);
-    if (request.json) {
-        report_json(stdout, &request.plan, &circumstances);
-    } else {
-        report_table(stdout, &request.plan);
-        if (request.calls) {
-            fputc('\n', stdout);
-            report_calls(stdout, &request.plan);
-        }
-        if (request.plan.steps) {
-            fputc('\n', stdout);
-            report_steps(stdout, &request.plan);
-        }
-    }
-    if (request.save != NULL && status == 0)
-        status = save(request.save, &request.plan, &circumstances);
-    if (fflush(stdout) != 0 || (request.plan.dump != NULL && fclose(request.plan.dump) != 0))
+    circumstances_find(&circumstances);
+    int status = measure_all(request, selected);
+    print_results(request, &circumstances);
+    if (request->save != NULL && status == 0)
+        status = save(request->save, &request->plan, &circumstances);
+    if (fflush(stdout) != 0 || (request->plan.dump != NULL && fclose(request->plan.dump) != 0))
         status = 1;
     return status;
 }
@@ -323,19 +440,24 @@ static int readiness(int argc, char **argv, const char *command)
 int main(int argc, char **argv)
 {
     static char command[1024];
+    static struct request request = {
+        .plan = {.pairs = 5, .blocks = 16, .block_ms = 10, .idle = IDLE_CONNECTIONS}};
     size_t used = (size_t)snprintf(command, sizeof command, "ringpoll bench");
     int status = worker_or_idler(argc, argv);
     if (status >= 0)
         return status;
     for (int i = 1; i < argc && used < sizeof command; i++)
         used += (size_t)snprintf(command + used, sizeof command - used, " %s", argv[i]);
-    if (argc < 2)
-        return usage_error("which bench? There is one: readiness", NULL);
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        fputs(usage_text, stdout);
-        return 0;
+    bool named = argc > 1 && argv[1][0] != '-';
+    bool all = !named || strcmp(argv[1], "all") == 0;
+    bool known = all;
+    for (unsigned i = 0; i < BENCHES; i++) {
+        request.benches[i] = all || strcmp(argv[1], bench_names[i]) == 0;
+        known |= request.benches[i];
     }
-    if (strcmp(argv[1], "readiness") != 0)
-        return usage_error("there is no bench of this name (there is one: readiness)", argv[1]);
-    return readiness(argc - 1, argv + 1, command);
+    if (!known)
+        return usage_error(argv[1], "is not a measurement; they are readiness, completion and all");
+    request.plan.cpu = last_cpu();
+    status = parse(argc - named, argv + named, &request);
+    return status >= 0 ? status : bench(&request, command);
 }

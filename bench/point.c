@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * How two sides are compared on a machine that is not quiet. Both workers are
- * alive at once and pinned to the same CPU; they take turns in blocks of some
- * milliseconds, in random order within each pair of blocks. What the machine
- * does meanwhile (frequency, neighbours) happens to both, and the figure that is
- * judged is the median of the ratios of neighbouring blocks. A pair of processes
- * is replaced by a fresh one several times, because where a process's pages
+ * How sides are compared on a machine that is not quiet. The workers of all
+ * columns are alive at once and pinned to the same CPU; they take turns in blocks
+ * of some milliseconds, each time in random order. What the machine does meanwhile
+ * (frequency, neighbours) happens to all, and the figure that is judged is the
+ * median of the ratios of neighbouring blocks. The processes are replaced by a fresh one several times, because where a process's pages
  * happen to lie in the caches moves its figures by a percent for its whole life.
  */
 #include "point.h"
@@ -81,10 +80,11 @@ static int calibrate(struct lane *lane, const struct plan *plan, uint32_t *ret_r
         double per_round = (double)answer.elapsed_ns / (rounds + rounds / 16 + 2);
         double wanted = plan->block_ms * 1e6 / per_round;
         rounds = wanted < ROUNDS_MIN ? ROUNDS_MIN : wanted > ROUNDS_MAX ? ROUNDS_MAX : (uint32_t)wanted;
-        if (lane->workload.kind != BENCH_ECHO && rounds * lane->workload.connections > CHURN_PER_BLOCK)
+        bool churn = lane->workload.kind == BENCH_CHURN || lane->workload.kind == BENCH_CHURN_EOF;
+        if (churn && rounds * lane->workload.connections > CHURN_PER_BLOCK)
             rounds = CHURN_PER_BLOCK / lane->workload.connections;
         if (rounds < ROUNDS_MIN)
-            rounds = lane->workload.kind == BENCH_ECHO ? ROUNDS_MIN : ROUNDS_MIN / 2;
+            rounds = churn ? ROUNDS_MIN / 2 : ROUNDS_MIN;
     }
     *ret_rounds = rounds;
     return 0;
@@ -96,8 +96,8 @@ static int step_through(struct lane *lane, const struct point *point, const stru
     uint32_t rounds = 64 / lane->workload.connections;
     rounds = rounds < 1 ? 1 : rounds > 8 ? 8 : rounds;
     if (plan->dump != NULL)
-        fprintf(plan->dump, "# %s %s, %u requests: object, offset, times\n", point->name, side_name(lane->side),
-                rounds * lane->workload.connections);
+        fprintf(plan->dump, "# %s %s %s, %u requests: object, offset, times\n", point->name, side_name(lane->side),
+                lane->side == SIDE_EPOLL ? "" : profile_name(lane->profile), rounds * lane->workload.connections);
     int rc = lane_count_steps(lane, rounds, figure->objects, plan->dump);
     if (rc == 0)
         figure->stepped_requests = rounds * lane->workload.connections;
@@ -121,6 +121,7 @@ static int look_inside(struct lane *lane, const struct point *point, const struc
         figure->turns = (double)answer.turns / rounds;
         figure->beside = (double)(figure->counts.total - own) / (double)answer.turns;
         figure->spurious = (double)answer.spurious / figure->counted_requests;
+        figure->flushes = (double)answer.flushes / rounds;
     }
     if (lane_order(lane, WORKER_INSTRUCTIONS, rounds * 4, &answer) != 0)
         return -1;
@@ -165,6 +166,39 @@ static int measure_pair(struct point *point, const struct plan *plan, struct lan
     return 0;
 }
 
+static void set_up_lanes(const struct point *point, const struct plan *plan, struct lane *lanes)
+{
+    memset(lanes, 0, LANES_MAX * sizeof lanes[0]);
+    for (unsigned i = 0; i < point->lanes; i++) {
+        const struct column *column = &point->columns[i % point->width];
+        lanes[i].side = column->side;
+        lanes[i].profile = column->profile;
+        lanes[i].workload = point->workload;
+        lanes[i].workload.cpu = plan->cpu;
+        if (column->other_program)
+            lanes[i].workload.program = column->program;
+        if (i + point->width < point->lanes)
+            lanes[i].workload.idle = 0;
+    }
+}
+
+static void sum_up(struct point *point, const struct samples *samples)
+{
+    unsigned loaded = point->lanes - point->width; /* the first lane that has what the point says */
+    for (unsigned i = 0; i < point->lanes; i++) {
+        point->figures[i].clock = median_of(samples->clock[i], samples->count).value;
+        point->figures[i].whole = median_of(samples->whole[i], samples->count).value;
+    }
+    for (unsigned i = 0; i < point->width; i++) {
+        point->ratios[i] = ratio_of(samples->clock[loaded + i], samples->clock[loaded], samples->count);
+        point->whole_ratios[i] = ratio_of(samples->whole[loaded + i], samples->whole[loaded], samples->count).value;
+        point->alone[i] = ratio_of(samples->clock[i], samples->clock[0], samples->count);
+        point->idle[i] = ratio_of(samples->clock[loaded + i], samples->clock[i], samples->count);
+    }
+    point->blocks = samples->count;
+    point->done = true;
+}
+
 int point_measure(struct point *point, const struct plan *plan, char *failure, size_t failure_size)
 {
     static struct samples samples;
@@ -172,31 +206,21 @@ int point_measure(struct point *point, const struct plan *plan, char *failure, s
     int rc = 0;
     random ^= wall_ns();
     samples.count = 0;
-    point->lanes = point->workload.idle > 0 ? 4 : 2;
+    point->lanes = point->workload.idle > 0 ? 2 * point->width : point->width;
     for (unsigned pair = 0; rc == 0 && pair < plan->pairs; pair++) {
         struct lane lanes[LANES_MAX];
-        unsigned started = 0;
-        memset(lanes, 0, sizeof lanes);
-        /* Which side is the elder is left to chance too. */
-        unsigned flip = (unsigned)(random >> 40) & 1;
-        for (unsigned i = 0; i < point->lanes; i++) {
-            lanes[i].side = plan->sides[i % 2];
-            lanes[i].workload = point->workload;
-            lanes[i].workload.cpu = plan->cpu;
-            if (point->group == GROUP_FLOOR) {
-                lanes[i].side = SIDE_EPOLL;
-                if (i == 1)
-                    lanes[i].workload.program = BENCH_FLOOR;
-            }
-            if (point->lanes == 4 && i < 2)
-                lanes[i].workload.idle = 0;
-        }
+        unsigned order[LANES_MAX], started = 0;
+        set_up_lanes(point, plan, lanes);
+        /* Which one is the elder is left to chance too. */
+        for (unsigned i = 0; i < point->lanes; i++)
+            order[i] = i;
+        shuffle(order, point->lanes, &random);
         for (; rc == 0 && started < point->lanes; started++)
-            rc = lane_start(&lanes[started ^ flip]);
+            rc = lane_start(&lanes[order[started]]);
         if (rc == 0)
             rc = measure_pair(point, plan, lanes, &samples, pair + 1 == plan->pairs, &random);
         for (unsigned i = 0; i < started; i++) {
-            struct lane *lane = &lanes[i ^ flip];
+            struct lane *lane = &lanes[order[i]];
             int stopped = lane_stop(lane);
             if (rc == 0)
                 rc = stopped;
@@ -206,80 +230,6 @@ int point_measure(struct point *point, const struct plan *plan, char *failure, s
     }
     if (rc != 0)
         return -1;
-    for (unsigned i = 0; i < point->lanes; i++) {
-        point->figures[i].clock = median_of(samples.clock[i], samples.count).value;
-        point->figures[i].whole = median_of(samples.whole[i], samples.count).value;
-    }
-    unsigned loaded = point->lanes - 2;
-    point->ratio = ratio_of(samples.clock[loaded + 1], samples.clock[loaded], samples.count);
-    point->whole_ratio = ratio_of(samples.whole[loaded + 1], samples.whole[loaded], samples.count).value;
-    if (point->lanes == 4) {
-        point->alone = ratio_of(samples.clock[1], samples.clock[0], samples.count);
-        for (unsigned side = 0; side < 2; side++)
-            point->idle[side] = ratio_of(samples.clock[2 + side], samples.clock[side], samples.count);
-    }
-    point->blocks = samples.count;
-    point->done = true;
+    sum_up(point, &samples);
     return 0;
-}
-
-/* ------------------------------------------------------------------- table */
-
-struct point points[POINTS_MAX];
-unsigned points_count;
-
-static void add(enum group group, const char *prefix, struct workload workload)
-{
-    struct point *point = &points[points_count++];
-    point->group = group;
-    point->workload = workload;
-    snprintf(point->name, sizeof point->name, "%s/%s/%u", prefix, workload.family == AF_INET ? "tcp" : "unix",
-             workload.connections);
-}
-
-void points_init(uint32_t idle)
-{
-    static const uint32_t families[] = {AF_INET, AF_UNIX};
-    static const uint32_t sizes[] = {1, 8, 64, 256};
-    static const uint32_t churn_sizes[] = {1, 8, 64};
-    static const struct {
-        enum group group;
-        const char *name;
-        struct workload workload;
-    } echoes[] = {
-        {GROUP_ECHO, "echo", {.program = BENCH_LIBEVENT, .kind = BENCH_ECHO}},
-        {GROUP_RAW, "raw", {.program = BENCH_RAW, .kind = BENCH_ECHO}},
-        {GROUP_THREADS, "threads", {.program = BENCH_LIBEVENT, .kind = BENCH_ECHO, .threads = 1}},
-        {GROUP_FLOOR, "floor", {.program = BENCH_RAW, .kind = BENCH_ECHO}},
-    };
-    static const struct {
-        const char *name;
-        enum bench_kind kind;
-    } churns[] = {{"churn", BENCH_CHURN}, {"churn-eof", BENCH_CHURN_EOF}};
-    points_count = 0;
-    for (unsigned i = 0; i < sizeof echoes / sizeof echoes[0]; i++)
-        for (unsigned family = 0; family < 2; family++)
-            for (unsigned size = 0; size < 4; size++) {
-                struct workload workload = echoes[i].workload;
-                workload.family = families[family];
-                workload.connections = sizes[size];
-                add(echoes[i].group, echoes[i].name, workload);
-            }
-    for (unsigned i = 0; i < 2; i++)
-        for (unsigned family = 0; family < 2; family++)
-            for (unsigned size = 0; size < 3; size++) {
-                struct workload workload = {.program = BENCH_LIBEVENT, .kind = churns[i].kind};
-                workload.family = families[family];
-                workload.connections = churn_sizes[size];
-                add(GROUP_CHURN, churns[i].name, workload);
-            }
-    for (unsigned family = 0; idle > 0 && family < 2; family++) {
-        struct workload workload = {.program = BENCH_LIBEVENT, .kind = BENCH_ECHO, .connections = 16};
-        workload.family = families[family];
-        workload.idle = idle;
-        add(GROUP_IDLE, "idle", workload);
-    }
-    /* Without libevent its loop is not to be had, and the raw one stands in. */
-    for (unsigned i = 0; program_libevent == NULL && i < points_count; i++)
-        points[i].workload.program = BENCH_RAW;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * A point of the comparison and its figures. Two lanes run what the point says,
- * one per side; a point with idle connections has four, since each side is also
- * compared with itself without them.
+ * A point of the comparison and its figures. Several lanes run what the point
+ * says, one per column: the first is what the others are compared with. A point
+ * with idle connections has twice as many, since each column is also compared
+ * with itself without them.
  */
 #ifndef BENCH_POINT_H
 #define BENCH_POINT_H
@@ -13,17 +14,39 @@
 
 #include "lane.h"
 
+enum bench { BENCH_READINESS, BENCH_COMPLETION, BENCHES };
+extern const char *const bench_names[BENCHES];
+
 enum group {
+    /* readiness */
     GROUP_ECHO,    /* libevent: what the bars are about */
     GROUP_RAW,     /* a hand-written loop */
     GROUP_THREADS, /* libevent in a process that has a second thread */
     GROUP_FLOOR,   /* the second side is no shim, but a loop written for a ring */
     GROUP_CHURN,
     GROUP_IDLE,
+    /* completion */
+    GROUP_BUFFEREVENT,
+    GROUP_EVENT,
+    GROUP_LIBUV,
+    GROUP_LOOP,
     GROUPS,
 };
+enum bench group_bench(enum group group);
 
-#define LANES_MAX 4
+/* Who runs a lane. */
+struct column {
+    enum side side;
+    enum profile profile;
+    bool other_program; /* runs `program` instead of the point's */
+    uint32_t program;
+};
+/* "epoll", "safe", …; for narrow tables, at most five characters. */
+const char *column_name(const struct column *column);
+const char *column_short_name(const struct column *column);
+
+#define COLUMNS_MAX 5
+#define LANES_MAX (2 * COLUMNS_MAX)
 
 struct figure {
     double clock;           /* median over blocks, per request */
@@ -34,6 +57,7 @@ struct figure {
     double beside;          /* per turn, beside the program's reads and writes */
     double turns;           /* per round, in the counted run */
     double spurious;        /* reads in vain per request */
+    double flushes;         /* turns per round that only brought replies out */
     uint32_t counted_requests;
     uint32_t stepped_requests; /* 0: not asked for, or not available */
     struct object_steps objects[OBJECTS_MAX];
@@ -51,21 +75,28 @@ struct point {
     char name[48];
     enum group group;
     struct workload workload;
+    bool long_only;       /* left out of a quick run unless it is asked for */
+    struct column columns[COLUMNS_MAX];
+    unsigned width;       /* how many columns */
     /* results */
     bool done;
-    unsigned lanes;       /* 2, or 4: side 0, side 1, and both again with the idle ones */
+    unsigned lanes;       /* `width`, or twice that: without and with idle connections */
     struct figure figures[LANES_MAX];
-    struct ratio ratio;   /* side 1 to side 0; with idle connections if there are any */
-    struct ratio alone;   /* GROUP_IDLE: the same without idle connections */
-    struct ratio idle[2]; /* GROUP_IDLE: with to without, per side */
-    double whole_ratio;
+    /* The column to the first one (to 1 of that itself); with idle connections if there are any. */
+    struct ratio ratios[COLUMNS_MAX];
+    double whole_ratios[COLUMNS_MAX];
+    struct ratio alone[COLUMNS_MAX]; /* GROUP_IDLE: the same without idle connections */
+    struct ratio idle[COLUMNS_MAX];  /* GROUP_IDLE: with to without, per column */
     unsigned blocks;
 };
 
 struct plan {
-    enum side sides[2];
-    unsigned pairs;  /* worker processes per side and point, one after another */
-    unsigned blocks; /* per pair */
+    struct {
+        struct column columns[COLUMNS_MAX];
+        unsigned width;
+    } of[BENCHES];
+    unsigned pairs;  /* worker processes per column and point, one after another */
+    unsigned blocks; /* per one of those */
     double block_ms;
     int cpu;
     uint32_t idle;   /* connections of the idle points */
@@ -77,11 +108,12 @@ struct plan {
 int point_measure(struct point *point, const struct plan *plan, char *failure, size_t failure_size);
 
 /* The points there are. */
-#define POINTS_MAX 64
+#define POINTS_MAX 256
 extern struct point points[POINTS_MAX];
 extern unsigned points_count;
-/* Fills the table; `idle` connections for the idle points, 0: no such points.
- * Where there is no libevent, every point is of the hand-written loop. */
-void points_init(uint32_t idle);
+/* Fills the table; `plan->idle` connections for the idle points, 0: no such points.
+ * Where there is no libevent or libuv, readiness is of the hand-written loop, and
+ * completion lacks the points of that library. */
+void points_init(const struct plan *plan);
 
 #endif

@@ -19,9 +19,9 @@ struct program_ops {
     const char *name;
     /* Takes over `listener`, non-blocking and listening. 0 or -errno. */
     int (*open)(struct program *program, int listener);
-    /* One iteration of its loop: waits until something is ready and handles all
-     * of that. 0 or -errno. */
-    int (*turn)(struct program *program);
+    /* One iteration of its loop: handles all that is ready, and with `wait` waits
+     * until something is. 0 or -errno. */
+    int (*turn)(struct program *program, bool wait);
     /* Ends all: connections, listener, loop. */
     void (*close)(struct program *program);
     /* What the loop is made of, with its version. */
@@ -32,32 +32,42 @@ struct program {
     const struct program_ops *ops;
     void *state;
     bool close_after_reply;
-    uint32_t read_size; /* bytes asked of one read() */
-    uint64_t accepted, replied, closed, turns;
+    bool discard;       /* read, and write nothing */
+    uint32_t read_size; /* bytes asked of one read(), where the program has a say in it */
+    uint64_t accepted, closed, turns;
+    uint64_t received; /* bytes read and, unless they are discarded, given to a write */
+    uint64_t unsent;   /* such writes that its library has yet to make */
     uint64_t spurious; /* reads that had nothing to read */
     uint64_t errors;   /* short writes, errors of read() and write() */
 };
 
-/* A request, and so a reply, is this long. */
+/* A request, and so a reply, is this long unless a point says otherwise. */
 #define REQUEST_SIZE 64
-/* What a program asks read() for, as many do. */
+/* What a program asks read() for, as many do, and the most that one asks for. */
 #define READ_SIZE 4096
+#define READ_SIZE_MAX 65536
 
 extern const struct program_ops program_raw;
 extern const struct program_ops program_floor;
-/* NULL where the bench was built without libevent. */
+/* NULL where the bench was built without libevent, or libuv. */
 extern const struct program_ops *const program_libevent;
+extern const struct program_ops *const program_bufferevent;
+extern const struct program_ops *const program_libuv;
 
-/* Turns until *counter, one of the program's own, has reached `target`. */
+static inline int program_turn(struct program *program, bool wait)
+{
+    program->turns++;
+    return program->ops->turn(program, wait);
+}
+
+/* Turns until *counter, one of the program's own, has reached `target` and all
+ * that is to be written has been, as far as the program can tell. */
 static inline int program_run(struct program *program, const uint64_t *counter, uint64_t target)
 {
-    while (*counter < target) {
-        int rc = program->ops->turn(program);
-        if (rc != 0)
-            return rc;
-        program->turns++;
-    }
-    return 0;
+    int rc = 0;
+    while (rc == 0 && (*counter < target || program->unsent > 0))
+        rc = program_turn(program, true);
+    return rc;
 }
 
 #endif

@@ -68,22 +68,22 @@ static int accept_all(struct program *program)
 
 static int serve(struct program *program, int fd)
 {
-    char buffer[READ_SIZE];
+    char buffer[READ_SIZE_MAX];
     ssize_t got = read(fd, buffer, program->read_size);
     if (got <= 0)
         return got < 0 && errno == EAGAIN ? 0 : -EIO; /* no connection of this program ends */
-    if (write(fd, buffer, (size_t)got) != got)
+    program->received += (uint64_t)got;
+    if (!program->discard && write(fd, buffer, (size_t)got) != got)
         program->errors++;
-    program->replied++;
     return 0;
 }
 
-static int floor_turn(struct program *program)
+static int floor_turn(struct program *program, bool wait)
 {
     struct state *state = program->state;
     struct rp_ring *ring = &state->ring;
     struct rp_cqe *cqe;
-    int rc = rp_ring_enter(ring, 1, NULL, NULL);
+    int rc = rp_ring_enter(ring, wait, NULL, NULL);
     while (rc >= 0 && rp_ring_wants_enter(ring))
         rc = rp_ring_enter(ring, 0, NULL, NULL);
     if (rc < 0)

@@ -48,7 +48,7 @@ static void on_readable(evutil_socket_t fd, short what, void *argument)
 {
     struct connection *connection = argument;
     struct program *program = connection->program;
-    char buffer[READ_SIZE];
+    char buffer[READ_SIZE_MAX];
     ssize_t got = read(fd, buffer, program->read_size);
     (void)what;
     if (got <= 0) {
@@ -61,9 +61,9 @@ static void on_readable(evutil_socket_t fd, short what, void *argument)
         end_connection(connection);
         return;
     }
-    if (write(fd, buffer, (size_t)got) != got)
+    program->received += (uint64_t)got;
+    if (!program->discard && write(fd, buffer, (size_t)got) != got)
         program->errors++;
-    program->replied++;
     if (program->close_after_reply)
         end_connection(connection);
 }
@@ -108,10 +108,10 @@ static void on_accept_error(struct evconnlistener *listener, void *argument)
     state->error = errno != 0 ? -errno : -EIO;
 }
 
-static int libevent_turn(struct program *program)
+static int libevent_turn(struct program *program, bool wait)
 {
     struct state *state = program->state;
-    if (event_base_loop(state->base, EVLOOP_ONCE) != 0)
+    if (event_base_loop(state->base, wait ? EVLOOP_ONCE : EVLOOP_NONBLOCK) != 0)
         return -EIO;
     return state->error;
 }
@@ -169,7 +169,7 @@ static const char *libevent_describe(void)
 }
 
 static const struct program_ops ops = {
-    .name = "libevent",
+    .name = "event",
     .open = libevent_open,
     .turn = libevent_turn,
     .close = libevent_close,

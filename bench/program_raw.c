@@ -61,7 +61,7 @@ static int accept_all(struct program *program)
 
 static void serve(struct program *program, int fd)
 {
-    char buffer[READ_SIZE];
+    char buffer[READ_SIZE_MAX];
     ssize_t got = read(fd, buffer, program->read_size);
     if (got <= 0) {
         if (got < 0 && errno == EAGAIN) {
@@ -73,17 +73,17 @@ static void serve(struct program *program, int fd)
         end_connection(program, fd);
         return;
     }
-    if (write(fd, buffer, (size_t)got) != got)
+    program->received += (uint64_t)got;
+    if (!program->discard && write(fd, buffer, (size_t)got) != got)
         program->errors++;
-    program->replied++;
     if (program->close_after_reply)
         end_connection(program, fd);
 }
 
-static int raw_turn(struct program *program)
+static int raw_turn(struct program *program, bool wait)
 {
     struct state *state = program->state;
-    int ready = epoll_wait(state->epfd, state->events, EVENTS_PER_WAIT, -1);
+    int ready = epoll_wait(state->epfd, state->events, EVENTS_PER_WAIT, wait ? -1 : 0);
     if (ready < 0)
         return errno == EINTR ? 0 : -errno;
     for (int i = 0; i < ready; i++) {
@@ -138,7 +138,7 @@ static const char *raw_describe(void)
 }
 
 const struct program_ops program_raw = {
-    .name = "raw",
+    .name = "loop",
     .open = raw_open,
     .turn = raw_turn,
     .close = raw_close,

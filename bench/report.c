@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * See report.h. The verdicts are those bars of the project that these figures
- * can speak to; they are printed, and do not change the exit status: a measured
- * answer that one does not like is still an answer.
+ * See report.h. Readiness is told as ours to epoll's, which is to be at most
+ * about 1; completion as epoll's to ours, which is how many times cheaper.
  */
 #include "report.h"
 
@@ -24,9 +23,18 @@ static const struct {
     [GROUP_FLOOR] = {"floor", "no library on either side: what polls on a ring cost in this kernel (information)"},
     [GROUP_CHURN] = {"churn", "accept, a request, a reply, close; churn-eof: the client closes first"},
     [GROUP_IDLE] = {"idle", "active connections among idle ones whose peers live in a second process"},
+    [GROUP_BUFFEREVENT] = {"bufferevent", "a socket bufferevent per connection, the read callback moves input to output"},
+    [GROUP_EVENT] = {"event", "a level-triggered persistent event per connection, read() and write()"},
+    [GROUP_LIBUV] = {"libuv", "uv_read_start() and uv_write() on a stream per connection"},
+    [GROUP_LOOP] = {"loop", "a hand-written level-triggered epoll_wait loop, read() and write()"},
 };
 
-void circumstances_find(struct circumstances *circumstances, enum side sides[2])
+const char *group_title(enum group group)
+{
+    return groups[group].title;
+}
+
+void circumstances_find(struct circumstances *circumstances)
 {
     struct utsname system;
     time_t now = time(NULL);
@@ -53,10 +61,9 @@ void circumstances_find(struct circumstances *circumstances, enum side sides[2])
         fclose(file);
     circumstances->cpus = (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
     /* A result file tells which library, not where somebody's build lay. */
-    bool shimmed = sides[0] != SIDE_EPOLL || sides[1] != SIDE_EPOLL;
     const char *slash = shim != NULL ? strrchr(shim, '/') : NULL;
     snprintf(circumstances->shim, sizeof circumstances->shim, "%s",
-             !shimmed || shim == NULL ? "none" : slash != NULL ? slash + 1 : shim);
+             shim == NULL ? "none" : slash != NULL ? slash + 1 : shim);
     snprintf(circumstances->mask, sizeof circumstances->mask, "%s", mask != NULL && *mask != '\0' ? mask : "none");
 }
 
@@ -70,30 +77,12 @@ static unsigned done_in(enum group group)
     return count;
 }
 
-static const char *program_of(enum group group)
+const char *group_program(enum group group)
 {
     for (unsigned i = 0; i < points_count; i++)
         if (points[i].group == group && points[i].done)
             return points[i].figures[0].program;
     return "";
-}
-
-static double mean_ratio(enum group group, unsigned at_least, double *ret_worst, double *ret_best)
-{
-    double sum = 0, worst = 0, best = 1e9;
-    unsigned count = 0;
-    for (unsigned i = 0; i < points_count; i++) {
-        if (points[i].group != group || !points[i].done || points[i].workload.connections < at_least)
-            continue;
-        double value = points[i].ratio.value;
-        sum += value;
-        count++;
-        worst = value > worst ? value : worst;
-        best = value < best ? value : best;
-    }
-    *ret_worst = worst;
-    *ret_best = best;
-    return count > 0 ? sum / count : 0;
 }
 
 static void two(FILE *out, bool known, double left, double right, int width)
@@ -104,36 +93,59 @@ static void two(FILE *out, bool known, double left, double right, int width)
         fprintf(out, "  %*s", 2 * width + 1, "not avail.");
 }
 
-static void pair_table(FILE *out, enum group group, const struct plan *plan)
+static const struct point *first_in(enum group group)
 {
-    const char *left = side_name(plan->sides[0]), *right = side_name(plan->sides[1]);
-    double worst, best;
-    fprintf(out, "%s: %s\n%s\n\n", groups[group].name, program_of(group), groups[group].title);
-    fprintf(out, "  %-16s %8s %8s  %6s  %-13s  %-13s  %-11s  %6s\n", "", left, right, "ratio", "95 %", "calls/request",
-            "beside/turn", "whole");
+    for (unsigned i = 0; i < points_count; i++)
+        if (points[i].group == group && points[i].done)
+            return &points[i];
+    return NULL;
+}
+
+static void head(FILE *out, enum group group, const struct column *column)
+{
+    fprintf(out, "%s: %s", groups[group].name, group_program(group));
+    if (column != NULL && column->side == SIDE_RING && column->profile != PROFILE_READINESS)
+        fprintf(out, ", profile %s", profile_name(column->profile));
+    fprintf(out, "\n%s\n\n", groups[group].title);
+}
+
+/* One column against the first. */
+static void pair_table(FILE *out, enum group group, unsigned column)
+{
+    const struct column *columns = first_in(group)->columns;
+    double sum = 0, worst = 0, best = 1e9;
+    unsigned count = 0;
+    head(out, group, &columns[column]);
+    fprintf(out, "  %-16s %8s %8s  %6s  %-13s  %-13s  %-11s  %6s\n", "", column_short_name(&columns[0]),
+            column_short_name(&columns[column]), "ratio", "95 %", "calls/request", "beside/turn", "whole");
     for (unsigned i = 0; i < points_count; i++) {
         const struct point *point = &points[i];
         if (point->group != group || !point->done)
             continue;
-        const struct figure *a = &point->figures[0], *b = &point->figures[1];
-        fprintf(out, "  %-16s %8.0f %8.0f  %6.3f  %.3f-%.3f  ", point->name, a->clock, b->clock, point->ratio.value,
-                point->ratio.low, point->ratio.high);
+        const struct figure *a = &point->figures[0], *b = &point->figures[column];
+        const struct ratio *ratio = &point->ratios[column];
+        fprintf(out, "  %-16s %8.0f %8.0f  %6.3f  %.3f-%.3f  ", point->name, a->clock, b->clock, ratio->value,
+                ratio->low, ratio->high);
         two(out, a->counted && b->counted, a->calls, b->calls, 6);
         two(out, a->counted && b->counted, a->beside, b->beside, 5);
-        fprintf(out, "  %6.3f\n", point->whole_ratio);
+        fprintf(out, "  %6.3f\n", point->whole_ratios[column]);
+        sum += ratio->value;
+        count++;
+        worst = ratio->value > worst ? ratio->value : worst;
+        best = ratio->value < best ? ratio->value : best;
     }
-    if (done_in(group) > 1) {
-        double mean = mean_ratio(group, 1, &worst, &best);
-        fprintf(out, "  %-16s %8s %8s  %6.3f  from %.3f to %.3f\n", "mean", "", "", mean, best, worst);
-    }
+    if (count > 1)
+        fprintf(out, "  %-16s %8s %8s  %6.3f  from %.3f to %.3f\n", "mean", "", "", sum / count, best, worst);
     fputc('\n', out);
 }
 
-static void idle_table(FILE *out, const struct plan *plan)
+static void idle_table(FILE *out, unsigned column)
 {
-    const char *left = side_name(plan->sides[0]), *right = side_name(plan->sides[1]);
-    fprintf(out, "%s: %s\n%s\n\n", groups[GROUP_IDLE].name, program_of(GROUP_IDLE), groups[GROUP_IDLE].title);
-    fprintf(out, "  %-12s %6s  %-23s  %-23s  %s\n", "", "", left, right, "ratio");
+    const struct column *columns = first_in(GROUP_IDLE)->columns;
+    unsigned width = first_in(GROUP_IDLE)->width;
+    head(out, GROUP_IDLE, &columns[column]);
+    fprintf(out, "  %-12s %6s  %-23s  %-23s  %s\n", "", "", column_short_name(&columns[0]),
+            column_short_name(&columns[column]), "ratio");
     fprintf(out, "  %-12s %6s  %7s %7s %7s  %7s %7s %7s  %7s %7s\n", "", "idle", "alone", "among", "ratio", "alone",
             "among", "ratio", "alone", "among");
     for (unsigned i = 0; i < points_count; i++) {
@@ -142,92 +154,137 @@ static void idle_table(FILE *out, const struct plan *plan)
         if (point->group != GROUP_IDLE || !point->done)
             continue;
         fprintf(out, "  %-12s %6u  %7.0f %7.0f %7.3f  %7.0f %7.0f %7.3f  %7.3f %7.3f\n", point->name,
-                point->workload.idle, f[0].clock, f[2].clock, point->idle[0].value, f[1].clock, f[3].clock,
-                point->idle[1].value, point->alone.value, point->ratio.value);
+                point->workload.idle, f[0].clock, f[width].clock, point->idle[0].value, f[column].clock,
+                f[width + column].clock, point->idle[column].value, point->alone[column].value,
+                point->ratios[column].value);
     }
     fputc('\n', out);
 }
 
-static void verdict(FILE *out, const char *text, double value, double bar)
+/* All columns beside each other. */
+static void wide_table(FILE *out, enum group group)
 {
-    fprintf(out, "  %-3s  %-66s  %.3f\n", value <= bar ? "yes" : "NO", text, value);
-}
-
-static void verdicts(FILE *out, const struct plan *plan)
-{
-    double worst, best;
-    unsigned judged = done_in(GROUP_ECHO) + done_in(GROUP_RAW) + done_in(GROUP_CHURN) + done_in(GROUP_IDLE);
-    if (plan->sides[0] != SIDE_EPOLL || plan->sides[1] != SIDE_RING || judged == 0)
-        return;
-    fprintf(out, "bars\n\n");
-    if (done_in(GROUP_ECHO) > 0) {
-        double mean = mean_ratio(GROUP_ECHO, 1, &worst, &best);
-        verdict(out, "echo: at most 1.02 of kernel epoll at every point", worst, 1.02);
-        if (done_in(GROUP_ECHO) == 8)
-            verdict(out, "echo: 3 % below it on the mean of all points", mean, 0.97);
-    }
-    if (done_in(GROUP_RAW) > 0) {
-        (void)mean_ratio(GROUP_RAW, 8, &worst, &best);
-        if (worst > 0)
-            verdict(out, "raw: 1 to 9 % below at 8 connections and more", worst, 0.99);
-    }
-    if (done_in(GROUP_CHURN) > 0) {
-        (void)mean_ratio(GROUP_CHURN, 1, &worst, &best);
-        verdict(out, "churn: at most 1.02 of epoll's", worst, 1.02);
-    }
-    if (done_in(GROUP_IDLE) > 0) {
-        worst = 0;
-        for (unsigned i = 0; i < points_count; i++)
-            if (points[i].group == GROUP_IDLE && points[i].done && points[i].idle[1].value > worst)
-                worst = points[i].idle[1].value;
-        verdict(out, "idle: active connections within 10 % of the same alone", worst, 1.10);
-    }
-    worst = 0;
+    const struct column *columns = first_in(group)->columns;
+    unsigned width = first_in(group)->width;
+    head(out, group, NULL);
+    fprintf(out, "  %-18s %-*s %-*s  %s\n", "", (int)(10 * width), " " BENCH_CLOCK_UNIT " per request",
+            (int)(7 * (width - 1)), " times cheaper", " calls per request");
+    fprintf(out, "  %-18s", "");
+    for (unsigned c = 0; c < width; c++)
+        fprintf(out, " %9s", column_short_name(&columns[c]));
+    fputc(' ', out);
+    for (unsigned c = 1; c < width; c++)
+        fprintf(out, " %6s", column_short_name(&columns[c]));
+    fputs("  ", out);
+    for (unsigned c = 0; c < width; c++)
+        fprintf(out, " %6s", column_short_name(&columns[c]));
+    fputc('\n', out);
     for (unsigned i = 0; i < points_count; i++) {
         const struct point *point = &points[i];
-        if ((point->group == GROUP_ECHO || point->group == GROUP_RAW) && point->done && point->figures[1].counted &&
-            point->figures[1].beside > worst)
-            worst = point->figures[1].beside;
+        if (point->group != group || !point->done)
+            continue;
+        const char *slash = strchr(point->name, '/');
+        fprintf(out, "  %-18s", slash + 1);
+        for (unsigned c = 0; c < width; c++)
+            fprintf(out, " %9.0f", point->figures[c].clock);
+        fputc(' ', out);
+        for (unsigned c = 1; c < width; c++)
+            fprintf(out, " %6.3f", 1 / point->ratios[c].value);
+        fputs("  ", out);
+        for (unsigned c = 0; c < width; c++)
+            if (point->figures[c].counted)
+                fprintf(out, " %6.2f", point->figures[c].calls);
+            else
+                fprintf(out, " %6s", "-");
+        fputc('\n', out);
     }
-    if (worst > 0)
-        verdict(out, "one system call per turn beside the program's reads and writes", worst, 1.0);
     fputc('\n', out);
 }
 
-void report_table(FILE *out, const struct plan *plan)
+static void verdicts(FILE *out, enum bench bench)
 {
-    bool instructions = false;
-    for (unsigned i = 0; i < GROUPS; i++) {
-        if (done_in((enum group)i) == 0)
-            continue;
-        if (i == GROUP_IDLE)
-            idle_table(out, plan);
-        else
-            pair_table(out, (enum group)i, plan);
-    }
-    verdicts(out, plan);
-    fprintf(out,
-            "%s per request: median over blocks of the median round; ratio: median of the ratios of\n"
-            "neighbouring blocks. The clock runs while the program does; whole is the same ratio with the\n"
-            "client's sends and receives. Every reply was taken without waiting once the clock stood.\n",
-            BENCH_CLOCK_UNIT);
+    static struct bar bars[BARS_MAX];
+    unsigned count = bars_find(bench, bars);
+    if (count == 0)
+        return;
+    fprintf(out, "bars of %s\n\n", bench_names[bench]);
+    for (unsigned i = 0; i < count; i++)
+        fprintf(out, "  %-3s  %-72s  %.3f\n", bars[i].verdict == VERDICT_HOLDS ? "yes" : "NO", bars[i].text,
+                bars[i].value);
+    fputc('\n', out);
+}
+
+static bool any_done(enum bench bench)
+{
+    for (unsigned i = 0; i < GROUPS; i++)
+        if (group_bench((enum group)i) == bench && done_in((enum group)i) > 0)
+            return true;
+    return false;
+}
+
+static void instructions_table(FILE *out)
+{
+    bool known = false;
     for (unsigned i = 0; i < points_count; i++)
-        for (unsigned lane = 0; points[i].done && lane < 2; lane++)
-            if (points[i].figures[lane].instructions > 0)
-                instructions = true;
-    if (!instructions) {
+        known |= points[i].done && points[i].figures[0].instructions > 0;
+    if (!known) {
         fprintf(out, "Instructions per request: not available (no hardware counter on this machine).\n");
         return;
     }
     fprintf(out, "\nInstructions per request\n\n");
-    for (unsigned i = 0; i < points_count; i++)
-        if (points[i].done)
-            fprintf(out, "  %-16s %8.0f %8.0f  %6.3f\n", points[i].name, points[i].figures[0].instructions,
-                    points[i].figures[1].instructions,
-                    points[i].figures[1].instructions / points[i].figures[0].instructions);
+    for (unsigned i = 0; i < points_count; i++) {
+        if (!points[i].done)
+            continue;
+        fprintf(out, "  %-28s", points[i].name);
+        for (unsigned c = 0; c < points[i].width; c++)
+            fprintf(out, " %8.0f", points[i].figures[c].instructions);
+        fputc('\n', out);
+    }
 }
 
-void report_calls(FILE *out, const struct plan *plan)
+void report_table(FILE *out)
+{
+    for (unsigned i = 0; i < GROUPS; i++) {
+        enum group group = (enum group)i;
+        if (done_in(group) == 0)
+            continue;
+        if (group_bench(group) == BENCH_COMPLETION) {
+            wide_table(out, group);
+            continue;
+        }
+        for (unsigned column = 1; column < first_in(group)->width; column++)
+            if (group == GROUP_IDLE)
+                idle_table(out, column);
+            else
+                pair_table(out, group, column);
+    }
+    for (unsigned bench = 0; bench < BENCHES; bench++)
+        verdicts(out, (enum bench)bench);
+    fprintf(out,
+            "%s per request: median over blocks of the median round; ratios: median of the ratios of\n"
+            "neighbouring blocks. The clock runs while the program does, and every reply was taken without\n"
+            "waiting once the clock stood.\n",
+            BENCH_CLOCK_UNIT);
+    if (any_done(BENCH_READINESS))
+        fprintf(out,
+                "ratio: the ring's to epoll's, less is better; whole is the same with the client's sends and\n"
+                "receives.\n");
+    if (any_done(BENCH_COMPLETION))
+        fprintf(out,
+                "times cheaper: epoll's to the ring's, more is better. ready, safe, thru: the shim's profiles\n"
+                "readiness, safe and throughput. bulk: a request is 1 MiB that the program reads and discards;\n"
+                "churn: accept, a request, a reply, close; churn-eof: the client closes first.\n");
+    instructions_table(out);
+}
+
+static void lane_head(FILE *out, const struct point *point, unsigned lane)
+{
+    fprintf(out, "  %-28s %-10s", point->name, column_name(&point->columns[lane % point->width]));
+    if (point->lanes > point->width)
+        fprintf(out, " %s", lane < point->width ? "alone" : "among");
+}
+
+void report_calls(FILE *out)
 {
     fprintf(out, "System calls per request, by name\n\n");
     for (unsigned i = 0; i < points_count; i++) {
@@ -236,8 +293,7 @@ void report_calls(FILE *out, const struct plan *plan)
             const struct figure *figure = &point->figures[lane];
             if (!figure->counted)
                 continue;
-            fprintf(out, "  %-16s %-8s %-6s", point->name, side_name(plan->sides[lane % 2]),
-                    point->lanes == 4 ? (lane < 2 ? "alone" : "among") : "");
+            lane_head(out, point, lane);
             for (long number = 0; number < COUNT_NUMBERS; number++) {
                 const char *name = count_name(number);
                 if (figure->counts.calls[number] == 0)
@@ -250,13 +306,15 @@ void report_calls(FILE *out, const struct plan *plan)
             }
             if (figure->spurious > 0)
                 fprintf(out, " (reads in vain %.3f)", figure->spurious);
+            if (figure->flushes > 0)
+                fprintf(out, " (turns to bring replies out, per round: %.2f)", figure->flushes);
             fputc('\n', out);
         }
     }
     fputc('\n', out);
 }
 
-void report_steps(FILE *out, const struct plan *plan)
+void report_steps(FILE *out)
 {
     fprintf(out, "Instructions in user space per request, by object (stepped through)\n\n");
     for (unsigned i = 0; i < points_count; i++) {
@@ -268,8 +326,8 @@ void report_steps(FILE *out, const struct plan *plan)
                 continue;
             for (unsigned object = 0; object < OBJECTS_MAX; object++)
                 sum += (double)figure->objects[object].steps;
-            fprintf(out, "  %-16s %-8s %-6s %7.1f:", point->name, side_name(plan->sides[lane % 2]),
-                    point->lanes == 4 ? (lane < 2 ? "alone" : "among") : "", sum / requests);
+            lane_head(out, point, lane);
+            fprintf(out, " %7.1f:", sum / requests);
             for (unsigned object = 0; object < OBJECTS_MAX && figure->objects[object].steps > 0; object++)
                 fprintf(out, " %s %.1f", figure->objects[object].name,
                         (double)figure->objects[object].steps / requests);
@@ -277,135 +335,4 @@ void report_steps(FILE *out, const struct plan *plan)
         }
     }
     fputc('\n', out);
-}
-
-/* ------------------------------------------------------------- JSON and files */
-
-static void json_string(FILE *out, const char *text)
-{
-    fputc('"', out);
-    for (; *text != '\0'; text++) {
-        if (*text == '"' || *text == '\\')
-            fputc('\\', out);
-        if ((unsigned char)*text < 0x20)
-            fprintf(out, "\\u%04x", *text);
-        else
-            fputc(*text, out);
-    }
-    fputc('"', out);
-}
-
-static void json_ratio(FILE *out, const char *name, const struct ratio *ratio)
-{
-    fprintf(out, ", \"%s\": {\"median\": %.5f, \"low95\": %.5f, \"high95\": %.5f}", name, ratio->value, ratio->low,
-            ratio->high);
-}
-
-static void json_lane(FILE *out, const struct point *point, unsigned lane, const struct plan *plan)
-{
-    const struct figure *figure = &point->figures[lane];
-    fprintf(out, "%s\n       {\"side\": \"%s\", \"idle\": %u, \"clock\": %.1f, \"whole\": %.1f", lane > 0 ? "," : "",
-            side_name(plan->sides[lane % 2]), point->lanes == 4 && lane < 2 ? 0 : point->workload.idle, figure->clock,
-            figure->whole);
-    fprintf(out, ", \"ring\": %s", figure->held_ring ? "true" : "false");
-    if (figure->instructions > 0)
-        fprintf(out, ", \"instructions\": %.1f", figure->instructions);
-    else
-        fprintf(out, ", \"instructions\": null");
-    if (figure->stepped_requests > 0) {
-        fprintf(out, ", \"user_instructions\": {");
-        for (unsigned object = 0; object < OBJECTS_MAX && figure->objects[object].steps > 0; object++) {
-            fprintf(out, "%s", object > 0 ? ", " : "");
-            json_string(out, figure->objects[object].name);
-            fprintf(out, ": %.2f", (double)figure->objects[object].steps / figure->stepped_requests);
-        }
-        fprintf(out, "}");
-    }
-    if (!figure->counted) {
-        fprintf(out, ", \"calls\": null}");
-        return;
-    }
-    fprintf(out, ", \"calls\": %.4f, \"beside_per_turn\": %.4f, \"turns_per_round\": %.3f, \"reads_in_vain\": %.4f",
-            figure->calls, figure->beside, figure->turns, figure->spurious);
-    fprintf(out, ", \"by_name\": {");
-    bool first = true;
-    for (long number = 0; number < COUNT_NUMBERS; number++) {
-        const char *name = count_name(number);
-        if (figure->counts.calls[number] == 0)
-            continue;
-        fprintf(out, "%s", first ? "" : ", ");
-        if (name != NULL)
-            fprintf(out, "\"%s\"", name);
-        else
-            fprintf(out, "\"call-%ld\"", number);
-        fprintf(out, ": %.4f", (double)figure->counts.calls[number] / figure->counted_requests);
-        first = false;
-    }
-    fprintf(out, "}}");
-}
-
-void report_json(FILE *out, const struct plan *plan, const struct circumstances *circumstances)
-{
-    bool first = true;
-    fprintf(out, "{\"bench\": \"readiness\", \"date\": ");
-    json_string(out, circumstances->date);
-    fprintf(out, ", \"kernel\": ");
-    json_string(out, circumstances->kernel);
-    fprintf(out, ", \"processor\": ");
-    json_string(out, circumstances->processor);
-    fprintf(out, ", \"command\": ");
-    json_string(out, circumstances->command);
-    fprintf(out, ", \"mask\": ");
-    json_string(out, circumstances->mask);
-    fprintf(out, ", \"unit\": \"%s\", \"sides\": [\"%s\", \"%s\"], \"points\": [", BENCH_CLOCK_UNIT,
-            side_name(plan->sides[0]), side_name(plan->sides[1]));
-    for (unsigned i = 0; i < points_count; i++) {
-        const struct point *point = &points[i];
-        if (!point->done)
-            continue;
-        fprintf(out, "%s\n    {\"name\": \"%s\", \"program\": ", first ? "" : ",", point->name);
-        json_string(out, point->figures[0].program);
-        fprintf(out, ", \"connections\": %u, \"blocks\": %u", point->workload.connections, point->blocks);
-        json_ratio(out, "ratio", &point->ratio);
-        fprintf(out, ", \"whole_ratio\": %.5f", point->whole_ratio);
-        if (point->lanes == 4) {
-            json_ratio(out, "ratio_alone", &point->alone);
-            json_ratio(out, "idle_ratio_0", &point->idle[0]);
-            json_ratio(out, "idle_ratio_1", &point->idle[1]);
-        }
-        fprintf(out, ",\n     \"lanes\": [");
-        for (unsigned lane = 0; lane < point->lanes; lane++)
-            json_lane(out, point, lane, plan);
-        fprintf(out, "]}");
-        first = false;
-    }
-    fprintf(out, "\n]}\n");
-}
-
-void report_markdown(FILE *out, const struct plan *plan, const struct circumstances *circumstances)
-{
-    fprintf(out, "# Readiness, %s\n\n", circumstances->date);
-    fprintf(out, "- kernel: %s\n- processor: %s, %u CPUs, pinned to number %d\n", circumstances->kernel,
-            circumstances->processor, circumstances->cpus, plan->cpu);
-    fprintf(out, "- command: `%s`\n", circumstances->command);
-    for (unsigned side = 0; side < 2; side++) {
-        static const char *const environments[] = {
-            [SIDE_EPOLL] = "nothing preloaded",
-            [SIDE_RING] = "RINGPOLL=require RINGPOLL_PROFILE=readiness",
-            [SIDE_OFF] = "RINGPOLL=off",
-        };
-        fprintf(out, "- %s side %s: %s", side == 0 ? "first" : "second", side_name(plan->sides[side]),
-                environments[plan->sides[side]]);
-        if (plan->sides[side] != SIDE_EPOLL)
-            fprintf(out, ", %s, RINGPOLL_MASK %s", circumstances->shim, circumstances->mask);
-        fputc('\n', out);
-    }
-    fprintf(out, "- %u pairs of processes per point, %u blocks of %.0f ms each\n\n```\n", plan->pairs, plan->blocks,
-            plan->block_ms);
-    report_table(out, plan);
-    fprintf(out, "\n");
-    report_calls(out, plan);
-    if (plan->steps)
-        report_steps(out, plan);
-    fprintf(out, "```\n");
 }

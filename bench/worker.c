@@ -6,6 +6,11 @@
  *     clock runs      the program's loop turns until it has written N replies
  *     clock stands    the client takes N replies without waiting, and checks them
  *
+ * A reply that is not there although the program has written it (a batched send
+ * leaves with the next wait) costs the program another turn, one that does not
+ * wait, with the clock running; and so on until all are there. No reply ever
+ * leaves while the clock stands.
+ *
  * What a round yields is ticks / N, and what a block of rounds yields is their
  * median: a round that was interrupted does not move it. A churn round has the
  * client connect before, and see the end of the connection after; where the
@@ -39,6 +44,8 @@
 
 #define ORDER_LIMIT_S 60
 #define TRACED_ORDER_LIMIT_S 600
+/* More turns than it can take to bring a reply out. */
+#define FLUSHES_MAX 64
 
 enum edges { EDGES_CLOCK, EDGES_MARKS, EDGES_INSTRUCTIONS };
 
@@ -49,6 +56,7 @@ struct worker {
     enum edges edges; /* what is done where the clock starts and stops */
     int counter_fd;   /* instructions; -1 */
     uint64_t ticks;   /* of this round */
+    uint64_t flushes;
     char failure[128];
 };
 
@@ -65,24 +73,30 @@ static int fail(struct worker *worker, const char *what, int error)
 
 /* ------------------------------------------------------------------ rounds */
 
-/* The program, by the clock, until one of its counters has grown by `by`. */
+/* The program, by the clock, until one of its counters has reached the target, or,
+ * without a counter, for one turn that does not wait. */
+static int run(struct program *program, const uint64_t *counter, uint64_t target)
+{
+    return counter != NULL ? program_run(program, counter, target) : program_turn(program, false);
+}
+
 static int measured_run(struct worker *worker, const uint64_t *counter, uint64_t target)
 {
     int rc;
     switch (worker->edges) {
     case EDGES_MARKS:
         mark_begin();
-        rc = program_run(&worker->program, counter, target);
+        rc = run(&worker->program, counter, target);
         mark_end();
         break;
     case EDGES_INSTRUCTIONS:
         raw_call(SYS_ioctl, worker->counter_fd, PERF_EVENT_IOC_ENABLE, 0, 0, 0, 0);
-        rc = program_run(&worker->program, counter, target);
+        rc = run(&worker->program, counter, target);
         raw_call(SYS_ioctl, worker->counter_fd, PERF_EVENT_IOC_DISABLE, 0, 0, 0, 0);
         break;
     default: {
         uint64_t start = cycles_now();
-        rc = program_run(&worker->program, counter, target);
+        rc = run(&worker->program, counter, target);
         worker->ticks += cycles_now() - start;
         break;
     }
@@ -90,35 +104,65 @@ static int measured_run(struct worker *worker, const uint64_t *counter, uint64_t
     return rc == 0 ? 0 : fail(worker, "the program's loop failed", rc);
 }
 
+/* Has the client take all of something, with turns of the program in between. */
+static int take_all(struct worker *worker, int (*take_some)(struct client *), const char *missing)
+{
+    for (unsigned flushes = 0;; flushes++) {
+        int rc = take_some(&worker->client);
+        if (rc <= 0)
+            return rc;
+        if (flushes == FLUSHES_MAX)
+            return client_missing(&worker->client, missing);
+        if (measured_run(worker, NULL, 0) != 0)
+            return -1;
+        worker->flushes++;
+    }
+}
+
 static int round_of_echo(struct worker *worker)
 {
     struct program *program = &worker->program;
-    if (client_send_all(&worker->client) != 0)
+    struct client *client = &worker->client;
+    if (client_send_all(client) != 0)
         return -1;
-    uint64_t parts = (REQUEST_SIZE + program->read_size - 1) / program->read_size;
-    if (measured_run(worker, &program->replied, program->replied + parts * worker->client.connections) != 0)
+    uint64_t bytes = (uint64_t)client->active * client->message;
+    if (measured_run(worker, &program->received, program->received + bytes) != 0)
         return -1;
-    return client_take_all(&worker->client);
+    return take_all(worker, client_take, "a reply was not there when the clock stopped");
+}
+
+/* What does not fit into the kernel is sent when the program has read the rest. */
+static int round_of_bulk(struct worker *worker)
+{
+    struct program *program = &worker->program;
+    struct client *client = &worker->client;
+    client_begin(client);
+    while (!client_has_sent_all(client)) {
+        uint64_t target = program->received;
+        if (client_send_some(client, &target) != 0 || measured_run(worker, &program->received, target) != 0)
+            return -1;
+    }
+    return 0;
 }
 
 static int round_of_churn(struct worker *worker)
 {
     struct program *program = &worker->program;
     struct client *client = &worker->client;
+    uint64_t all_received = program->received + (uint64_t)client->connections * client->message;
     uint64_t all_closed = program->closed + client->connections;
     if (client_connect_all(client) != 0 || client_send_all(client) != 0)
         return -1;
     if (worker->workload.kind == BENCH_CHURN) {
         if (measured_run(worker, &program->closed, all_closed) != 0)
             return -1;
-        if (client_take_all(client) != 0 || client_prove_closed(client) != 0)
+        if (take_all(worker, client_take, "a reply was not there when the clock stopped") != 0)
             return -1;
-        client_close_all(client);
-        return 0;
+        return take_all(worker, client_see_closed, "a closed connection's end was not there when the clock stopped");
     }
-    if (measured_run(worker, &program->replied, program->replied + client->connections) != 0)
+    if (measured_run(worker, &program->received, all_received) != 0)
         return -1;
-    if (client_take_all(client) != 0)
+    if (take_all(worker, client_take, "a reply was not there when the clock stopped") != 0)
         return -1;
     client_close_all(client);
     return measured_run(worker, &program->closed, all_closed);
@@ -128,7 +172,9 @@ static int one_round(struct worker *worker)
 {
     uint64_t errors = worker->program.errors;
     worker->ticks = 0;
-    int rc = worker->workload.kind == BENCH_ECHO ? round_of_echo(worker) : round_of_churn(worker);
+    int rc = worker->workload.kind == BENCH_ECHO   ? round_of_echo(worker)
+             : worker->workload.kind == BENCH_BULK ? round_of_bulk(worker)
+                                                   : round_of_churn(worker);
     if (rc != 0)
         return fail(worker, worker->client.failure, 0);
     if (worker->program.errors != errors)
@@ -159,7 +205,7 @@ static int run_block(struct worker *worker, uint32_t rounds, struct answer *answ
     int rc = clocks != NULL && wholes != NULL && rounds > 0 ? 0 : fail(worker, "no memory for the rounds", -ENOMEM);
     for (uint32_t i = 0; rc == 0 && i < warm_up; i++)
         rc = one_round(worker);
-    uint64_t turns = worker->program.turns, spurious = worker->program.spurious;
+    uint64_t turns = worker->program.turns, spurious = worker->program.spurious, flushes = worker->flushes;
     for (uint32_t i = 0; rc == 0 && i < rounds; i++) {
         uint64_t start = cycles_now();
         rc = one_round(worker);
@@ -169,6 +215,7 @@ static int run_block(struct worker *worker, uint32_t rounds, struct answer *answ
     if (rc == 0) {
         answer->turns = worker->program.turns - turns;
         answer->spurious = worker->program.spurious - spurious;
+        answer->flushes = worker->flushes - flushes;
         answer->clock = median(clocks, rounds);
         answer->whole = median(wholes, rounds);
     }
@@ -182,7 +229,7 @@ static int run_counted(struct worker *worker, uint32_t rounds, struct answer *an
     int rc = 0;
     for (int i = 0; rc == 0 && i < 3; i++)
         rc = one_round(worker);
-    uint64_t turns = worker->program.turns, spurious = worker->program.spurious;
+    uint64_t turns = worker->program.turns, spurious = worker->program.spurious, flushes = worker->flushes;
     worker->edges = EDGES_MARKS;
     for (uint32_t i = 0; rc == 0 && i < rounds; i++)
         rc = one_round(worker);
@@ -190,6 +237,7 @@ static int run_counted(struct worker *worker, uint32_t rounds, struct answer *an
     mark_done();
     answer->turns = worker->program.turns - turns;
     answer->spurious = worker->program.spurious - spurious;
+    answer->flushes = worker->flushes - flushes;
     return rc;
 }
 
@@ -260,6 +308,24 @@ static int make_listener(struct worker *worker, struct hello *hello)
     return listener;
 }
 
+const struct program_ops *bench_program(uint32_t program)
+{
+    switch (program) {
+    case BENCH_LIBEVENT:
+        return program_libevent;
+    case BENCH_RAW:
+        return &program_raw;
+    case BENCH_FLOOR:
+        return &program_floor;
+    case BENCH_BUFFEREVENT:
+        return program_bufferevent;
+    case BENCH_LIBUV:
+        return program_libuv;
+    default:
+        return NULL;
+    }
+}
+
 static int start(struct worker *worker, struct hello *hello)
 {
     static sem_t never;
@@ -280,14 +346,14 @@ static int start(struct worker *worker, struct hello *hello)
             return fail(worker, "pthread_create", -rc);
         pthread_detach(thread);
     }
-    static const struct program_ops *const others[] = {[BENCH_RAW] = &program_raw, [BENCH_FLOOR] = &program_floor};
-    worker->program.ops = workload->program == BENCH_LIBEVENT ? program_libevent : others[workload->program];
+    worker->program.ops = bench_program(workload->program);
     if (worker->program.ops == NULL)
-        return fail(worker, "built without libevent", 0);
+        return fail(worker, "built without this program's library", 0);
     worker->program.read_size = workload->read_size > 0 ? workload->read_size : READ_SIZE;
-    if (worker->program.read_size > READ_SIZE)
+    if (worker->program.read_size > READ_SIZE_MAX)
         return fail(worker, "no program reads that much at once", 0);
     worker->program.close_after_reply = workload->kind == BENCH_CHURN;
+    worker->program.discard = workload->kind == BENCH_BULK;
     int listener = make_listener(worker, hello);
     if (listener < 0)
         return -1;
@@ -296,14 +362,14 @@ static int start(struct worker *worker, struct hello *hello)
         return fail(worker, "the program did not start", rc);
     snprintf(hello->program, sizeof hello->program, "%s", worker->program.ops->describe());
     if (client_init(&worker->client, (int)workload->family, &hello->address, hello->address_length,
-                    workload->connections) != 0)
+                    workload->connections, workload->message > 0 ? workload->message : REQUEST_SIZE) != 0)
         return fail(worker, worker->client.failure, 0);
     return 0;
 }
 
 static int connect_for_echo(struct worker *worker)
 {
-    if (worker->workload.kind != BENCH_ECHO)
+    if (worker->workload.kind != BENCH_ECHO && worker->workload.kind != BENCH_BULK)
         return 0;
     if (client_connect_all(&worker->client) != 0)
         return fail(worker, worker->client.failure, 0);
@@ -389,7 +455,7 @@ int idler_main(int control, int family, const struct sockaddr_storage *address, 
 {
     struct client client;
     char byte = 1;
-    if (client_init(&client, family, address, length, count) != 0 || client_connect_all(&client) != 0) {
+    if (client_init(&client, family, address, length, count, REQUEST_SIZE) != 0 || client_connect_all(&client) != 0) {
         fprintf(stderr, "ringpoll-bench: idle connections: %s\n", client.failure);
         return 1;
     }

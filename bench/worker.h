@@ -11,11 +11,23 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-enum bench_program { BENCH_LIBEVENT, BENCH_RAW, BENCH_FLOOR };
+enum bench_program {
+    BENCH_LIBEVENT, /* a plain event per connection */
+    BENCH_RAW,
+    BENCH_FLOOR,    /* written for polls on a ring */
+    BENCH_BUFFEREVENT,
+    BENCH_LIBUV,
+    BENCH_PROGRAMS,
+};
+struct program_ops;
+/* NULL: not built. */
+const struct program_ops *bench_program(uint32_t program);
+
 enum bench_kind {
     BENCH_ECHO,      /* a request, a reply, on connections that stay */
     BENCH_CHURN,     /* accept, a request, a reply, the program closes */
     BENCH_CHURN_EOF, /* accept, a request, a reply, the client closes, the program sees it and closes */
+    BENCH_BULK,      /* bytes that the program reads and discards */
 };
 
 /* What a worker does. The whole is the first message of the driver. */
@@ -25,6 +37,7 @@ struct workload {
     uint32_t kind;    /* enum bench_kind */
     uint32_t connections;
     uint32_t idle;    /* connections that a second process holds and never uses */
+    uint32_t message; /* bytes of a request; 0: REQUEST_SIZE */
     uint32_t threads; /* beside the measured one, asleep */
     uint32_t read_size; /* what the program asks of one read(); 0: as most do */
     int32_t cpu;      /* to be pinned to; -1: none */
@@ -54,6 +67,7 @@ struct answer {
     uint32_t rounds;
     uint64_t requests;  /* in all measured rounds */
     uint64_t turns;     /* of the program's loop in them */
+    uint64_t flushes;   /* those of them that only brought replies out */
     uint64_t spurious;  /* reads in vain */
     uint64_t elapsed_ns; /* of the whole order */
     double clock;       /* per request, median of the rounds: the program */

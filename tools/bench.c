@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * `ringpoll bench NAME ARGUMENTS`: becomes the bench driver, a program of its
+ * `ringpoll bench [NAME] ARGUMENTS`: becomes the bench driver, a program of its
  * own (it wants libevent, which nothing else here needs). It is told where this
  * installation's shim is, so that it measures that one.
  */
@@ -15,21 +15,21 @@
 
 static int print_help(void)
 {
-    fputs("Usage: ringpoll bench NAME [ARGUMENT]...\n"
-          "Measure ringpoll against epoll on this machine.\n\n"
-          "  readiness   cycles and system calls per request, epoll and ring side by side\n\n"
-          "'ringpoll bench NAME --help' tells what NAME takes. See ringpoll-bench(1).\n",
+    fputs("Usage: ringpoll bench [all|NAME] [OPTION]...\n"
+          "Measure ringpoll against epoll on this machine: cycles and system calls per\n"
+          "request, side by side.\n\n"
+          "  readiness    the ring polls, the program reads and writes\n"
+          "  completion   the ring receives and sends, too: by profile, program, number of\n"
+          "               connections and size of messages\n"
+          "  all          both (the default)\n\n"
+          "'ringpoll bench all --help' tells the options. See ringpoll-bench(1).\n",
           stdout);
     return finish_output();
 }
 
 int bench_main(int argc, char **argv)
 {
-    if (argc < 2) {
-        complain("'ringpoll bench' needs the name of a measurement, such as readiness (see 'ringpoll bench --help').");
-        return STATUS_USAGE;
-    }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
+    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0))
         return print_help();
     char driver[PATH_MAX];
     if (!find_bench_driver(driver, sizeof(driver)))

@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The bars of the project. They are printed, and do not change the exit status: a
+ * measured answer that one does not like is still an answer.
+ *
+ * Every "at least 1.0" carries 2 % for noise.
+ */
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "report.h"
+
+#define NOISE 0.98
+
+struct list {
+    struct bar *bars;
+    unsigned count;
+};
+
+__attribute__((format(printf, 5, 6))) static void judge(struct list *list, bool at_most, double value, double wanted,
+                                                        const char *text, ...)
+{
+    va_list arguments;
+    if (list->count == BARS_MAX)
+        return;
+    struct bar *bar = &list->bars[list->count++];
+    bar->verdict = (at_most ? value <= wanted : value >= wanted) ? VERDICT_HOLDS : VERDICT_FAILS;
+    bar->value = value;
+    bar->wanted = wanted;
+    va_start(arguments, text);
+    vsnprintf(bar->text, sizeof bar->text, text, arguments);
+    va_end(arguments);
+}
+
+/* -------------------------------------------------------------- readiness */
+
+struct spread {
+    unsigned count;
+    double worst, mean;
+};
+
+static struct spread ratios_of(enum group group, unsigned column, unsigned at_least)
+{
+    struct spread spread = {0, 0, 0};
+    for (unsigned i = 0; i < points_count; i++) {
+        const struct point *point = &points[i];
+        if (point->group != group || !point->done || point->workload.connections < at_least)
+            continue;
+        double value = point->ratios[column].value;
+        spread.mean = (spread.mean * spread.count + value) / (spread.count + 1);
+        spread.worst = value > spread.worst ? value : spread.worst;
+        spread.count++;
+    }
+    return spread;
+}
+
+static void readiness(struct list *list, const struct column *columns, unsigned column)
+{
+    char profile[32] = "";
+    double worst = 0;
+    if (columns[column].profile != PROFILE_READINESS)
+        snprintf(profile, sizeof profile, " (%s)", profile_name(columns[column].profile));
+    struct spread spread = ratios_of(GROUP_ECHO, column, 1);
+    if (spread.count > 0)
+        judge(list, true, spread.worst, 1.02, "echo: at most 1.02 of kernel epoll at every point%s", profile);
+    if (spread.count == 8)
+        judge(list, true, spread.mean, 0.97, "echo: 3 %% below it on the mean of all points%s", profile);
+    spread = ratios_of(GROUP_RAW, column, 8);
+    if (spread.count > 0)
+        judge(list, true, spread.worst, 0.99, "raw: 1 to 9 %% below at 8 connections and more%s", profile);
+    spread = ratios_of(GROUP_CHURN, column, 1);
+    if (spread.count > 0)
+        judge(list, true, spread.worst, 1.02, "churn: at most 1.02 of epoll's%s", profile);
+    for (unsigned i = 0; i < points_count; i++)
+        if (points[i].group == GROUP_IDLE && points[i].done && points[i].idle[column].value > worst)
+            worst = points[i].idle[column].value;
+    if (worst > 0)
+        judge(list, true, worst, 1.10, "idle: active connections within 10 %% of the same alone%s", profile);
+    worst = 0;
+    for (unsigned i = 0; i < points_count; i++) {
+        const struct point *point = &points[i];
+        if ((point->group == GROUP_ECHO || point->group == GROUP_RAW) && point->done &&
+            point->figures[column].counted && point->figures[column].beside > worst)
+            worst = point->figures[column].beside;
+    }
+    if (worst > 0)
+        judge(list, true, worst, 1.0, "one system call per turn beside the program's reads and writes%s", profile);
+}
+
+/* ------------------------------------------------------------- completion */
+
+static bool is_of(const struct point *point, enum bench_kind kind, uint32_t message, uint32_t connections)
+{
+    return point->done && group_bench(point->group) == BENCH_COMPLETION && point->workload.kind == kind &&
+           (message == 0 || point->workload.message == message) &&
+           (connections == 0 || point->workload.connections == connections);
+}
+
+/* How many times cheaper the worst such point is; 0: none was measured. */
+static double cheaper(unsigned column, bool (*wanted)(const struct point *point), const struct point **ret_worst)
+{
+    double worst = 0;
+    for (unsigned i = 0; i < points_count; i++) {
+        const struct point *point = &points[i];
+        if (!point->done || group_bench(point->group) != BENCH_COMPLETION || !wanted(point))
+            continue;
+        double value = 1 / point->ratios[column].value;
+        if (worst == 0 || value < worst) {
+            worst = value;
+            *ret_worst = point;
+        }
+    }
+    return worst;
+}
+
+static bool one_connection(const struct point *point)
+{
+    return is_of(point, BENCH_ECHO, 64, 1);
+}
+
+static bool large_messages(const struct point *point)
+{
+    return is_of(point, BENCH_ECHO, 0, 0) && point->workload.message > 64;
+}
+
+static bool bulk(const struct point *point)
+{
+    return is_of(point, BENCH_BULK, 0, 0);
+}
+
+static bool churn(const struct point *point)
+{
+    return is_of(point, BENCH_CHURN, 0, 0) || is_of(point, BENCH_CHURN_EOF, 0, 0);
+}
+
+static void completion(struct list *list, const struct column *columns, unsigned column)
+{
+    static const struct {
+        enum group group;
+        const char *name;
+        struct {
+            double safe, throughput;
+        } tcp, unix_;
+    } echoes[] = {
+        {GROUP_BUFFEREVENT, "bufferevent", {1.37, 1.56}, {1.68, 1.90}},
+        {GROUP_EVENT, "event", {1.0, 1.10}, {1.0, 1.13}},
+        {GROUP_LIBUV, "libuv", {1.08, 1.28}, {1.17, 1.32}},
+    };
+    enum profile profile = columns[column].profile;
+    const char *name = profile_name(profile);
+    const struct point *worst_point = NULL;
+    for (unsigned i = 0; i < points_count; i++) {
+        const struct point *point = &points[i];
+        bool tcp = point->workload.family == AF_INET;
+        if (!is_of(point, BENCH_ECHO, 64, 64) || profile == PROFILE_READINESS)
+            continue;
+        for (unsigned e = 0; e < sizeof echoes / sizeof echoes[0]; e++) {
+            if (point->group != echoes[e].group)
+                continue;
+            double safe = tcp ? echoes[e].tcp.safe : echoes[e].unix_.safe;
+            double throughput = tcp ? echoes[e].tcp.throughput : echoes[e].unix_.throughput;
+            double wanted = profile == PROFILE_SAFE ? safe : throughput;
+            judge(list, false, 1 / point->ratios[column].value, wanted > 1 ? wanted : NOISE,
+                  "%s: %s over %s, 64 B, 64 connections: at least %.2f", name, echoes[e].name,
+                  tcp ? "TCP" : "AF_UNIX", wanted);
+            if (profile == PROFILE_THROUGHPUT && point->figures[column].counted)
+                judge(list, true, point->figures[column].calls, 0.1,
+                      "%s: %s over %s, 64 connections: at most 0.1 calls per request", name, echoes[e].name,
+                      tcp ? "TCP" : "AF_UNIX");
+        }
+    }
+    static const struct {
+        bool (*wanted)(const struct point *point);
+        const char *text;
+    } nowhere_dearer[] = {{one_connection, "one connection"}, {large_messages, "1 to 64 KiB"}, {bulk, "one-way bulk"}};
+    for (unsigned i = 0; i < 3; i++) {
+        double worst = cheaper(column, nowhere_dearer[i].wanted, &worst_point);
+        if (worst > 0)
+            judge(list, false, worst, NOISE, "%s: %s: at least 1.0 (worst: %s)", name, nowhere_dearer[i].text,
+                  worst_point->name);
+    }
+    double worst = cheaper(column, churn, &worst_point);
+    if (worst > 0 && profile != PROFILE_READINESS)
+        judge(list, false, worst, profile == PROFILE_SAFE ? NOISE : 1.1, "%s: churn: at least %s (worst: %s)", name,
+              profile == PROFILE_SAFE ? "1.0" : "1.1", worst_point->name);
+}
+
+unsigned bars_find(enum bench bench, struct bar bars[BARS_MAX])
+{
+    struct list list = {bars, 0};
+    const struct point *any = NULL;
+    for (unsigned i = 0; i < points_count && any == NULL; i++)
+        if (points[i].done && group_bench(points[i].group) == bench && points[i].group != GROUP_FLOOR)
+            any = &points[i];
+    if (any == NULL || any->columns[0].side != SIDE_EPOLL)
+        return 0;
+    for (unsigned column = 1; column < any->width; column++) {
+        if (any->columns[column].side != SIDE_RING)
+            continue;
+        if (bench == BENCH_READINESS)
+            readiness(&list, any->columns, column);
+        else
+            completion(&list, any->columns, column);
+    }
+    return list.count;
+}
