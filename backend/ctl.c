@@ -274,9 +274,42 @@ static bool exclusive_is_wrong(int op, const struct epoll_event *event)
            (op == EPOLL_CTL_MOD || (event->events & ~allowed));
 }
 
+/* What libraries do once or twice per request: MOD, by the owner, of an adopted
+ * level-triggered fd, to hear of OUT or not to. Nothing that is armed has to change:
+ * the next wait looks. False: the long way. */
+static inline bool mod_as_usual(struct rp_set *set, int fd, const struct epoll_event *event)
+{
+    const uint32_t usual = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLERR | EPOLLHUP;
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry || (event->events & ~usual) || !(event->events & EPOLLIN))
+        return false;
+    bool done = false;
+    rp_set_lock(set);
+    struct rp_watch *watch = entry->watches;
+    if (watch && watch->set == set && !watch->next_of_fd && !watch->deleted && !watch->disabled && !watch->dirty &&
+        !watch->blocked && !watch->op && !(watch->events & ~usual) && watch->home == RP_HOME_RING && watch->stream &&
+        watch->stream->state == RP_STREAM_ARMED && !set->owner_inside &&
+        rp_set_engine(set) == RINGPOLL_ENGINE_RING) {
+        watch->events = event->events;
+        watch->data = event->data;
+        watch->mask = ~0u;
+        watch->certain_in = set->wait_serial - 1;
+        if ((event->events & EPOLLOUT) || watch->stream->head)
+            rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+        else
+            rp_watch_to_idle(set, watch);
+        done = true;
+    }
+    rp_set_unlock(set);
+    return done;
+}
+
 int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_set *set = rp_set_of(epfd);
+    if (op == EPOLL_CTL_MOD && set && set->streams && (uintptr_t)event >= 4096 && rp_set_is_mine(set) &&
+        !rp_self.locks_held && mod_as_usual(set, fd, event))
+        return 0;
     struct rp_set *target = rp_set_of(fd);
     /* A set that is watched lives in its identity, before the kernel looks for
      * loops in it. Not for a call that is bound to fail. */

@@ -507,7 +507,7 @@ long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
     if (!stream || count <= 0 || rp_self.locks_held)
         return RINGPOLL_PASS;
     if (!(__atomic_load_n(&stream->set, __ATOMIC_RELAXED)->flags & RINGPOLL_BATCH)) {
-        int error = ringpoll_try_error(fd);
+        int error = __atomic_load_n(&stream->error, __ATOMIC_RELAXED) ? ringpoll_try_error(fd) : 0;
         return error ? -error : RINGPOLL_PASS;
     }
     stream = rp_stream_lock(fd);

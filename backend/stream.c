@@ -932,9 +932,10 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
 }
 
 /* What makes up a busy server's life: the owner reads the one buffer that came, or
- * finds that there is none. Locked. False: receive() shall see to it. */
+ * finds that there is none. `buffer` is the first of the places, `wanted` the sum of
+ * them. Locked. False: receive() shall see to it. */
 static inline bool receive_as_usual(struct rp_set *set, struct rp_stream *stream, void *buffer, size_t length,
-                                    int flags, long *ret_result)
+                                    size_t wanted, int flags, long *ret_result)
 {
     struct rp_ring *ring = &set->ring;
     if (stream->state != RP_STREAM_ARMED || set->owner_inside || stream->error)
@@ -954,41 +955,58 @@ static inline bool receive_as_usual(struct rp_set *set, struct rp_stream *stream
     if (segment->control)
         return false;
     if (length < segment->length) {
+        if (wanted != length)
+            return false;
         memcpy(buffer, bytes, length);
         segment->at += (uint32_t)length;
         segment->length -= (uint32_t)length;
         stream->bytes -= (uint32_t)length;
         *ret_result = (long)length;
     } else {
-        if (segment->next || (length > segment->length && (rp_ring_wants_enter(ring) || rp_ring_peek(ring))))
+        if (wanted > segment->length && (segment->next || rp_ring_wants_enter(ring) || rp_ring_peek(ring)))
             return false;
         memcpy(buffer, bytes, segment->length);
         *ret_result = (long)segment->length;
-        stream->head = stream->tail = 0;
-        stream->bytes = 0;
+        stream->head = segment->next;
+        stream->bytes -= segment->length;
         rp_buffers_recycle(&set->buffers, stream->pool, number);
-        note_drained(set, stream);
+        if (!stream->head) {
+            stream->tail = 0;
+            note_drained(set, stream);
+        }
     }
     set->stats.calls_saved++;
     return true;
 }
 
+static inline bool receive_quickly(struct rp_fd *entry, struct rp_stream *stream, void *buffer, size_t length,
+                                   size_t wanted, int flags, long *ret_result)
+{
+    struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
+    if ((flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) || length == 0 || rp_self.locks_held || !rp_set_is_mine(set))
+        return false;
+    rp_set_lock(set);
+    bool done = entry->stream == stream && stream->set == set &&
+                receive_as_usual(set, stream, buffer, length, wanted, flags, ret_result);
+    rp_set_unlock(set);
+    return done;
+}
+
+static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
+{
+    *ret_entry = rp_fd_peek(fd);
+    return *ret_entry ? __atomic_load_n(&(*ret_entry)->stream, __ATOMIC_ACQUIRE) : NULL;
+}
+
 long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags)
 {
-    struct rp_fd *entry = rp_fd_peek(fd);
-    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE) : NULL;
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    long result;
     if (!stream)
         return RINGPOLL_PASS;
-    struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
-    if ((flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) == 0 && length > 0 && !rp_self.locks_held && rp_set_is_mine(set)) {
-        long result;
-        rp_set_lock(set);
-        bool done = entry->stream == stream && stream->set == set &&
-                    receive_as_usual(set, stream, buffer, length, flags, &result);
-        rp_set_unlock(set);
-        if (done)
-            return result;
-    }
+    if (receive_quickly(entry, stream, buffer, length, length, flags, &result))
+        return result;
     struct iovec iov = {.iov_base = buffer, .iov_len = length};
     return receive(fd, &iov, 1, length, flags, NULL);
 }
@@ -1006,10 +1024,14 @@ static long room_of(const struct iovec *iov, size_t count)
 
 long ringpoll_try_readv(int fd, const struct iovec *iov, int count)
 {
-    struct rp_fd *entry = rp_fd_peek(fd);
-    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || count <= 0 || count > 1024)
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    long result;
+    if (!stream || count <= 0 || count > 1024)
         return RINGPOLL_PASS;
     long wanted = room_of(iov, (size_t)count);
+    if (wanted > 0 && receive_quickly(entry, stream, iov->iov_base, iov->iov_len, (size_t)wanted, 0, &result))
+        return result;
     return wanted < 0 ? wanted : receive(fd, iov, (size_t)count, (size_t)wanted, 0, NULL);
 }
 
@@ -1032,6 +1054,13 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
         return 0;
     struct rp_set *set = stream->set;
     bool mine = rp_set_is_mine(set) && !set->owner_inside && set->ring.fd >= 0;
+    if (mine && stream->state == RP_STREAM_ARMED && in_flight(set, stream) && !rp_ring_wants_enter(&set->ring) &&
+        !rp_ring_peek(&set->ring)) {
+        *ret_bytes = (int)stream->bytes;
+        set->stats.calls_saved++;
+        rp_set_unlock(set);
+        return 2;
+    }
     if (!mine) {
         rp_stream_end_receive(set, stream);
     } else if (stream->state == RP_STREAM_ARMED && (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring))) {

@@ -214,7 +214,18 @@ EXPORT ssize_t readv(int fd, const struct iovec *iov, int count)
     if (rp_shim.adopts && rp_shim_watching() && answered(ringpoll_try_readv(fd, iov, count), &result))
         return result;
     before_real_read(fd);
-    result = rp_real.readv(fd, iov, count);
+    if (count > 0 && count <= 1024 && rp_shim_watching() && rp_shim.short_cut && ringpoll_fd_is_stream_on_ring(fd)) {
+        struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+        if (count == 1 && iov->iov_len > 0)
+            result = rp_real.recv(fd, iov->iov_base, iov->iov_len, 0);
+        else if (length_of(iov, (size_t)count) > 0)
+            result = rp_real.recvmsg(fd, &message, 0);
+        else
+            result = rp_real.readv(fd, iov, count);
+        if (UNLIKELY(result < 0) && errno == ENOTSOCK)
+            result = rp_real.readv(fd, iov, count);
+    } else
+        result = rp_real.readv(fd, iov, count);
     rp_shim_after_readv(fd, iov, count, result);
     return result;
 }
@@ -422,7 +433,17 @@ EXPORT ssize_t writev(int fd, const struct iovec *iov, int count)
     ssize_t taken;
     if (count > 0 && count <= 1024 && answers_sendv(fd, iov, count, 0, &taken))
         return taken;
-    ssize_t result = rp_real.writev(fd, iov, count);
+    ssize_t result;
+    if (count > 0 && count <= 1024 && rp_shim_watching() && rp_shim.short_cut && ringpoll_fd_is_stream_on_ring(fd)) {
+        struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+        if (count == 1 && iov->iov_len > 0)
+            result = rp_real.send(fd, iov->iov_base, iov->iov_len, 0);
+        else
+            result = rp_real.sendmsg(fd, &message, 0);
+        if (LIKELY(result >= 0) || errno != ENOTSOCK)
+            return wrote(fd, UNLIKELY(rp_shim.batches) && result >= 0 ? length_of(iov, (size_t)count) : 0, result);
+    }
+    result = rp_real.writev(fd, iov, count);
     return wrote(fd, UNLIKELY(rp_shim.batches) && result >= 0 ? length_of(iov, (size_t)count) : 0, result);
 }
 
