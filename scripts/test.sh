@@ -10,12 +10,13 @@
 #   build/tsan      thread sanitizer: unit
 #   build/no-uring  --with-uring=no: conformance
 #   build/clang     compiles with clang, where there is one
+#   build/cross-*   compiles for aarch64 and for 32-bit x86, where there are compilers
 #   build/dist      make distcheck; the tarball against the list of files in git;
 #                   make install, a program that is built by pkg-config against
 #                   what was installed, make uninstall
 #   and that all this leaves nothing behind in the sources
 #
-#   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang dist
+#   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang cross dist
 #
 # The last line is "N passed, N failed, N skipped". Exit 0 when nothing failed
 # and something ran. RINGPOLL_DIFFERENTIAL_OPS overrides the length of the
@@ -24,11 +25,11 @@ set -u
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 exec < /dev/null
 
-stages=${*:-plain asan tsan no-uring clang dist}
+stages=${*:-plain asan tsan no-uring clang cross dist}
 for stage in $stages; do
     case $stage in
-        plain | asan | tsan | no-uring | clang | dist) ;;
-        *) die "no stage is called '$stage': plain asan tsan no-uring clang dist" ;;
+        plain | asan | tsan | no-uring | clang | cross | dist) ;;
+        *) die "no stage is called '$stage': plain asan tsan no-uring clang cross dist" ;;
     esac
 done
 wanted() { [[ " $stages " == *" $1 "* ]]; }
@@ -131,6 +132,21 @@ if wanted clang; then
     else
         count failed "it compiles with clang"
     fi
+fi
+if wanted cross; then
+    # The first has the system call instruction written out as x86-64 has, the
+    # second stands for all machines that have not, and for 32 bits.
+    for machine in aarch64 i686; do
+        say "cross: $machine"
+        if ! have "$machine-linux-gnu-gcc"; then
+            count skipped "there is no $machine-linux-gnu-gcc"
+        elif configure_tree "$work/cross-$machine" "--host=$machine-linux-gnu" --disable-tests --enable-werror \
+            --with-libevent=no --with-libuv=no && make_tree "$work/cross-$machine" all; then
+            count ok "it compiles for $machine"
+        else
+            count failed "it compiles for $machine"
+        fi
+    done
 fi
 
 # ------------------------------------------------- the tarball, the installation
