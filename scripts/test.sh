@@ -13,7 +13,7 @@
 #   build/cross-*   compiles for aarch64 and for 32-bit x86, where there are compilers
 #   build/dist      make distcheck; the tarball against the list of files in git;
 #                   make install, a program that is built by pkg-config against
-#                   what was installed, make uninstall
+#                   what was installed, make uninstall; what configure refuses
 #   and that all this leaves nothing behind in the sources
 #
 #   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang cross dist
@@ -216,6 +216,29 @@ assert poll.poll(5) == [(reader, select.EPOLLIN)]
 '
 }
 
+# What cannot be had is refused where somebody asked for it, by one sentence that
+# names the option, and is done without where nobody did.
+refuses() { # OPTION WORD [VARIABLE=VALUE…]
+    local tree=$work/refused option=$1 word=$2
+    shift 2
+    rm -rf "$tree"
+    mkdir -p "$tree"
+    if (cd "$tree" && env "$@" "$top/configure" -q --disable-tests "$option") > "$tree/out" 2>&1; then
+        echo "configure takes $option"
+        return 1
+    fi
+    [ "$(grep -c '^configure: error: ' "$tree/out")" -eq 1 ] && grep -qF -- "${option%%=*}" "$tree/out" &&
+        grep -qF -- "$word" "$tree/out" || { cat "$tree/out"; return 1; }
+}
+
+configures_without_packages() {
+    local tree=$work/refused
+    rm -rf "$tree"
+    mkdir -p "$tree"
+    (cd "$tree" && PKG_CONFIG_LIBDIR=/nonexistent "$top/configure" -q --disable-tests) > "$tree/out" 2>&1 &&
+        grep -qE '^ +libevent +no$' "$tree/out" && grep -qE '^ +libuv +no$' "$tree/out" || { cat "$tree/out"; return 1; }
+}
+
 nothing_is_left() { # PREFIX
     local left
     left=$(find "$1" ! -type d)
@@ -243,6 +266,16 @@ if wanted dist; then
         try "make uninstall" make_tree "$tree" uninstall
         try "make uninstall leaves nothing" nothing_is_left "$prefix"
     fi
+    try "configure does without what is not there" configures_without_packages
+    for package in libevent libuv; do
+        try "--with-$package=yes fails without it" refuses "--with-$package=yes" "does not find" PKG_CONFIG_LIBDIR=/nonexistent
+        try "--with-$package=perhaps is refused" refuses "--with-$package=perhaps" '"perhaps"'
+    done
+    try "--with-uring=yes fails where there can be none" refuses --with-uring=yes "cannot have io_uring" CPPFLAGS=-D__alpha__
+    try "--with-uring=perhaps is refused" refuses --with-uring=perhaps '"perhaps"'
+    try "--enable-sanitize=bogus is refused" refuses --enable-sanitize=bogus '"bogus"'
+    try "--enable-sanitize=address,thread is refused" refuses --enable-sanitize=address,thread '"address,thread"'
+    rm -rf "$work/refused"
 fi
 if in_git; then
     litter=$(comm -13 <(echo "$untracked_before") <(untracked))
