@@ -14,20 +14,20 @@ void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set)
 {
     sum->sets_made++;
     sum->rings_made += set->stats.rings_made;
-    sum->waits += set->stats.waits;
-    sum->events += set->stats.events;
-    sum->enters += set->stats.enters + set->ring.enters;
-    sum->rechecks += set->stats.rechecks;
-    sum->rechecked_fds += set->stats.rechecked_fds;
-    sum->kernel_waits += set->stats.kernel_waits;
+    sum->waits += RP_READ_ONCE(set->stats.waits);
+    sum->events += RP_READ_ONCE(set->stats.events);
+    sum->enters += set->stats.enters + RP_READ_ONCE(set->ring.enters);
+    sum->rechecks += RP_READ_ONCE(set->stats.rechecks);
+    sum->rechecked_fds += RP_READ_ONCE(set->stats.rechecked_fds);
+    sum->kernel_waits += RP_READ_ONCE(set->stats.kernel_waits);
     sum->kernel_ctls += set->stats.kernel_ctls;
-    sum->sqes += set->stats.sqes + set->ring.sqes_submitted;
+    sum->sqes += set->stats.sqes + RP_READ_ONCE(set->ring.sqes_submitted);
     sum->cqes += set->stats.cqes + set->ring.cqes_reaped;
     sum->cancels_on_close += set->stats.cancels_on_close;
     sum->handovers += set->stats.handovers;
     sum->stale_cqes += set->stats.stale_cqes + set->ops.stale;
     sum->rearms += set->stats.rearms;
-    sum->cq_overflows += set->stats.cq_overflows + set->ring.overflows;
+    sum->cq_overflows += set->stats.cq_overflows + RP_READ_ONCE(set->ring.overflows);
     sum->demotions += set->stats.demotions;
     sum->ops_in_flight += rp_op_busy(&set->ops);
     sum->polls_armed += set->ops.count[RP_OP_QUEUED] + set->ops.count[RP_OP_INFLIGHT];

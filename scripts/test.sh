@@ -7,7 +7,7 @@
 #                   command, real programs), then a million differential
 #                   operations on the library and as many on the shim
 #   build/asan      address and undefined-behaviour sanitizers: unit, conformance
-#   build/tsan      thread sanitizer: unit
+#   build/tsan      thread sanitizer: unit, conformance
 #   build/no-uring  --with-uring=no: conformance
 #   build/clang     compiles with clang, where there is one
 #   build/cross-*   compiles for aarch64 and for 32-bit x86, where there are compilers
@@ -113,9 +113,7 @@ if wanted asan; then
 fi
 if wanted tsan; then
     export TSAN_OPTIONS=halt_on_error=0:second_deadlock_stack=1
-    # Conformance under it waits until the looks that are taken without a lock, on
-    # purpose, are told apart from races.
-    check_tree tsan 'check-rooms ROOMS=unit' --disable-static --enable-sanitize=thread 'CFLAGS=-O1 -g' 'CXXFLAGS=-O0 -g1'
+    check_tree tsan check-rooms --disable-static --enable-sanitize=thread 'CFLAGS=-O1 -g' 'CXXFLAGS=-O0 -g1'
 fi
 unset ASAN_OPTIONS UBSAN_OPTIONS TSAN_OPTIONS
 if wanted no-uring; then

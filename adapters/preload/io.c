@@ -86,7 +86,7 @@ void rp_shim_after_recvmsg(int fd, const struct msghdr *message, int flags, long
 
 static inline bool by_socket_call(int fd, size_t length)
 {
-    return length > 0 && rp_shim_watching() && rp_shim.short_cut && ringpoll_fd_is_stream_on_ring(fd);
+    return length > 0 && rp_shim_watching() && RP_SHIM_IS(short_cut) && ringpoll_fd_is_stream_on_ring(fd);
 }
 
 EXPORT ssize_t read(int fd, void *buffer, size_t length)

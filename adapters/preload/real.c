@@ -340,14 +340,14 @@ void rp_shim_start(void)
     resolve();
     const char *word = secure_getenv("RINGPOLL");
     bool off = word && strcmp(word, "off") == 0;
-    rp_shim.require = word && strcmp(word, "require") == 0;
+    RP_SHIM_SET(require, word && strcmp(word, "require") == 0);
     rp_report_start();
     /* Without the handlers a child would take its parent's sets for its own. */
     if (pthread_atfork(fork_prepare, fork_parent, fork_child))
         off = true;
-    rp_shim.short_cut = RAW(SYS_prctl, PR_GET_SECCOMP, 0, 0, 0, 0) == 0;
+    RP_SHIM_SET(short_cut, RAW(SYS_prctl, PR_GET_SECCOMP, 0, 0, 0, 0) == 0);
     if (!off)
-        rp_shim.can_cancel = rp_shim_wait_start();
+        RP_SHIM_SET(can_cancel, rp_shim_wait_start());
     __atomic_store_n(&rp_shim.on, !off, __ATOMIC_RELEASE);
     __atomic_store_n(&rp_shim.ready, true, __ATOMIC_RELEASE);
     __atomic_store_n(&state, START_DONE, __ATOMIC_RELEASE);

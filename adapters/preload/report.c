@@ -97,7 +97,7 @@ static void add_error(struct text *text, int error)
 static const char *knob(void)
 {
     struct ringpoll_probe probe = {.size = sizeof probe};
-    if (rp_shim.restricted || ringpoll_get_probe(&probe) < 0)
+    if (RP_SHIM_IS(restricted) || ringpoll_get_probe(&probe) < 0)
         return NULL;
     if (probe.error == 0 && probe.masked)
         return ringpoll_knob_text(RINGPOLL_KNOB_MASK);
@@ -137,7 +137,7 @@ void rp_report_start(void)
 
 void rp_report_forked(void)
 {
-    rp_shim.made_epoll = false;
+    RP_SHIM_SET(made_epoll, false);
     __atomic_store_n(&written, 0, __ATOMIC_RELAXED);
 }
 
@@ -173,7 +173,7 @@ static void compose(struct text *text)
     line(text, "program", program[0] ? program : "unknown");
 
     struct ringpoll_stats stats = {.size = sizeof stats};
-    if (!rp_shim.on) {
+    if (!RP_SHIM_IS(on)) {
         line(text, "engine", ringpoll_engine_text(RINGPOLL_ENGINE_KERNEL));
         line(text, "reason", "RINGPOLL=off");
         return;
@@ -221,7 +221,7 @@ static void compose(struct text *text)
 
 void rp_report_write(void)
 {
-    if ((target < 0 && !path[0]) || !rp_shim.made_epoll || __atomic_exchange_n(&written, 1, __ATOMIC_RELAXED))
+    if ((target < 0 && !path[0]) || !RP_SHIM_IS(made_epoll) || __atomic_exchange_n(&written, 1, __ATOMIC_RELAXED))
         return;
     struct text text;
     text.length = 0;
