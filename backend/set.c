@@ -109,8 +109,7 @@ void rp_set_free(struct rp_set *set)
     rp_stats_add(&rp_stats_retired, set);
     rp_stats_retired.polls_armed = rp_stats_retired.ops_in_flight = 0;
     if (rp_newest_set == set) {
-        rp_stats_retired.engine = set->engine;
-        rp_stats_retired.reason = set->reason;
+        rp_stats_retired.engine = rp_stats_engine(set, &rp_stats_retired.reason);
         rp_stats_retired.error = set->error;
         rp_newest_set = NULL;
     }

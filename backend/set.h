@@ -148,6 +148,9 @@ void rp_set_ask_owner(struct rp_set *set);
  * that this ring is of no use any more. Owner thread. */
 int rp_set_enter_and_reap(struct rp_set *set);
 /* stats.c */
+/* As the stats tell it: a set that has waited without anything for a ring in it is
+ * on kernel epoll so far. */
+uint32_t rp_stats_engine(const struct rp_set *set, uint32_t *ret_reason);
 void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set);
 
 /* kernel epoll for this watch from now on; owner thread, or no owner; locked. */

@@ -10,8 +10,24 @@
 struct ringpoll_stats rp_stats_retired;
 struct rp_lock rp_retired_lock;
 
+uint32_t rp_stats_engine(const struct rp_set *set, uint32_t *ret_reason)
+{
+    if (set->engine == RINGPOLL_ENGINE_NEW && RP_READ_ONCE(set->stats.waits) > 0) {
+        *ret_reason = RINGPOLL_REASON_UNFIT; /* there was nothing in it for a ring */
+        return RINGPOLL_ENGINE_KERNEL;
+    }
+    *ret_reason = set->reason;
+    return set->engine;
+}
+
 void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set)
 {
+    uint32_t reason;
+    /* (A closed set whose owner has yet to end its ring has no reason.) */
+    if (rp_stats_engine(set, &reason) == RINGPOLL_ENGINE_KERNEL && reason != RINGPOLL_REASON_NONE) {
+        sum->kernel_sets[0]++;
+        sum->kernel_sets[reason]++;
+    }
     sum->sets_made++;
     sum->rings_made += set->stats.rings_made;
     sum->waits += RP_READ_ONCE(set->stats.waits);
@@ -35,6 +51,7 @@ void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set)
 
 int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
 {
+    _Static_assert(RINGPOLL_REASON_SHARED < RINGPOLL_REASON_SLOTS, "each reason has its slot");
     struct ringpoll_stats sum = {.size = sizeof sum};
     uint32_t size = stats->size;
     if (size < 16 || size > sizeof sum)
@@ -47,8 +64,7 @@ int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
             return rp_sys_fcntl(epfd, 1 /* F_GETFD */, 0) < 0 ? -EBADF : -EINVAL;
         rp_set_lock(set);
         rp_stats_add(&sum, set);
-        sum.engine = set->engine;
-        sum.reason = set->reason;
+        sum.engine = rp_stats_engine(set, &sum.reason);
         sum.error = set->error;
         sum.sets = 1;
         sum.rings = set->ring.fd >= 0;
@@ -61,8 +77,7 @@ int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
         rp_lock(&rp_retired_lock);
         sum = rp_stats_retired;
         if (rp_newest_set) {
-            sum.engine = rp_newest_set->engine;
-            sum.reason = rp_newest_set->reason;
+            sum.engine = rp_stats_engine(rp_newest_set, &sum.reason);
             sum.error = rp_newest_set->error;
         }
         rp_unlock(&rp_retired_lock);

@@ -208,9 +208,7 @@ void rp_shim_before_sendmsg(const struct msghdr *message)
         for (size_t i = 0; i < count; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(at) + i * sizeof fd, sizeof fd);
-            if (ringpoll_fd_is_set(fd))
-                ringpoll_demote(fd);
-            ringpoll_fd_shared(fd);
+            ringpoll_fd_shared(fd); /* a set moves to its identity, all of it */
         }
     }
 }

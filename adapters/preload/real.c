@@ -323,11 +323,11 @@ static void fork_parent(void)
 }
 static void fork_child(void)
 {
+    if (rp_shim_active()) {
+        ringpoll_fork_child();
+        rp_shim_wait_forked();
+    }
     rp_report_forked();
-    if (!rp_shim_active())
-        return;
-    ringpoll_fork_child();
-    rp_shim_wait_forked();
 }
 
 void rp_shim_start(void)

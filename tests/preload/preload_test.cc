@@ -412,6 +412,37 @@ TEST(Stats, AreOneReportPerProcessAndAppended)
     EXPECT_EQ(pids.size(), 6u);
 }
 
+/* A program that cannot be accelerated runs, and the report says why. */
+TEST(Stats, SayWhySetsAreOnKernelEpoll)
+{
+    struct {
+        const char *scenario, *mask, *key;
+        bool needs_ring;
+    } const cases[] = {
+        {"CloseSendsFin", "no-uring", "kernel_sets_no_ring", false},
+        {"CloseSendsFin", "as-5.19", "kernel_sets_old_kernel", true},
+        {"ASetCanBePolled", "", "kernel_sets_nested", true},
+        {"AForkedChildUsesTheInheritedSet", "", "kernel_sets_fork", true},
+        {"AFilterThatRefusesTheRing", "", "kernel_sets_restricted", true},
+        {"APassedSetWorksInTheOtherProcess", "", "kernel_sets_shared", true},
+        {"TwoThreadsWaitOnOneSet", "", "kernel_sets_waiters", true},
+    };
+    for (const auto &c : cases) {
+        if (c.needs_ring && !kernel_has_io_uring())
+            continue;
+        Scratch scratch;
+        Outcome outcome = run_scenario(
+            c.scenario, shim_environment({{"RINGPOLL_MASK", c.mask}, {"RINGPOLL_STATS", scratch.file("stats")}}));
+        EXPECT_EQ(outcome.status, 0) << c.scenario << ": " << outcome.err;
+        long sets = 0;
+        for (const Report &report : reports_in(contents(scratch.file("stats")))) {
+            sets += std::max(number(report, c.key), 0L);
+            EXPECT_GE(number(report, "kernel_sets"), number(report, c.key));
+        }
+        EXPECT_GT(sets, 0) << c.scenario << " has no " << c.key << ":\n" << contents(scratch.file("stats"));
+    }
+}
+
 TEST(Stats, GoToStandardErrorOrANumberWhenToldSo)
 {
     for (const char *where : {"stderr", "2"}) {

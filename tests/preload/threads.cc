@@ -240,6 +240,31 @@ SCENARIO(AnotherThreadsCloseSendsFinAtOnce)
     SAME(waiter.result, 1);
 }
 
+SCENARIO(TwoThreadsWaitOnOneSet)
+{
+    int fds[2];
+    socket_pair(fds);
+    int epfd = epoll_of(fds[0], EPOLLIN);
+    warm_up(epfd);
+    Waiter waiters[2];
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i++) {
+        waiters[i].epfd = epfd;
+        SAME(pthread_create(&threads[i], nullptr, waits, &waiters[i]), 0);
+        wait_until_asleep(waiters[i]);
+    }
+    /* Nobody reads it, so both see it. */
+    SAME(write(fds[1], "x", 1), 1);
+    for (int i = 0; i < 2; i++) {
+        SAME(pthread_join(threads[i], nullptr), 0);
+        SAME(waiters[i].result, 1);
+    }
+    char byte;
+    SAME(read(fds[0], &byte, 1), 1);
+    close(fds[0]);
+    must_have_fin(fds[1]);
+}
+
 /* ----------------------------------------------------------------- signals */
 
 static int handler_epfd, handler_pair[2], handler_extra = -1;
