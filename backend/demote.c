@@ -170,11 +170,14 @@ static void move_all(struct rp_set *set, uint32_t reason)
 {
     /* What an edge-triggered watch of the hidden instance has reported only the
      * kernel knows: those stay there, and that instance is nested in the identity
-     * (unless the identity shall serve another process). */
+     * (unless the identity shall serve another process, or there was no report). */
     bool may_stay = reason != RINGPOLL_REASON_SHARED && reason != RINGPOLL_REASON_FORK && !set->identity_foreign;
+    bool nest = set->ghosts;
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_NEW && RP_READ_ONCE(set->stats.events) == 0)
+        may_stay = false;
     for (struct rp_watch *watch = set->watches; watch && may_stay; watch = watch->next_of_set)
         if (watch->home == RP_HOME_KERNEL && !watch->deleted && (watch->events & EPOLLET))
-            watch->stays = set->ghosts = true;
+            watch->stays = nest = true;
 
     struct epoll_event spent[64];
     bool quiet = ring_is_quiet(set);
@@ -208,7 +211,7 @@ static void move_all(struct rp_set *set, uint32_t reason)
         }
         if (watch->home == RP_HOME_KERNEL && (watch->events & EPOLLONESHOT) && hidden_disabled(set, watch))
             watch->disabled = true;
-        if (set->ghosts && watch->home == RP_HOME_KERNEL)
+        if (nest && watch->home == RP_HOME_KERNEL)
             rp_sys_epoll_ctl(set->hidden, EPOLL_CTL_DEL, watch->fd, NULL);
         if (watch->disabled) {
             RP_COUNT(set->leftovers, 1);
@@ -219,11 +222,34 @@ static void move_all(struct rp_set *set, uint32_t reason)
     }
     /* Registrations whose number is closed can be moved by nobody. They stay in
      * the hidden instance, and that is nested in the identity. */
-    if (set->ghosts && set->hidden >= 0) {
+    if (nest && set->hidden >= 0) {
         struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = set}};
         bool nested = rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_ADD, set->hidden, &event) == 0;
         RP_WRITE_ONCE(set->hidden_nested, nested);
     }
+}
+
+void rp_set_unnest(struct rp_set *set)
+{
+    if (!set->hidden_nested || set->identity_foreign)
+        return;
+    for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
+        next = watch->next_of_set;
+        if (!watch->stays || watch->deleted)
+            continue;
+        watch->stays = false;
+        watch->disabled = (watch->events & EPOLLONESHOT) && hidden_disabled(set, watch);
+        rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, watch->fd, NULL);
+        if (watch->disabled)
+            continue;
+        add_to_identity(set, watch);
+        RP_WRITE_ONCE(set->leftovers, set->leftovers - 1);
+        if (!set->zombie)
+            rp_set_forget_watch(set, watch);
+    }
+    /* Its fd stays: another thread's wait may be about to look into it. */
+    if (!set->ghosts)
+        rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_DEL, set->hidden, NULL);
 }
 
 void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
@@ -318,8 +344,9 @@ void rp_set_after_fork(struct rp_set *set)
     set->waiters = 0;
     set->serviced = 0;
     RP_WRITE_ONCE(set->owner, 0);
+    set->identity_foreign = true;
     if (engine != RINGPOLL_ENGINE_KERNEL)
-        set->inherited = set->identity_foreign = true;
+        set->inherited = true;
     else
         rp_set_close_hidden(set);
 }

@@ -61,6 +61,7 @@ void ringpoll_fd_shared(int fd)
         rp_process_check();
         rp_set_lock(set);
         rp_set_demote(set, RINGPOLL_REASON_SHARED, 0);
+        rp_set_unnest(set);
         rp_set_unlock(set);
         return;
     }
@@ -327,9 +328,10 @@ void ringpoll_exec_prepare(void)
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {
         rp_lock(&set->lock);
-        if (set->in_use && set->identity >= 0 && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL &&
-            (rp_sys_fcntl(set->identity, 1 /* F_GETFD */, 0) & 1) == 0)
+        if (set->in_use && set->identity >= 0 && (rp_sys_fcntl(set->identity, 1 /* F_GETFD */, 0) & 1) == 0) {
             rp_set_demote(set, RINGPOLL_REASON_SHARED, 0);
+            rp_set_unnest(set);
+        }
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);

@@ -35,7 +35,7 @@ struct rp_set {
     unsigned ring_watches; /* HOME_RING records */
     unsigned leftovers; /* * engine KERNEL: records of disabled one-shots, see move_all() */
     bool ghosts;        /* `hidden` may have registrations whose number is closed */
-    bool hidden_nested; /* * engine KERNEL: `hidden` stands in the identity, for the ghosts */
+    bool hidden_nested; /* * engine KERNEL: `hidden` stands in the identity, for the ghosts and what stays */
     bool inherited;     /* a fork's child has yet to make it its own */
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
     struct rp_set *next_set;  /* all sets; under rp_sets_lock */
@@ -83,6 +83,10 @@ static inline bool rp_set_is_mine(const struct rp_set *set)
 
 /* All of these: set locked. */
 void rp_set_demote(struct rp_set *set, uint32_t reason, int error);
+/* Engine KERNEL: another process shall wait on the identity, where the nested
+ * instance would be an event that it knows nothing of, or none once our fds have
+ * gone. What can be moved out of it is. */
+void rp_set_unnest(struct rp_set *set);
 /* In a fork's child, before its first use of an inherited set. */
 void rp_set_adopt_inherited(struct rp_set *set);
 /* The fd of this watch is about to be closed. May drop and retake the lock. */

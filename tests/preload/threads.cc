@@ -8,6 +8,7 @@
 #include <atomic>
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -462,6 +463,38 @@ SCENARIO(APassedSetWorksInTheOtherProcess)
     SAME(write(fds[1], "x", 1), 1);
     SAME(ended(child), 0);
     SAME(next_event(epfd, 4711), EPOLLIN);
+}
+
+/* Edge-triggered, and of a kind that no ring serves: a listener. */
+SCENARIO(APassedSetReportsEdgesOfListenersInTheOtherProcess)
+{
+    int channel[2];
+    SAME(socketpair(AF_UNIX, SOCK_STREAM, 0, channel), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        int epfd = take_fd(channel[1]);
+        epoll_event event = {};
+        SAME(epoll_wait(epfd, &event, 1, 5000), 1);
+        SAME(event.events, EPOLLIN);
+        SAME(event.data.u64, 4711);
+        SAME(epoll_wait(epfd, &event, 1, 0), 0);
+        _exit(0);
+    }
+    unsigned short port = 0;
+    int server = listener(&port), epfd = epoll_create1(0);
+    epoll_event event = {};
+    event.events = EPOLLIN | EPOLLET;
+    event.data.u64 = 4711;
+    SAME(epoll_ctl(epfd, EPOLL_CTL_ADD, server, &event), 0);
+    warm_up(epfd);
+    pass_fd(channel[0], epfd);
+    int client = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(port);
+    SAME(connect(client, reinterpret_cast<sockaddr *>(&address), sizeof address), 0);
+    SAME(ended(child), 0);
 }
 
 SCENARIO(APassedSocketStaysRegisteredAfterItsClose)
