@@ -70,12 +70,12 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
     if (rp_fd_shared(entry) && !watch->deleted)
         set->ghosts = true; /* if it is registered in the hidden instance, or will be in a moment */
     if (watch->home == RP_HOME_KERNEL && !watch->op && !receives) {
-        set->leftovers -= watch->stays;
+        RP_WRITE_ONCE(set->leftovers, set->leftovers - watch->stays);
         rp_set_forget_watch(set, watch);
         return;
     }
     if (engine == RINGPOLL_ENGINE_KERNEL && watch->disabled && !watch->deleted)
-        set->leftovers--;
+        RP_WRITE_ONCE(set->leftovers, set->leftovers - 1);
     if (set->ring.fd < 0) { /* NEW, or a leftover */
         if (engine == RINGPOLL_ENGINE_NEW && rp_fd_shared(entry) && !watch->deleted && !watch->disabled)
             rp_set_move_to_kernel(set, watch);
@@ -106,11 +106,11 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
         return;
     }
     /* Another thread's ring. The record goes to the owner. */
-    watch->deleted = true;
+    RP_WRITE_ONCE(watch->deleted, true);
     rp_set_dirty(set, watch);
     rp_fd_unlink(entry, watch);
     int fd = watch->fd;
-    watch->fd = -1;
+    RP_WRITE_ONCE(watch->fd, -1);
     if (!watch->op && !receives)
         return;
     set->stats.cancels_on_close++;
@@ -125,17 +125,19 @@ void rp_set_name_closing(struct rp_set *set, int fd)
     if (--set->names > 0) {
         if (set->identity != fd)
             return;
-        for (unsigned page = 0; page < RP_FD_PAGES; page++)
-            for (unsigned i = 0; rp_fd_pages[page] && i < RP_FD_PAGE; i++)
-                if (rp_fd_pages[page][i].set == set && (int)(page * RP_FD_PAGE + i) != fd) {
+        for (unsigned page = 0; page < RP_FD_PAGES; page++) {
+            struct rp_fd *entries = __atomic_load_n(&rp_fd_pages[page], __ATOMIC_ACQUIRE);
+            for (unsigned i = 0; entries && i < RP_FD_PAGE; i++)
+                if (RP_READ_ONCE(entries[i].set) == set && (int)(page * RP_FD_PAGE + i) != fd) {
                     set->identity = (int)(page * RP_FD_PAGE + i);
                     return;
                 }
+        }
         return;
     }
     uint32_t engine = rp_set_engine(set);
     if (engine == RINGPOLL_ENGINE_RING && !rp_set_is_mine(set)) {
-        set->zombie = true;
+        RP_WRITE_ONCE(set->zombie, true);
         __atomic_fetch_add(&rp_zombies, 1, __ATOMIC_RELAXED);
         __atomic_store_n(&set->engine, RINGPOLL_ENGINE_KERNEL, __ATOMIC_RELEASE);
         if (set->owner_inside)
@@ -161,7 +163,7 @@ static bool move_fd(int *at, int number)
     rp_sys_fcntl(copy, 2 /* F_SETFD */, 1);
     rp_fd_internal(copy, true);
     rp_fd_internal(number, false);
-    *at = copy;
+    RP_WRITE_ONCE(*at, copy);
     rp_sys_close(number);
     return true;
 }
@@ -183,7 +185,7 @@ int ringpoll_fd_vacate(int fd)
             bool enters_by_it = set->ring.enter_fd == fd && set->ring.fd == fd;
             moved = move_fd(&set->hidden, fd);
             if (!moved && set->ring.fd == fd && (moved = move_fd(&set->ring.fd, fd)) && enters_by_it)
-                set->ring.enter_fd = set->ring.fd;
+                RP_WRITE_ONCE(set->ring.enter_fd, set->ring.fd);
         }
         rp_unlock(&set->lock);
     }

@@ -20,7 +20,7 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
 
     if ((flags & RP_FD_SHARED) && !(set->flags & RINGPOLL_TRACKED))
         return false;
-    if ((events & EPOLLEXCLUSIVE) || (flags & (RP_FD_LEAVE | RP_FD_INTERNAL)) || (entry && entry->set))
+    if ((events & EPOLLEXCLUSIVE) || (flags & (RP_FD_LEAVE | RP_FD_INTERNAL)) || (entry && RP_READ_ONCE(entry->set)))
         return false;
     if (set->flags & RINGPOLL_TRACKED) {
         uint32_t kind = flags & RINGPOLL_FD_KIND;
@@ -66,9 +66,9 @@ static int record_kernel_watch(struct rp_set *set, int fd, const struct epoll_ev
     struct rp_watch *watch = entry ? rp_watch_alloc() : NULL;
     if (!watch)
         return -ENOMEM;
-    watch->fd = fd;
-    watch->home = RP_HOME_KERNEL;
-    watch->events = event->events;
+    RP_WRITE_ONCE(watch->fd, fd);
+    RP_WRITE_ONCE(watch->home, RP_HOME_KERNEL);
+    RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
     rp_set_link_watch(set, watch, entry);
     return 0;
@@ -105,7 +105,7 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
          * unseen. */
         int error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, fd, event);
         if (error == 0) {
-            watch->events = event->events;
+            RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
         }
         return error;
@@ -118,9 +118,9 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         if (!watch)
             return -ENOMEM;
         if (!(rp_fd_flags(entry) & RP_FD_KNOWN))
-            entry->epoch = __atomic_load_n(&rp_fork_epoch, __ATOMIC_RELAXED);
-        watch->fd = fd;
-        watch->home = RP_HOME_RING;
+            RP_WRITE_ONCE(entry->epoch, RP_READ_ONCE(rp_fork_epoch));
+        RP_WRITE_ONCE(watch->fd, fd);
+        RP_WRITE_ONCE(watch->home, RP_HOME_RING);
         watch->fresh = 2;
         if (set->flags & RINGPOLL_ADOPT)
             watch->adopt_in = watch->adopt_gap = 1;
@@ -133,10 +133,11 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     }
     if (stream && stream->set != set)
         left_elsewhere = true;
-    watch->kind = kind;
-    watch->deleted = watch->disabled = false;
+    RP_WRITE_ONCE(watch->kind, kind);
+    RP_WRITE_ONCE(watch->deleted, false);
+    watch->disabled = false;
     watch->recheck = true;
-    watch->events = event->events;
+    RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
     if (left_elsewhere)
         rp_set_note_left(set, watch);
@@ -149,7 +150,7 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     if (watch->home == RP_HOME_KERNEL) {
         int error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_MOD, fd, event);
         if (error == 0) {
-            watch->events = event->events;
+            RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
             watch->left_reported = false;
         }
@@ -161,12 +162,12 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     if (inside || (entry && (rp_fd_flags(entry) & RP_FD_LEAVE))) {
         int error = add_to_kernel(set, fd, event);
         if (error == 0) {
-            watch->deleted = true;
+            RP_WRITE_ONCE(watch->deleted, true);
             rp_set_dirty(set, watch);
         }
         return error;
     }
-    watch->events = event->events;
+    RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
     watch->disabled = false;
     watch->recheck = true;
@@ -181,12 +182,12 @@ static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
         if (!watch->op)
             rp_set_forget_watch(set, watch);
         else {
-            watch->deleted = true;
+            RP_WRITE_ONCE(watch->deleted, true);
             rp_set_dirty(set, watch);
         }
         return error;
     }
-    watch->deleted = true;
+    RP_WRITE_ONCE(watch->deleted, true);
     rp_set_dirty(set, watch);
     return 0;
 }
@@ -198,7 +199,7 @@ static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epo
     if (watch && watch->stays && !watch->deleted) {
         int result = rp_set_kernel_ctl(set, set->hidden, op, fd, event);
         if (result == 0 && op == EPOLL_CTL_DEL) {
-            set->leftovers--;
+            RP_WRITE_ONCE(set->leftovers, set->leftovers - 1);
             rp_set_forget_watch(set, watch);
         }
         return result;
@@ -223,9 +224,9 @@ static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epo
     if (op == EPOLL_CTL_MOD)
         error = event->events & EPOLLEXCLUSIVE ? -EINVAL : rp_set_kernel_ctl(set, epfd, EPOLL_CTL_ADD, fd, event);
     if (error == 0) {
-        set->leftovers--;
+        RP_WRITE_ONCE(set->leftovers, set->leftovers - 1);
         watch->disabled = false;
-        watch->deleted = true;
+        RP_WRITE_ONCE(watch->deleted, true);
         if (!set->zombie)
             rp_set_forget_watch(set, watch);
     }
@@ -238,12 +239,14 @@ static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epo
 static int ctl_in_handler(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
-    struct rp_watch *watch = entry ? entry->watches : NULL;
-    while (watch && (watch->set != set || watch->deleted || watch->deleted_in_handler))
-        watch = watch->next_of_fd;
-    if (!watch || watch->home == RP_HOME_KERNEL || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) {
-        bool hidden = set->hidden >= 0 && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL;
-        return rp_sys_epoll_ctl(hidden ? set->hidden : epfd, op, fd, event);
+    struct rp_watch *watch = entry ? __atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE) : NULL;
+    while (watch && (__atomic_load_n(&watch->set, __ATOMIC_ACQUIRE) != set || RP_READ_ONCE(watch->deleted) ||
+                     watch->deleted_in_handler))
+        watch = RP_READ_ONCE(watch->next_of_fd);
+    if (!watch || RP_READ_ONCE(watch->home) == RP_HOME_KERNEL || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) {
+        int hidden = RP_READ_ONCE(set->hidden);
+        bool in_hidden = hidden >= 0 && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL;
+        return rp_sys_epoll_ctl(in_hidden ? hidden : epfd, op, fd, event);
     }
     if (op == EPOLL_CTL_ADD)
         return -EEXIST;
@@ -316,7 +319,8 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     if (target && target != set && op == EPOLL_CTL_ADD && (uintptr_t)event >= 4096 &&
         !(event->events & EPOLLEXCLUSIVE) && (set || is_epoll(epfd)))
         ringpoll_demote(fd);
-    if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && set->leftovers == 0 && set->left == 0))
+    if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && RP_READ_ONCE(set->leftovers) == 0 &&
+                 RP_READ_ONCE(set->left) == 0))
         return rp_sys_epoll_ctl(epfd, op, fd, event);
     /* What is wrong beyond doubt, the kernel shall name: the identity is a real
      * epoll fd. */

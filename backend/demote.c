@@ -17,8 +17,8 @@ static const struct timespec no_time = {0, 0};
 static bool is_spent_edge(const struct rp_watch *watch)
 {
     return watch->home == RP_HOME_RING && rp_watch_is_edge(watch) && !(watch->events & EPOLLONESHOT) &&
-           watch->ready == RP_READY_IDLE && (rp_watch_in_flight(watch) || rp_stream_is_armed(watch->stream)) &&
-           !watch->dirty;
+           RP_READ_ONCE(watch->ready) == RP_READY_IDLE &&
+           (rp_watch_in_flight(watch) || rp_stream_is_armed(watch->stream)) && !watch->dirty;
 }
 
 /* Nothing has happened that the ring has not told us. */
@@ -70,7 +70,7 @@ int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
     if (spent)
         swallow_edge(set, watch, &event);
     set->stats.handovers++;
-    watch->home = RP_HOME_KERNEL;
+    RP_WRITE_ONCE(watch->home, RP_HOME_KERNEL);
     set->ring_watches--;
     watch->disabled = false;
     rp_watch_to_idle(set, watch);
@@ -91,10 +91,11 @@ static void replace_identity(struct rp_set *set)
         return;
     unsigned seen = 0;
     for (unsigned page = 0; page < RP_FD_PAGES && seen < set->names; page++) {
-        if (!rp_fd_pages[page])
+        struct rp_fd *entries = __atomic_load_n(&rp_fd_pages[page], __ATOMIC_ACQUIRE);
+        if (!entries)
             continue;
         for (unsigned i = 0; i < RP_FD_PAGE; i++) {
-            if (rp_fd_pages[page][i].set != set)
+            if (RP_READ_ONCE(entries[i].set) != set)
                 continue;
             int name = (int)(page * RP_FD_PAGE + i);
             int cloexec = rp_sys_fcntl(name, 1 /* F_GETFD */, 0) & 1;
@@ -173,11 +174,14 @@ static void move_all(struct rp_set *set, uint32_t reason)
 {
     /* What an edge-triggered watch of the hidden instance has reported only the
      * kernel knows: those stay there, and that instance is nested in the identity
-     * (unless the identity shall serve another process). */
+     * (unless the identity shall serve another process, or there was no report). */
     bool may_stay = reason != RINGPOLL_REASON_SHARED && reason != RINGPOLL_REASON_FORK && !set->identity_foreign;
+    bool nest = set->ghosts;
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_NEW && RP_READ_ONCE(set->stats.events) == 0)
+        may_stay = false;
     for (struct rp_watch *watch = set->watches; watch && may_stay; watch = watch->next_of_set)
         if (watch->home == RP_HOME_KERNEL && !watch->deleted && (watch->events & EPOLLET))
-            watch->stays = set->ghosts = true;
+            watch->stays = nest = true;
 
     struct epoll_event spent[64];
     bool quiet = ring_is_quiet(set);
@@ -206,15 +210,15 @@ static void move_all(struct rp_set *set, uint32_t reason)
         if (watch->deleted)
             continue;
         if (watch->stays) {
-            set->leftovers++;
+            RP_COUNT(set->leftovers, 1);
             continue;
         }
         if (watch->home == RP_HOME_KERNEL && (watch->events & EPOLLONESHOT) && hidden_disabled(set, watch))
             watch->disabled = true;
-        if (set->ghosts && watch->home == RP_HOME_KERNEL)
+        if (nest && watch->home == RP_HOME_KERNEL)
             rp_sys_epoll_ctl(set->hidden, EPOLL_CTL_DEL, watch->fd, NULL);
         if (watch->disabled) {
-            set->leftovers++;
+            RP_COUNT(set->leftovers, 1);
             continue;
         }
         if (!quiet || !is_spent_edge(watch))
@@ -222,10 +226,34 @@ static void move_all(struct rp_set *set, uint32_t reason)
     }
     /* Registrations whose number is closed can be moved by nobody. They stay in
      * the hidden instance, and that is nested in the identity. */
-    if (set->ghosts && set->hidden >= 0) {
+    if (nest && set->hidden >= 0) {
         struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = set}};
-        set->hidden_nested = rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_ADD, set->hidden, &event) == 0;
+        bool nested = rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_ADD, set->hidden, &event) == 0;
+        RP_WRITE_ONCE(set->hidden_nested, nested);
     }
+}
+
+void rp_set_unnest(struct rp_set *set)
+{
+    if (!set->hidden_nested || set->identity_foreign)
+        return;
+    for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
+        next = watch->next_of_set;
+        if (!watch->stays || watch->deleted)
+            continue;
+        watch->stays = false;
+        watch->disabled = (watch->events & EPOLLONESHOT) && hidden_disabled(set, watch);
+        rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, watch->fd, NULL);
+        if (watch->disabled)
+            continue;
+        add_to_identity(set, watch);
+        RP_WRITE_ONCE(set->leftovers, set->leftovers - 1);
+        if (!set->zombie)
+            rp_set_forget_watch(set, watch);
+    }
+    /* Its fd stays: another thread's wait may be about to look into it. */
+    if (!set->ghosts)
+        rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_DEL, set->hidden, NULL);
 }
 
 void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
@@ -236,17 +264,22 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
     if (engine == RINGPOLL_ENGINE_KERNEL)
         return;
     bool mine = engine == RINGPOLL_ENGINE_NEW || rp_set_is_mine(set);
+    bool ends_now = mine && !set->owner_inside;
     if (set->identity_foreign)
         replace_identity(set);
     /* What is on its way to us tells fresh edges from spent ones. */
-    if (engine == RINGPOLL_ENGINE_RING && mine && error == 0 && !set->owner_inside)
+    if (engine == RINGPOLL_ENGINE_RING && ends_now && error == 0)
         (void)rp_set_enter_and_reap(set);
     move_all(set, reason);
     set->reason = reason;
     set->error = error;
     set->stats.demotions++;
+    if (!ends_now) { /* before the engine: the owner looks at both without the lock */
+        RP_WRITE_ONCE(set->zombie, true);
+        __atomic_fetch_add(&rp_zombies, 1, __ATOMIC_RELAXED);
+    }
     __atomic_store_n(&set->engine, RINGPOLL_ENGINE_KERNEL, __ATOMIC_RELEASE);
-    if (mine && !set->owner_inside) {
+    if (ends_now) {
         rp_set_end_ring(set);
         rp_set_note_all_left(set);
         for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
@@ -261,8 +294,6 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
             rp_set_close_hidden(set);
         return;
     }
-    set->zombie = true;
-    __atomic_fetch_add(&rp_zombies, 1, __ATOMIC_RELAXED);
     if (set->owner_inside) {
         if (mine)
             rp_set_wake_owner(set); /* a signal handler: the wait ends by itself */
@@ -301,7 +332,7 @@ void rp_set_after_fork(struct rp_set *set)
         rp_op_table_fini(&set->ops);
     }
     if (set->zombie) {
-        set->zombie = false;
+        RP_WRITE_ONCE(set->zombie, false);
         __atomic_fetch_sub(&rp_zombies, 1, __ATOMIC_RELAXED);
     }
     rp_stream_after_fork(set);
@@ -320,9 +351,10 @@ void rp_set_after_fork(struct rp_set *set)
     set->hidden_armed = set->hidden_ready = set->wake_sent = set->owner_inside = set->requests = false;
     set->waiters = 0;
     set->serviced = 0;
-    __atomic_store_n(&set->owner, 0, __ATOMIC_RELAXED);
+    RP_WRITE_ONCE(set->owner, 0);
+    set->identity_foreign = true;
     if (engine != RINGPOLL_ENGINE_KERNEL)
-        set->inherited = set->identity_foreign = true;
+        set->inherited = true;
     else
         rp_set_close_hidden(set);
 }
@@ -334,7 +366,7 @@ void rp_set_adopt_inherited(struct rp_set *set)
     int parents = set->hidden;
     if (parents >= 0 && !had_ring) {
         /* NEW: the child may yet have a ring of its own. */
-        set->hidden = -1;
+        RP_WRITE_ONCE(set->hidden, -1);
         if (rp_set_make_hidden(set) == 0) {
             for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
                 struct epoll_event event = {.events = watch->events, .data = watch->data};

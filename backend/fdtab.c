@@ -51,7 +51,7 @@ void rp_fd_opened(int fd, uint32_t flags)
     struct rp_fd *entry = rp_fd_get(fd);
     if (!entry)
         return;
-    entry->epoch = __atomic_load_n(&rp_fork_epoch, __ATOMIC_RELAXED);
+    RP_WRITE_ONCE(entry->epoch, RP_READ_ONCE(rp_fork_epoch));
     __atomic_store_n(&entry->flags, flags, __ATOMIC_RELEASE);
 }
 
@@ -64,7 +64,7 @@ void rp_fd_internal(int fd, bool on)
 void rp_fd_link(struct rp_fd *entry, struct rp_watch *watch)
 {
     rp_lock(&rp_fdtab_lock);
-    watch->next_of_fd = entry->watches;
+    RP_WRITE_ONCE(watch->next_of_fd, entry->watches);
     __atomic_store_n(&entry->watches, watch, __ATOMIC_RELEASE);
     rp_unlock(&rp_fdtab_lock);
 }

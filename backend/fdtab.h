@@ -35,7 +35,7 @@ struct rp_stream;
 #define RP_FD_PLAIN (1u << 13)   /* never adopt it (again) */
 
 struct rp_fd {
-    struct rp_watch *watches; /* by next_of_fd */
+    struct rp_watch *watches; /* by next_of_fd; changed under rp_fdtab_lock */
     struct rp_set *set;       /* the set that it names, or NULL */
     struct rp_stream *stream; /* what was received for it, or NULL; see stream.h */
     uint32_t flags;
@@ -63,11 +63,11 @@ struct rp_fd *rp_fd_get(int fd);
 
 static inline uint32_t rp_fd_flags(const struct rp_fd *entry)
 {
-    return __atomic_load_n(&entry->flags, __ATOMIC_RELAXED);
+    return RP_READ_ONCE(entry->flags);
 }
 static inline bool rp_fd_shared(const struct rp_fd *entry)
 {
-    return (rp_fd_flags(entry) & RP_FD_SHARED) || entry->epoch != __atomic_load_n(&rp_fork_epoch, __ATOMIC_RELAXED);
+    return (rp_fd_flags(entry) & RP_FD_SHARED) || RP_READ_ONCE(entry->epoch) != RP_READ_ONCE(rp_fork_epoch);
 }
 void rp_fd_set_flags(struct rp_fd *entry, uint32_t on, uint32_t off);
 /* A born fd: forgets what the number was. */

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "once.h"
 #include "sys.h"
 
 #if defined(__has_include)

@@ -82,7 +82,7 @@ static bool keep_ring(struct rp_set *set, bool with_fd)
 {
     struct rp_ring *ring = &set->ring;
     if (rp_op_busy(&set->ops) > 0 || rp_ring_queued(ring) > 0 ||
-        set->ring_options.sqpoll || rp_process_no_rings || !thread_key_made)
+        set->ring_options.sqpoll || RP_READ_ONCE(rp_process_no_rings) || !thread_key_made)
         return false;
     if (ring->fd != RP_RING_NO_FD && !with_fd) {
         if (ring->enter_fd == ring->fd)
@@ -244,7 +244,7 @@ static int get_ring(struct rp_set *set)
 {
     static bool unfit; /* this kernel's rings, found out the hard way */
     struct rp_ring_options options = set->ring_options;
-    if (!fits_sets(options.features, set->flags) || __atomic_load_n(&unfit, __ATOMIC_RELAXED))
+    if (!fits_sets(options.features, set->flags) || RP_READ_ONCE(unfit))
         return -EOPNOTSUPP;
     pthread_once(&thread_key_once, make_thread_key);
     if (take_kept_ring(set))
@@ -252,14 +252,14 @@ static int get_ring(struct rp_set *set)
     options.single_thread = rp_single_threaded();
     int error = rp_ring_init(&set->ring, &options);
     if (error == -ENOSYS || error == -EPERM || error == -EACCES)
-        __atomic_store_n(&ring_refused, error, __ATOMIC_RELAXED); /* it will say so for ever */
+        RP_WRITE_ONCE(ring_refused, error); /* it will say so for ever */
     if (error < 0)
         return error;
     set->stats.rings_made++;
     if (!fits_sets(set->ring.features, set->flags)) {
         rp_ring_fini(&set->ring);
         if (!(set->flags & (RINGPOLL_ANY_RING | RINGPOLL_SQPOLL)))
-            __atomic_store_n(&unfit, true, __ATOMIC_RELAXED);
+            RP_WRITE_ONCE(unfit, true);
         await_late_interrupt();
         return -EOPNOTSUPP;
     }
@@ -268,7 +268,7 @@ static int get_ring(struct rp_set *set)
 
 int rp_ring_refusal(void)
 {
-    return __atomic_load_n(&ring_refused, __ATOMIC_RELAXED);
+    return RP_READ_ONCE(ring_refused);
 }
 
 int rp_set_try_ring(struct rp_set *set)
@@ -292,7 +292,7 @@ int rp_set_make_ring(struct rp_set *set)
     set->tells = (set->ring.features & tells) == tells;
     rp_fd_internal(set->ring.fd, true);
     rp_op_table_init(&set->ops);
-    __atomic_store_n(&set->owner, rp_self_id(), __ATOMIC_RELAXED);
+    RP_WRITE_ONCE(set->owner, rp_self_id());
     if (thread_key_made)
         pthread_setspecific(thread_key, set);
     __atomic_store_n(&set->engine, RINGPOLL_ENGINE_RING, __ATOMIC_RELEASE);
@@ -360,12 +360,12 @@ void rp_set_end_ring(struct rp_set *set)
     memset(ring, 0, sizeof *ring);
     ring->fd = -1;
     rp_op_table_fini(&set->ops);
-    set->zombie = false;
+    RP_WRITE_ONCE(set->zombie, false);
 }
 
 void rp_set_end_zombies(void)
 {
-    if (__atomic_load_n(&rp_zombies, __ATOMIC_RELAXED) == 0 || rp_self.locks_held)
+    if (RP_READ_ONCE(rp_zombies) == 0 || rp_self.locks_held)
         return;
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {

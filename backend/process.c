@@ -31,7 +31,7 @@ void ringpoll_fd_opened(int fd, uint32_t kind_and_flags)
     if (!entry)
         return;
     /* A number that still has watches was closed unseen. */
-    if (entry->stream && !rp_self.locks_held) {
+    if (RP_READ_ONCE(entry->stream) && !rp_self.locks_held) {
         /* The new file is none of theirs. */
         struct rp_stream *stream = rp_stream_lock(fd);
         if (stream) {
@@ -40,7 +40,7 @@ void ringpoll_fd_opened(int fd, uint32_t kind_and_flags)
             rp_set_unlock(stream->set);
         }
     }
-    if (entry->watches || entry->set || entry->stream)
+    if (RP_READ_ONCE(entry->watches) || RP_READ_ONCE(entry->set) || RP_READ_ONCE(entry->stream))
         ringpoll_fd_closing(fd);
     rp_fd_opened(fd, RP_FD_KNOWN | (kind_and_flags & (RINGPOLL_FD_KIND | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK)));
 }
@@ -48,7 +48,7 @@ void ringpoll_fd_opened(int fd, uint32_t kind_and_flags)
 static void change_flags(int fd, uint32_t on, uint32_t off)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
-    if (entry && (rp_fd_flags(entry) || entry->watches))
+    if (entry && (rp_fd_flags(entry) || RP_READ_ONCE(entry->watches)))
         rp_fd_set_flags(entry, on, off);
 }
 
@@ -70,6 +70,7 @@ void ringpoll_fd_shared(int fd)
         rp_process_check();
         rp_set_lock(set);
         rp_set_demote(set, RINGPOLL_REASON_SHARED, 0);
+        rp_set_unnest(set);
         rp_set_unlock(set);
         return;
     }
@@ -100,7 +101,7 @@ void ringpoll_fd_duplicated(int from, int to)
     rp_fd_set_flags(source, RP_FD_SHARED, 0);
     ringpoll_fd_release(from, 1);
     rp_fd_opened(to, (flags & ~(uint32_t)RP_FD_INTERNAL) | RP_FD_SHARED);
-    target->epoch = source->epoch;
+    RP_WRITE_ONCE(target->epoch, RP_READ_ONCE(source->epoch));
 }
 
 void ringpoll_fd_leave(int fd)
@@ -149,7 +150,8 @@ int ringpoll_fd_is_set(int fd)
 
 static void close_deferred(struct rp_fd *entry)
 {
-    for (struct rp_watch *watch = entry->watches; watch; watch = watch->next_of_fd)
+    struct rp_watch *watch = __atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE);
+    for (; watch; watch = RP_READ_ONCE(watch->next_of_fd))
         watch->closed_in_handler = true;
     rp_self.deferred = 1;
 }
@@ -205,7 +207,7 @@ void ringpoll_fd_closing(int fd)
     }
     if (flags)
         __atomic_store_n(&entry->flags, 0, __ATOMIC_RELEASE);
-    if (__atomic_load_n(&rp_zombies, __ATOMIC_RELAXED))
+    if (RP_READ_ONCE(rp_zombies))
         rp_set_end_zombies();
 }
 
@@ -239,14 +241,14 @@ void rp_process_deferred(void)
         for (struct rp_watch *watch = set->watches, *next; watch && set->in_use; watch = next) {
             next = watch->next_of_set;
             if (watch->modified_in_handler && !watch->closed_in_handler && !watch->deleted_in_handler) {
-                watch->events = watch->handler_events;
+                RP_WRITE_ONCE(watch->events, watch->handler_events);
                 watch->data = watch->handler_data;
                 watch->disabled = false;
                 watch->recheck = true;
                 rp_set_dirty(set, watch);
             }
             if (watch->deleted_in_handler && !watch->closed_in_handler) {
-                watch->deleted = true;
+                RP_WRITE_ONCE(watch->deleted, true);
                 rp_set_dirty(set, watch);
             }
             watch->modified_in_handler = watch->deleted_in_handler = false;
@@ -260,8 +262,8 @@ void rp_process_deferred(void)
                 struct rp_fd *entry = rp_fd_peek(watch->fd);
                 if (entry)
                     rp_fd_unlink(entry, watch);
-                watch->fd = -1;
-                watch->deleted = true;
+                RP_WRITE_ONCE(watch->fd, -1);
+                RP_WRITE_ONCE(watch->deleted, true);
                 if (watch->stream) {
                     rp_send_forget(set, watch->stream);
                     rp_stream_orphan(set, watch->stream);
@@ -315,7 +317,7 @@ static void become_child(void)
 void rp_process_check(void)
 {
     uint32_t *page = __atomic_load_n(&alive, __ATOMIC_ACQUIRE);
-    if (page && __atomic_load_n(page, __ATOMIC_RELAXED) == 0)
+    if (page && RP_READ_ONCE(*page) == 0)
         become_child();
 }
 
@@ -352,7 +354,7 @@ void ringpoll_fork_prepare(void)
 void ringpoll_fork_parent(void)
 {
     __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
-    if (rp_fdtab_lock.word == 0 || rp_self.locks_held == 0)
+    if (RP_READ_ONCE(rp_fdtab_lock.word) == 0 || rp_self.locks_held == 0)
         return;
     rp_unlock(&rp_fdtab_lock);
     rp_stream_limbo_fork(RP_STREAM_FORK_PARENT);
@@ -383,9 +385,10 @@ void ringpoll_exec_prepare(void)
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {
         rp_lock(&set->lock);
-        if (set->in_use && set->identity >= 0 && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL &&
-            (rp_sys_fcntl(set->identity, 1 /* F_GETFD */, 0) & 1) == 0)
+        if (set->in_use && set->identity >= 0 && (rp_sys_fcntl(set->identity, 1 /* F_GETFD */, 0) & 1) == 0) {
             rp_set_demote(set, RINGPOLL_REASON_SHARED, 0);
+            rp_set_unnest(set);
+        }
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);
@@ -412,7 +415,7 @@ void ringpoll_process_restricted(int for_good)
 void ringpoll_process_exiting(void)
 {
     uint32_t *page = __atomic_load_n(&alive, __ATOMIC_ACQUIRE);
-    if (!page || *page == 0 || rp_self.locks_held)
+    if (!page || RP_READ_ONCE(*page) == 0 || rp_self.locks_held)
         return;
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {

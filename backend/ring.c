@@ -6,7 +6,9 @@
  * is called by that thread alone (with SINGLE_ISSUER the kernel insists on it:
  * EEXIST). So the library's side of the queues needs no lock, and the only
  * barriers are those between this thread and the kernel, which is this same
- * thread inside io_uring_enter, except under SQPOLL, where it is another one.
+ * thread inside io_uring_enter, except under SQPOLL, where it is another one. What
+ * others look at while this thread is inside an enter, sqe_head and the counters,
+ * and may change, enter_fd, goes by once.h.
  *
  * Submission. SQEs are filled at sqe_tail and become visible to the kernel in
  * rp_ring_enter(), not before. Until they are taken (sqe_head), they may still
@@ -36,6 +38,7 @@
 #include <limits.h>
 #include <string.h>
 
+#include "once.h"
 #include "ringpoll/ringpoll.h"
 #include "sys.h"
 
@@ -412,19 +415,20 @@ static int enter_once(struct rp_ring *ring, unsigned to_submit, unsigned min_com
                       const struct timespec *timeout, const sigset_t *sigmask)
 {
     bool waits = min_complete > 0;
-    ring->enters++;
+    int fd = RP_READ_ONCE(ring->enter_fd);
+    RP_COUNT(ring->enters, 1);
     min_complete += rp_ring_held(ring); /* these the kernel counts, see rp_ring_seen() */
     if (!waits || (!timeout && !sigmask))
-        return rp_sys->uring_enter(ring->enter_fd, to_submit, min_complete, flags, NULL, 0);
+        return rp_sys->uring_enter(fd, to_submit, min_complete, flags, NULL, 0);
     if (!timeout) /* the mask alone needs no structure, nor EXT_ARG */
-        return rp_sys->uring_enter(ring->enter_fd, to_submit, min_complete, flags, sigmask, RP_SIGSET_BYTES);
+        return rp_sys->uring_enter(fd, to_submit, min_complete, flags, sigmask, RP_SIGSET_BYTES);
     struct rp_timespec time = {timeout->tv_sec, timeout->tv_nsec};
     struct rp_getevents_arg arg = {
         .sigmask = (uint64_t)(uintptr_t)sigmask,
         .sigmask_sz = RP_SIGSET_BYTES,
         .ts = (uint64_t)(uintptr_t)&time,
     };
-    return rp_sys->uring_enter(ring->enter_fd, to_submit, min_complete, flags | RP_ENTER_EXT_ARG, &arg, sizeof(arg));
+    return rp_sys->uring_enter(fd, to_submit, min_complete, flags | RP_ENTER_EXT_ARG, &arg, sizeof(arg));
 }
 
 /* The kernel's thread takes what is published by itself. A call is needed when
@@ -437,8 +441,8 @@ static int enter_sqpoll(struct rp_ring *ring, unsigned min_complete, const struc
     unsigned flags = 0;
     if (published) {
         __atomic_store_n(ring->sq_tail, ring->sqe_tail, __ATOMIC_RELEASE);
-        ring->sqe_head = ring->sqe_tail;
-        ring->sqes_submitted += published;
+        RP_WRITE_ONCE(ring->sqe_head, ring->sqe_tail);
+        RP_COUNT(ring->sqes_submitted, published);
     }
     /* The thread says NEED_WAKEUP, then looks at the tail once more; we move the
      * tail, then look at its word. One of the two sees the other. */
@@ -449,7 +453,7 @@ static int enter_sqpoll(struct rp_ring *ring, unsigned min_complete, const struc
     if (ring->sqe_tail - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE) >= ring->sq_entries)
         flags |= RP_ENTER_SQ_WAIT;
     if (state & RP_SQ_CQ_OVERFLOW) {
-        ring->overflows++;
+        RP_COUNT(ring->overflows, 1);
         flags |= RP_ENTER_GETEVENTS;
     }
     uint32_t ready = __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - ring->cq_next;
@@ -474,7 +478,7 @@ int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct time
         return enter_sqpoll(ring, min_complete, timeout, sigmask);
 
     if (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & RP_SQ_CQ_OVERFLOW)
-        ring->overflows++;
+        RP_COUNT(ring->overflows, 1);
     unsigned flags = ring->enter_flags | RP_ENTER_GETEVENTS;
     unsigned to_submit = ring->sqe_tail - ring->sqe_head;
     if (to_submit == 0)
@@ -487,8 +491,8 @@ int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct time
         /* Its own word on how far it got: an error can hide it. */
         uint32_t head = __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
         unsigned step = head - ring->sqe_head;
-        ring->sqe_head = head;
-        ring->sqes_submitted += step;
+        RP_WRITE_ONCE(ring->sqe_head, head);
+        RP_COUNT(ring->sqes_submitted, step);
         taken += (int)step;
         to_submit = ring->sqe_tail - head;
         if (result < 0)

@@ -112,8 +112,7 @@ void rp_set_free(struct rp_set *set)
     rp_stats_add(&rp_stats_retired, set);
     rp_stats_retired.polls_armed = rp_stats_retired.ops_in_flight = 0;
     if (rp_newest_set == set) {
-        rp_stats_retired.engine = set->engine;
-        rp_stats_retired.reason = set->reason;
+        rp_stats_retired.engine = rp_stats_engine(set, &rp_stats_retired.reason);
         rp_stats_retired.error = set->error;
         rp_newest_set = NULL;
     }
@@ -124,15 +123,14 @@ void rp_set_free(struct rp_set *set)
     if (set->hidden >= 0) {
         rp_fd_internal(set->hidden, false);
         rp_sys_close(set->hidden);
-        set->hidden = -1;
+        RP_WRITE_ONCE(set->hidden, -1);
     }
-    __atomic_store_n(&set->owner, 0, __ATOMIC_RELAXED);
+    RP_WRITE_ONCE(set->owner, 0);
     set->in_use = false;
 }
 
 void rp_set_link_watch(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry)
 {
-    watch->set = set;
     watch->prev_of_set = NULL;
     watch->next_of_set = set->watches;
     if (set->watches)
@@ -140,6 +138,7 @@ void rp_set_link_watch(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
     set->watches = watch;
     if (watch->home == RP_HOME_RING)
         set->ring_watches++;
+    __atomic_store_n(&watch->set, set, __ATOMIC_RELEASE);
     rp_fd_link(entry, watch);
 }
 
@@ -150,7 +149,7 @@ void rp_set_undirty(struct rp_set *set, struct rp_watch *watch)
     if (watch->prev_dirty)
         watch->prev_dirty->next_dirty = watch->next_dirty;
     else
-        set->dirty = watch->next_dirty;
+        RP_WRITE_ONCE(set->dirty, watch->next_dirty);
     if (watch->next_dirty)
         watch->next_dirty->prev_dirty = watch->prev_dirty;
     else
@@ -169,7 +168,7 @@ void rp_set_dirty(struct rp_set *set, struct rp_watch *watch)
     if (set->dirty)
         set->dirty_tail->next_dirty = watch;
     else
-        set->dirty = watch;
+        RP_WRITE_ONCE(set->dirty, watch);
     set->dirty_tail = watch;
 }
 
@@ -223,7 +222,7 @@ int rp_set_make_hidden(struct rp_set *set)
     if (fd < 0)
         return fd;
     rp_fd_internal(fd, true);
-    set->hidden = fd;
+    RP_WRITE_ONCE(set->hidden, fd);
     return 0;
 }
 
@@ -240,7 +239,7 @@ void rp_set_close_hidden(struct rp_set *set)
         return;
     rp_fd_internal(set->hidden, false);
     rp_sys_close(set->hidden);
-    set->hidden = -1;
+    RP_WRITE_ONCE(set->hidden, -1);
 }
 
 void rp_set_note_left(struct rp_set *set, struct rp_watch *watch)
@@ -348,7 +347,7 @@ int ringpoll_create(const struct ringpoll_options *given)
         reason = RINGPOLL_REASON_NO_RING;
         error = refused ? refused : -ENOSYS;
     }
-    if (!kernel && rp_process_no_rings) {
+    if (!kernel && RP_READ_ONCE(rp_process_no_rings)) {
         kernel = true;
         reason = RINGPOLL_REASON_RESTRICTED;
         error = -EPERM;

@@ -16,28 +16,29 @@
 #include "watch.h"
 
 struct rp_set {
-    /* --- under `lock` */
+    /* --- under `lock`; those marked * are looked at without it, see once.h */
     struct rp_lock lock;
-    uint32_t engine; /* RINGPOLL_ENGINE_*; only ever goes up. Read anywhere */
+    uint32_t engine; /* * RINGPOLL_ENGINE_*; only ever goes up */
     uint32_t reason;
     int error;
     uint32_t flags; /* RINGPOLL_* options */
     int identity;       /* lowest fd number that names the set; -1: ending */
     uint32_t names;     /* fd numbers that do */
     bool identity_foreign; /* a parent shares the identity's file */
-    int hidden;         /* kernel epoll of HOME_KERNEL watches, or -1 */
+    int hidden;         /* * kernel epoll of HOME_KERNEL watches, or -1 */
     int waiters;        /* threads inside a wait */
     bool owner_inside;  /* the owner is about to be, or is, inside a blocking enter */
     bool wake_sent;     /* the wake fd stands in `hidden` */
-    bool zombie;        /* engine KERNEL, but the owner has yet to end the ring */
+    bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
     uint32_t demote_reason; /* asked of the owner; 0: not */
     uint32_t serviced;  /* futex: grows when the owner has seen to requests */
     struct rp_watch *watches; /* all */
-    struct rp_watch *dirty, *dirty_tail;
+    struct rp_watch *dirty; /* * */
+    struct rp_watch *dirty_tail;
     unsigned ring_watches; /* HOME_RING records */
-    unsigned leftovers; /* engine KERNEL: records of disabled one-shots, see move_all() */
+    unsigned leftovers; /* * engine KERNEL: records of disabled one-shots, see move_all() */
     bool ghosts;        /* `hidden` may have registrations whose number is closed */
-    bool hidden_nested; /* engine KERNEL: `hidden` stands in the identity, for the ghosts */
+    bool hidden_nested; /* * engine KERNEL: `hidden` stands in the identity, for the ghosts and what stays */
     bool inherited;     /* a fork's child has yet to make it its own */
     struct rp_stream *streams, *leaving; /* all; those whose cancel has yet to go out */
     struct rp_buffers buffers;
@@ -54,7 +55,7 @@ struct rp_set {
     struct rp_set *next_set;  /* all sets; under rp_sets_lock */
     bool in_use;            /* changed under `lock` and rp_sets_lock */
     /* --- the owner thread's */
-    uint64_t owner;    /* rp_self.id, 0: nobody yet. Written once, under `lock` */
+    uint64_t owner;    /* * rp_self.id, 0: nobody yet. Written once, under `lock` */
     struct rp_ring ring;
     struct rp_op_table ops;
     struct rp_watch *ready_head, *ready_tail;
@@ -65,7 +66,7 @@ struct rp_set {
     struct rp_op *hidden_op;
     uint32_t unfit_kernel, unfit_total; /* events since the last look */
     struct rp_ring_options ring_options;
-    struct ringpoll_stats stats;
+    struct ringpoll_stats stats; /* waits, events, kernel_waits: also by others, and without the lock */
 };
 
 extern struct rp_lock rp_sets_lock;
@@ -91,11 +92,15 @@ static inline uint32_t rp_set_engine(const struct rp_set *set)
 }
 static inline bool rp_set_is_mine(const struct rp_set *set)
 {
-    return __atomic_load_n(&set->owner, __ATOMIC_RELAXED) == rp_self.id && rp_self.id != 0;
+    return RP_READ_ONCE(set->owner) == rp_self.id && rp_self.id != 0;
 }
 
 /* All of these: set locked. */
 void rp_set_demote(struct rp_set *set, uint32_t reason, int error);
+/* Engine KERNEL: another process shall wait on the identity, where the nested
+ * instance would be an event that it knows nothing of, or none once our fds have
+ * gone. What can be moved out of it is. */
+void rp_set_unnest(struct rp_set *set);
 /* In a fork's child, before its first use of an inherited set. */
 void rp_set_adopt_inherited(struct rp_set *set);
 /* The fd of this watch is about to be closed. May drop and retake the lock. */
@@ -171,6 +176,9 @@ void rp_set_ask_owner(struct rp_set *set);
  * that this ring is of no use any more. Owner thread. */
 int rp_set_enter_and_reap(struct rp_set *set);
 /* stats.c */
+/* As the stats tell it: a set that has waited without anything for a ring in it is
+ * on kernel epoll so far. */
+uint32_t rp_stats_engine(const struct rp_set *set, uint32_t *ret_reason);
 void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set);
 
 /* kernel epoll for this watch from now on; owner thread, or no owner; locked. */

@@ -10,24 +10,40 @@
 struct ringpoll_stats rp_stats_retired;
 struct rp_lock rp_retired_lock;
 
+uint32_t rp_stats_engine(const struct rp_set *set, uint32_t *ret_reason)
+{
+    if (set->engine == RINGPOLL_ENGINE_NEW && RP_READ_ONCE(set->stats.waits) > 0) {
+        *ret_reason = RINGPOLL_REASON_UNFIT; /* there was nothing in it for a ring */
+        return RINGPOLL_ENGINE_KERNEL;
+    }
+    *ret_reason = set->reason;
+    return set->engine;
+}
+
 void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set)
 {
+    uint32_t reason;
+    /* (A closed set whose owner has yet to end its ring has no reason.) */
+    if (rp_stats_engine(set, &reason) == RINGPOLL_ENGINE_KERNEL && reason != RINGPOLL_REASON_NONE) {
+        sum->kernel_sets[0]++;
+        sum->kernel_sets[reason]++;
+    }
     sum->sets_made++;
     sum->rings_made += set->stats.rings_made;
-    sum->waits += set->stats.waits;
-    sum->events += set->stats.events;
-    sum->enters += set->stats.enters + set->ring.enters;
-    sum->rechecks += set->stats.rechecks;
-    sum->rechecked_fds += set->stats.rechecked_fds;
-    sum->kernel_waits += set->stats.kernel_waits;
+    sum->waits += RP_READ_ONCE(set->stats.waits);
+    sum->events += RP_READ_ONCE(set->stats.events);
+    sum->enters += set->stats.enters + RP_READ_ONCE(set->ring.enters);
+    sum->rechecks += RP_READ_ONCE(set->stats.rechecks);
+    sum->rechecked_fds += RP_READ_ONCE(set->stats.rechecked_fds);
+    sum->kernel_waits += RP_READ_ONCE(set->stats.kernel_waits);
     sum->kernel_ctls += set->stats.kernel_ctls;
-    sum->sqes += set->stats.sqes + set->ring.sqes_submitted;
+    sum->sqes += set->stats.sqes + RP_READ_ONCE(set->ring.sqes_submitted);
     sum->cqes += set->stats.cqes + set->ring.cqes_reaped;
     sum->cancels_on_close += set->stats.cancels_on_close;
     sum->handovers += set->stats.handovers;
     sum->stale_cqes += set->stats.stale_cqes + set->ops.stale;
     sum->rearms += set->stats.rearms;
-    sum->cq_overflows += set->stats.cq_overflows + set->ring.overflows;
+    sum->cq_overflows += set->stats.cq_overflows + RP_READ_ONCE(set->ring.overflows);
     sum->demotions += set->stats.demotions;
     sum->adopted += set->stats.adopted;
     sum->adoptions += set->stats.adoptions;
@@ -42,6 +58,7 @@ void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set)
 
 int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
 {
+    _Static_assert(RINGPOLL_REASON_SHARED < RINGPOLL_REASON_SLOTS, "each reason has its slot");
     struct ringpoll_stats sum = {.size = sizeof sum};
     uint32_t size = stats->size;
     if (size < 16 || size > sizeof sum)
@@ -54,8 +71,7 @@ int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
             return rp_sys_fcntl(epfd, 1 /* F_GETFD */, 0) < 0 ? -EBADF : -EINVAL;
         rp_set_lock(set);
         rp_stats_add(&sum, set);
-        sum.engine = set->engine;
-        sum.reason = set->reason;
+        sum.engine = rp_stats_engine(set, &sum.reason);
         sum.error = set->error;
         sum.sets = 1;
         sum.rings = set->ring.fd >= 0;
@@ -68,8 +84,7 @@ int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
         rp_lock(&rp_retired_lock);
         sum = rp_stats_retired;
         if (rp_newest_set) {
-            sum.engine = rp_newest_set->engine;
-            sum.reason = rp_newest_set->reason;
+            sum.engine = rp_stats_engine(rp_newest_set, &sum.reason);
             sum.error = rp_newest_set->error;
         }
         rp_unlock(&rp_retired_lock);

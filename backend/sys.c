@@ -9,9 +9,8 @@
  * of its signal handlers calls us), and is no cancellation point.
  *
  * On x86-64 and aarch64 the instruction stands here. Elsewhere libc's syscall()
- * does the work, with errno put back; the shim, should it be built there, must
- * then tell its own calls apart by the thread-local lock count (lock.h), as it
- * does for signal handlers anyway.
+ * does the work, with errno put back. The shim has a function of that name, so
+ * libc's is asked for as the next one.
  *
  * What goes through rp_sys (io_uring, its mappings, memory) is what tests
  * replace by a fake kernel. Memory is in the table so that every allocation of
@@ -96,10 +95,21 @@ static inline long call4(long number, long a, long b, long c, long d)
 
 #else
 
+#include <dlfcn.h>
+
+static long (*libc_syscall)(long, ...);
+
 static inline long call6(long number, long a, long b, long c, long d, long e, long f)
 {
     int saved = errno;
-    long result = syscall(number, a, b, c, d, e, f);
+    long (*call)(long, ...) = __atomic_load_n(&libc_syscall, __ATOMIC_RELAXED);
+    if (!call) {
+        *(void **)(void *)&call = dlsym(RTLD_NEXT, "syscall");
+        if (!call) /* no dynamic libc: not supported on these machines */
+            return -ENOSYS;
+        __atomic_store_n(&libc_syscall, call, __ATOMIC_RELAXED);
+    }
+    long result = call(number, a, b, c, d, e, f);
     if (result == -1)
         result = -errno;
     errno = saved;

@@ -166,7 +166,7 @@ static int arm_hidden(struct rp_set *set)
 static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
     int count = rp_sys_epoll_wait(set->hidden, events, (int)room, &no_time, NULL);
-    set->stats.kernel_waits++;
+    RP_COUNT(set->stats.kernel_waits, 1);
     set->hidden_ready = count == (int)room;
     set->unfit_kernel += count > 0 ? (uint32_t)count : 0;
     return count > 0 ? (unsigned)count : 0;
@@ -319,14 +319,17 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
         again = false;
         count = rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
         __atomic_fetch_add(&set->stats.kernel_waits, 1, __ATOMIC_RELAXED);
-        if (!__atomic_load_n(&set->hidden_nested, __ATOMIC_RELAXED) || epfd == set->hidden)
+        if (!RP_READ_ONCE(set->hidden_nested))
+            break;
+        int hidden = RP_READ_ONCE(set->hidden);
+        if (epfd == hidden)
             break;
         for (int i = 0; i < count; i++) {
             if (events[i].data.ptr != set)
                 continue;
             /* The nested instance: what is in it instead. */
             events[i] = events[count - 1];
-            int more = rp_sys_epoll_wait(set->hidden, events + count - 1, max - count + 1, &no_time, NULL);
+            int more = rp_sys_epoll_wait(hidden, events + count - 1, max - count + 1, &no_time, NULL);
             count += (more > 0 ? more : 0) - 1;
             again = count == 0 && !(timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0);
             break;
@@ -417,7 +420,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             set->owner_inside = true;
             rp_set_unlock(set);
             /* What a signal handler left (see ctl_in_handler) is dirty now. */
-            bool enters = __atomic_load_n(&set->dirty, __ATOMIC_RELAXED) == NULL;
+            bool enters = RP_READ_ONCE(set->dirty) == NULL;
             if (enters)
                 entered = rp_ring_enter(ring, 1, timeout ? &left : NULL, sigmask);
             rp_set_lock(set);
@@ -516,7 +519,7 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
         ringpoll_flush();
     if (!set)
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
-    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie)
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !RP_READ_ONCE(set->zombie))
         goto kernel; /* what is left there, see set.h, is looked for below */
     if (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000))
         return -EINVAL;
@@ -536,10 +539,10 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     }
 
     rp_set_lock(set);
-    set->stats.waits++;
+    RP_COUNT(set->stats.waits, 1);
     if (set->inherited)
         rp_set_adopt_inherited(set);
-    if (rp_process_no_rings && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL)
+    if (RP_READ_ONCE(rp_process_no_rings) && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL)
         rp_set_demote(set, RINGPOLL_REASON_RESTRICTED, -EPERM);
     if (set->waiters > 0 ||
         (rp_set_engine(set) == RINGPOLL_ENGINE_RING && !rp_set_is_mine(set)))
@@ -592,7 +595,7 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     }
     set->turn_events = result > 0 ? (unsigned)result : 0;
     if (result > 0) {
-        set->stats.events += (uint64_t)result;
+        RP_COUNT(set->stats.events, (uint64_t)result);
         set->unfit_total += (uint32_t)result;
         if (set->unfit_total >= UNFIT_WINDOW) {
             if (set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
@@ -604,7 +607,7 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     if (rp_set_is_ending(set) && set->waiters == 0 && !set->zombie && set->ring.fd < 0)
         rp_set_free(set);
     rp_set_unlock(set);
-    if (rp_zombies)
+    if (RP_READ_ONCE(rp_zombies))
         rp_set_end_zombies();
     return result;
 

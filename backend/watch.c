@@ -6,6 +6,7 @@
 #include "watch.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "fdtab.h"
@@ -19,6 +20,20 @@ static struct rp_lock pool_lock;
 static struct rp_watch *pool;
 
 #define POOL_GROWTH 64u
+/* What is looked at without the lock stands before this offset (watch.h). */
+#define LOOKED_AT (offsetof(struct rp_watch, next_of_fd) + sizeof(struct rp_watch *))
+
+/* Somebody may still be looking at what the record was. */
+static void clear(struct rp_watch *watch)
+{
+    typedef uintptr_t __attribute__((may_alias)) word;
+    _Static_assert(LOOKED_AT % sizeof(word) == 0, "whole words");
+#pragma GCC unroll 20
+    for (size_t i = 0; i < LOOKED_AT / sizeof(word); i++)
+        RP_WRITE_ONCE(((word *)watch)[i], 0);
+    memset((char *)watch + LOOKED_AT, 0, sizeof *watch - LOOKED_AT);
+    RP_WRITE_ONCE(watch->fd, -1);
+}
 
 struct rp_watch *rp_watch_alloc(void)
 {
@@ -34,10 +49,8 @@ struct rp_watch *rp_watch_alloc(void)
     if (watch)
         pool = watch->next_of_set;
     rp_unlock(&pool_lock);
-    if (watch) {
-        memset(watch, 0, sizeof *watch);
-        watch->fd = -1;
-    }
+    if (watch)
+        clear(watch);
     return watch;
 }
 
@@ -78,29 +91,40 @@ void rp_watch_to_ready(struct rp_set *set, struct rp_watch *watch, enum rp_ready
         set->ready_tail = watch;
         set->ready_count++;
     }
-    watch->ready = (uint8_t)ready;
+    RP_WRITE_ONCE(watch->ready, (uint8_t)ready);
+}
+
+static inline void to_idle(struct rp_set *set, struct rp_watch *watch)
+{
+    if (watch->ready != RP_READY_IDLE) {
+        unlink_ready(set, watch);
+        RP_WRITE_ONCE(watch->ready, RP_READY_IDLE);
+    }
 }
 
 void rp_watch_to_idle(struct rp_set *set, struct rp_watch *watch)
 {
-    if (watch->ready != RP_READY_IDLE) {
-        unlink_ready(set, watch);
-        watch->ready = RP_READY_IDLE;
-    }
+    to_idle(set, watch);
 }
 
 /* ------------------------------------------------------------------- proof */
 
+static bool is_stream(uint8_t kind)
+{
+    return kind == RINGPOLL_FD_TCP || kind == RINGPOLL_FD_UNIX;
+}
+
 static bool is_socket(const struct rp_watch *watch)
 {
-    return watch->kind == RINGPOLL_FD_TCP || watch->kind == RINGPOLL_FD_UNIX;
+    return is_stream(watch->kind);
 }
 
 /* The interest is about reading alone, so that a drained fd has nothing to
  * report. */
 static bool wants_reading_only(const struct rp_watch *watch)
 {
-    return (watch->events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDHUP)) == 0 && (watch->events & EPOLLIN);
+    uint32_t events = RP_READ_ONCE(watch->events);
+    return (events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDHUP)) == 0 && (events & EPOLLIN);
 }
 
 /* A bare wake-up that comes while QUIET may be believed. */
@@ -121,23 +145,25 @@ static bool look_proves(struct rp_watch *watch)
         watch->look_in--;
         return false;
     }
-    struct pollfd look = {.fd = watch->fd, .events = POLLIN};
+    struct pollfd look = {.fd = RP_READ_ONCE(watch->fd), .events = POLLIN};
     static const struct timespec now = {0, 0};
-    watch->set->stats.rechecks++;
-    watch->set->stats.rechecked_fds++;
+    RP_COUNT(watch->set->stats.rechecks, 1); /* not under the lock */
+    RP_COUNT(watch->set->stats.rechecked_fds, 1);
     watch->look_gap = watch->look_gap < 64 ? (uint8_t)(watch->look_gap * 2 + 1) : 127;
     watch->look_in = watch->look_gap;
     return rp_sys_poll(&look, 1, &now) == 0;
 }
 
-/* The owner read from the fd. */
-static inline void note_read(struct rp_watch *watch, bool drained, bool was_short)
+/* The owner read from the fd. Not under the lock: `events`, `kind` and `fd` may be
+ * changed meanwhile, by a ctl or a close that makes the watch dirty, which the next
+ * wait sees to; the rest is the owner's. */
+static inline void note_read(struct rp_watch *watch, uint8_t kind, bool drained, bool was_short)
 {
     struct rp_set *set = watch->set;
     if (was_short && !drained && set->tells) {
-        if (watch->kind == RINGPOLL_FD_TCP)
+        if (kind == RINGPOLL_FD_TCP)
             drained = watch->bare <= 1 && !watch->urgent;
-        else if (watch->kind == RINGPOLL_FD_UNIX) {
+        else if (kind == RINGPOLL_FD_UNIX) {
             drained = watch->single;
             if (drained)
                 watch->look_gap = watch->look_in = 0;
@@ -162,7 +188,7 @@ static inline void note_read(struct rp_watch *watch, bool drained, bool was_shor
         watch->quiet = false;
         return;
     }
-    rp_watch_to_idle(set, watch);
+    to_idle(set, watch);
     watch->single = watch->urgent = false;
     watch->bare = 0;
     watch->quiet = watch->armed && !rp_ring_wants_enter(&set->ring);
@@ -171,8 +197,8 @@ static inline void note_read(struct rp_watch *watch, bool drained, bool was_shor
 int ringpoll_fd_is_stream_on_ring(int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
-    struct rp_watch *watch = entry ? __atomic_load_n(&entry->watches, __ATOMIC_RELAXED) : NULL;
-    return watch && watch->home == RP_HOME_RING && is_socket(watch);
+    struct rp_watch *watch = entry ? RP_READ_ONCE(entry->watches) : NULL;
+    return watch && RP_READ_ONCE(watch->home) == RP_HOME_RING && is_stream(RP_READ_ONCE(watch->kind));
 }
 
 void ringpoll_fd_read(int fd, size_t asked, long result)
@@ -180,21 +206,24 @@ void ringpoll_fd_read(int fd, size_t asked, long result)
     struct rp_fd *entry = rp_fd_peek(fd);
     if (!entry)
         return;
-    struct rp_watch *watch = __atomic_load_n(&entry->watches, __ATOMIC_RELAXED);
+    struct rp_watch *watch = RP_READ_ONCE(entry->watches);
     if (!watch)
+        return;
+    struct rp_set *set = __atomic_load_n(&watch->set, __ATOMIC_ACQUIRE);
+    if (RP_READ_ONCE(watch->fd) != fd) /* recycled since it was looked up, maybe for another fd of ours */
         return;
     if (!(rp_fd_flags(entry) & RP_FD_HINTED))
         rp_fd_set_flags(entry, RP_FD_HINTED, 0);
-    struct rp_set *set = __atomic_load_n(&watch->set, __ATOMIC_RELAXED);
-    if (!set || rp_set_engine(set) != RINGPOLL_ENGINE_RING || watch->home != RP_HOME_RING)
+    if (!set || rp_set_engine(set) != RINGPOLL_ENGINE_RING || RP_READ_ONCE(watch->home) != RP_HOME_RING)
         return;
-    if (!rp_set_is_mine(set) || watch->next_of_fd || rp_self.locks_held) {
+    if (!rp_set_is_mine(set) || RP_READ_ONCE(watch->next_of_fd) || rp_self.locks_held) {
         /* Somebody else reads along: its wake-ups prove nothing from now on. */
         rp_fd_set_flags(entry, RP_FD_SHARED, 0);
         return;
     }
-    bool drained = asked > 0 && (result == -EAGAIN || (result > 0 && watch->kind == RINGPOLL_FD_EVENTFD));
-    note_read(watch, drained, result > 0 && (size_t)result < asked);
+    uint8_t kind = RP_READ_ONCE(watch->kind);
+    bool drained = asked > 0 && (result == -EAGAIN || (result > 0 && kind == RINGPOLL_FD_EVENTFD));
+    note_read(watch, kind, drained, result > 0 && (size_t)result < asked);
 }
 
 /* What a poll completion says about the watch; see watch.h. */
@@ -312,12 +341,12 @@ void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, 
     case -ECANCELED: /* not by us, else the op had no owner: arm again */
         break;
     case -EBADF: /* closed unseen before the SQE was taken: epoll had let it go */
-        watch->deleted = true;
+        RP_WRITE_ONCE(watch->deleted, true);
         rp_watch_to_idle(set, watch);
         break;
     default: /* this file cannot be polled by a ring */
         if (!watch->deleted && rp_set_move_to_kernel(set, watch) != 0) {
-            watch->deleted = true;
+            RP_WRITE_ONCE(watch->deleted, true);
             rp_watch_to_idle(set, watch);
         }
         break;
@@ -328,7 +357,9 @@ void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, 
 
 bool rp_watch_in_flight(const struct rp_watch *watch)
 {
-    return watch->op && (watch->op->state == RP_OP_INFLIGHT || (int32_t)(watch->sqe_at - watch->set->ring.sqe_head) < 0);
+    /* Another thread may ask, and the head move on as the owner's enter returns. */
+    return watch->op && (watch->op->state == RP_OP_INFLIGHT ||
+                         (int32_t)(watch->sqe_at - RP_READ_ONCE(watch->set->ring.sqe_head)) < 0);
 }
 
 /* Ops become INFLIGHT when somebody looks: an enter does not know whose SQEs it
@@ -543,7 +574,7 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
             continue;
         }
         if (revents & POLLNVAL) {
-            watch->deleted = true; /* closed unseen: epoll had let it go */
+            RP_WRITE_ONCE(watch->deleted, true); /* closed unseen: epoll had let it go */
             rp_watch_to_idle(set, watch);
             rp_set_dirty(set, watch);
             continue;
@@ -561,7 +592,7 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
             watch->mask = revents;
             watch->certain_in = set->wait_serial;
             watch->single = watch->quiet = false;
-            watch->ready = RP_READY_CERTAIN;
+            RP_WRITE_ONCE(watch->ready, RP_READY_CERTAIN);
         } else {
             rp_watch_to_idle(set, watch);
             watch->single = false;

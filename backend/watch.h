@@ -60,8 +60,11 @@
  *
  * Who touches what: `deleted`, `events`, `data`, the dirty list and the set's
  * list of watches under the set's lock, by any thread. Readiness, the ready
- * list, op and armed by the owner thread alone. Records are recycled, never
- * given back, so that a look at a stale one is harmless.
+ * list, op and armed by the owner thread alone: op and armed under the lock, the
+ * rest also when a read is reported, without it. Looked at without the lock
+ * (once.h): `set`, `home`, `next_of_fd`, `kind`, `fd`, `events`, `deleted`;
+ * `ready` by others than the owner. Records are recycled, never given back, so
+ * that a look at a stale one is harmless.
  */
 #ifndef RP_WATCH_H
 #define RP_WATCH_H
@@ -101,10 +104,10 @@ struct rp_watch {
     bool disabled;       /* one-shot, reported */
     bool dirty;          /* stands in the dirty list */
     bool recheck;        /* dirty: becomes CANDIDATE */
-    /* The rest. */
     struct rp_op *op;    /* armed or queued poll, or NULL */
     struct rp_stream *stream; /* adopted: receives stand in for the poll for reading */
     struct rp_watch *next_of_fd;             /* fdtab */
+    /* The rest: nobody looks at it without the lock. */
     struct rp_watch *next_of_set, *prev_of_set; /* all watches of the set; next: free list */
     struct rp_watch *next_dirty, *prev_dirty;
     uint32_t sqe_at;     /* its SQE's position, to take it back while it is QUEUED */

@@ -106,6 +106,14 @@ int count_until_done(pid_t pid, struct call_counts *counts, int *ret_status)
 
 /* ------------------------------------------------------------ instructions */
 
+void step_counts_free(struct step_counts *counts)
+{
+    free(counts->steps);
+    memset(counts, 0, sizeof *counts);
+}
+
+#if defined(__x86_64__)
+
 static struct step *find_step(struct step_counts *counts, uint64_t address)
 {
     uint64_t at = address * UINT64_C(0x9e3779b97f4a7c15) >> 20 & (counts->room - 1);
@@ -135,14 +143,6 @@ static int note_step(struct step_counts *counts, uint64_t address)
     counts->total++;
     return 0;
 }
-
-void step_counts_free(struct step_counts *counts)
-{
-    free(counts->steps);
-    memset(counts, 0, sizeof *counts);
-}
-
-#if defined(__x86_64__)
 
 /* Single steps from a span's first mark to the instruction that is its second:
  * no system call of the thread is seen as such meanwhile, so the mark is

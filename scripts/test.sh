@@ -7,15 +7,16 @@
 #                   command, real programs), then a million differential
 #                   operations on the library and as many on the shim
 #   build/asan      address and undefined-behaviour sanitizers: unit, conformance
-#   build/tsan      thread sanitizer: unit
+#   build/tsan      thread sanitizer: unit, conformance
 #   build/no-uring  --with-uring=no: conformance
 #   build/clang     compiles with clang, where there is one
+#   build/cross-*   compiles for aarch64 and for 32-bit x86, where there are compilers
 #   build/dist      make distcheck; the tarball against the list of files in git;
 #                   make install, a program that is built by pkg-config against
-#                   what was installed, make uninstall
+#                   what was installed, make uninstall; what configure refuses
 #   and that all this leaves nothing behind in the sources
 #
-#   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang dist
+#   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang cross dist
 #
 # The last line is "N passed, N failed, N skipped". Exit 0 when nothing failed
 # and something ran. RINGPOLL_DIFFERENTIAL_OPS overrides the length of the
@@ -24,11 +25,11 @@ set -u
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 exec < /dev/null
 
-stages=${*:-plain asan tsan no-uring clang dist}
+stages=${*:-plain asan tsan no-uring clang cross dist}
 for stage in $stages; do
     case $stage in
-        plain | asan | tsan | no-uring | clang | dist) ;;
-        *) die "no stage is called '$stage': plain asan tsan no-uring clang dist" ;;
+        plain | asan | tsan | no-uring | clang | cross | dist) ;;
+        *) die "no stage is called '$stage': plain asan tsan no-uring clang cross dist" ;;
     esac
 done
 wanted() { [[ " $stages " == *" $1 "* ]]; }
@@ -112,9 +113,7 @@ if wanted asan; then
 fi
 if wanted tsan; then
     export TSAN_OPTIONS=halt_on_error=0:second_deadlock_stack=1
-    # Conformance under it waits until the looks that are taken without a lock, on
-    # purpose, are told apart from races.
-    check_tree tsan 'check-rooms ROOMS=unit' --disable-static --enable-sanitize=thread 'CFLAGS=-O1 -g' 'CXXFLAGS=-O0 -g1'
+    check_tree tsan check-rooms --disable-static --enable-sanitize=thread 'CFLAGS=-O1 -g' 'CXXFLAGS=-O0 -g1'
 fi
 unset ASAN_OPTIONS UBSAN_OPTIONS TSAN_OPTIONS
 if wanted no-uring; then
@@ -131,6 +130,21 @@ if wanted clang; then
     else
         count failed "it compiles with clang"
     fi
+fi
+if wanted cross; then
+    # The first has the system call instruction written out as x86-64 has, the
+    # second stands for all machines that have not, and for 32 bits.
+    for machine in aarch64 i686; do
+        say "cross: $machine"
+        if ! have "$machine-linux-gnu-gcc"; then
+            count skipped "there is no $machine-linux-gnu-gcc"
+        elif configure_tree "$work/cross-$machine" "--host=$machine-linux-gnu" --disable-tests --enable-werror \
+            --with-libevent=no --with-libuv=no && make_tree "$work/cross-$machine" all; then
+            count ok "it compiles for $machine"
+        else
+            count failed "it compiles for $machine"
+        fi
+    done
 fi
 
 # ------------------------------------------------- the tarball, the installation
@@ -200,6 +214,29 @@ assert poll.poll(5) == [(reader, select.EPOLLIN)]
 '
 }
 
+# What cannot be had is refused where somebody asked for it, by one sentence that
+# names the option, and is done without where nobody did.
+refuses() { # OPTION WORD [VARIABLE=VALUE…]
+    local tree=$work/refused option=$1 word=$2
+    shift 2
+    rm -rf "$tree"
+    mkdir -p "$tree"
+    if (cd "$tree" && env "$@" "$top/configure" -q --disable-tests "$option") > "$tree/out" 2>&1; then
+        echo "configure takes $option"
+        return 1
+    fi
+    [ "$(grep -c '^configure: error: ' "$tree/out")" -eq 1 ] && grep -qF -- "${option%%=*}" "$tree/out" &&
+        grep -qF -- "$word" "$tree/out" || { cat "$tree/out"; return 1; }
+}
+
+configures_without_packages() {
+    local tree=$work/refused
+    rm -rf "$tree"
+    mkdir -p "$tree"
+    (cd "$tree" && PKG_CONFIG_LIBDIR=/nonexistent "$top/configure" -q --disable-tests) > "$tree/out" 2>&1 &&
+        grep -qE '^ +libevent +no$' "$tree/out" && grep -qE '^ +libuv +no$' "$tree/out" || { cat "$tree/out"; return 1; }
+}
+
 nothing_is_left() { # PREFIX
     local left
     left=$(find "$1" ! -type d)
@@ -227,6 +264,16 @@ if wanted dist; then
         try "make uninstall" make_tree "$tree" uninstall
         try "make uninstall leaves nothing" nothing_is_left "$prefix"
     fi
+    try "configure does without what is not there" configures_without_packages
+    for package in libevent libuv; do
+        try "--with-$package=yes fails without it" refuses "--with-$package=yes" "does not find" PKG_CONFIG_LIBDIR=/nonexistent
+        try "--with-$package=perhaps is refused" refuses "--with-$package=perhaps" '"perhaps"'
+    done
+    try "--with-uring=yes fails where there can be none" refuses --with-uring=yes "cannot have io_uring" CPPFLAGS=-D__alpha__
+    try "--with-uring=perhaps is refused" refuses --with-uring=perhaps '"perhaps"'
+    try "--enable-sanitize=bogus is refused" refuses --enable-sanitize=bogus '"bogus"'
+    try "--enable-sanitize=address,thread is refused" refuses --enable-sanitize=address,thread '"address,thread"'
+    rm -rf "$work/refused"
 fi
 if in_git; then
     litter=$(comm -13 <(echo "$untracked_before") <(untracked))

@@ -120,7 +120,8 @@ static int64_t soft_limit(int resource)
     struct rlimit limit;
     if (getrlimit((__rlimit_resource_t)resource, &limit) != 0)
         return UNKNOWN;
-    return limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur > INT64_MAX ? UNLIMITED : (int64_t)limit.rlim_cur;
+    uint64_t current = limit.rlim_cur; /* 32 bits wide on some machines */
+    return limit.rlim_cur == RLIM_INFINITY || current > INT64_MAX ? UNLIMITED : (int64_t)current;
 }
 
 static int find_all(struct findings *findings)

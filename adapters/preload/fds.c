@@ -261,13 +261,24 @@ static bool make_room(int to)
     return LIKELY(!ringpoll_fd_is_internal(to)) || ringpoll_fd_vacate(to) == 0;
 }
 
+/* The limit of fds; prlimit64's structure has 64 bits on every machine. */
+static bool limit_of_fds(uint64_t *ret_current, uint64_t *ret_maximum)
+{
+    uint64_t limit[2];
+    if (rp_raw(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, (long)limit, 0, 0) < 0)
+        return false;
+    *ret_current = limit[0];
+    *ret_maximum = limit[1];
+    return true;
+}
+
 bool rp_shim_before_dup_onto(int from, int to)
 {
-    struct rlimit limit;
+    uint64_t current, maximum;
     /* The call will fail by itself, and leave `to` open. */
     if (from < 0 || to < 0 || ringpoll_fd_is_internal(from) ||
         rp_raw(SYS_fcntl, from, F_GETFD, 0, 0, 0, 0) < 0 ||
-        (rp_raw(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, (long)&limit, 0, 0) == 0 && (rlim_t)to >= limit.rlim_cur)) {
+        (limit_of_fds(&current, &maximum) && (uint64_t)to >= current)) {
         errno = EBADF;
         return false;
     }
@@ -428,10 +439,8 @@ EXPORT int close(int fd)
 /* The highest fd number that can be open: the library's own lie below it. */
 static unsigned highest_fd(void)
 {
-    struct rlimit limit;
-    if (rp_raw(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, (long)&limit, 0, 0) < 0 || limit.rlim_max > 1u << 22)
-        return 1u << 22;
-    return (unsigned)limit.rlim_max;
+    uint64_t current, maximum;
+    return limit_of_fds(&current, &maximum) && maximum <= 1u << 22 ? (unsigned)maximum : 1u << 22;
 }
 
 /* One by one, where there is no close_range (before 5.9, or filtered). */

@@ -86,7 +86,7 @@ void rp_shim_after_recvmsg(int fd, const struct msghdr *message, int flags, long
 
 static inline bool by_socket_call(int fd, size_t length)
 {
-    return length > 0 && rp_shim_watching() && rp_shim.short_cut && ringpoll_fd_is_stream_on_ring(fd);
+    return length > 0 && rp_shim_watching() && RP_SHIM_IS(short_cut) && ringpoll_fd_is_stream_on_ring(fd);
 }
 
 /* A call that may be answered without the kernel is a cancellation point still. */
@@ -371,9 +371,7 @@ void rp_shim_before_sendmsg(const struct msghdr *message)
         for (size_t i = 0; i < count; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(at) + i * sizeof fd, sizeof fd);
-            if (ringpoll_fd_is_set(fd))
-                ringpoll_demote(fd);
-            ringpoll_fd_shared(fd);
+            ringpoll_fd_shared(fd); /* a set moves to its identity, all of it */
         }
     }
 }

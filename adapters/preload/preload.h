@@ -256,7 +256,9 @@ struct rp_real {
 extern struct rp_real rp_real;
 
 /* Written once by rp_shim_start(), but for the any_… and `restricted`, which go
- * from false to true, and `made_epoll`. */
+ * from false to true, `short_cut`, which goes the other way, and `made_epoll`. Any
+ * thread looks at them, at any time and without a lock: by RP_SHIM_IS and
+ * RP_SHIM_SET alone. */
 struct rp_shim {
     bool ready;      /* the real functions are there */
     bool on;         /* ready, and not RINGPOLL=off */
@@ -271,6 +273,8 @@ struct rp_shim {
     bool can_cancel; /* the thread key that wait.c needs */
 };
 extern struct rp_shim rp_shim;
+#define RP_SHIM_IS(what) __atomic_load_n(&rp_shim.what, __ATOMIC_RELAXED)
+#define RP_SHIM_SET(what, value) __atomic_store_n(&rp_shim.what, (value), __ATOMIC_RELAXED)
 
 /* 0, or the thread that called vfork and has not been resumed yet. */
 extern __thread pid_t rp_shim_vfork_owner;
@@ -283,21 +287,21 @@ bool rp_shim_in_vfork_child(void);
 /* The library wants to hear of what this thread does. */
 static inline bool rp_shim_active(void)
 {
-    return LIKELY(rp_shim.on) && (LIKELY(rp_shim_vfork_owner == 0) || !rp_shim_in_vfork_child());
+    return LIKELY(RP_SHIM_IS(on)) && (LIKELY(rp_shim_vfork_owner == 0) || !rp_shim_in_vfork_child());
 }
 /* The same where something begins that the library has to know. Before that, a
  * close or a fcntl is none of its business, and may come out of a malloc that is
  * being set up: those never start the shim. */
 static inline bool rp_shim_awake(void)
 {
-    if (UNLIKELY(!rp_shim.ready))
+    if (UNLIKELY(!RP_SHIM_IS(ready)))
         rp_shim_start();
     return rp_shim_active();
 }
 /* The same for the hot paths that matter only once there is a set. */
 static inline bool rp_shim_watching(void)
 {
-    return rp_shim.any_set && (LIKELY(rp_shim_vfork_owner == 0) || !rp_shim_in_vfork_child());
+    return RP_SHIM_IS(any_set) && (LIKELY(rp_shim_vfork_owner == 0) || !rp_shim_in_vfork_child());
 }
 
 /* Batched writes go out. */

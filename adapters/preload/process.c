@@ -179,7 +179,7 @@ EXPORT int daemon(int keep_directory, int keep_files)
 
 void rp_shim_before_exec(void)
 {
-    if (rp_shim_active() && rp_shim.any_set)
+    if (rp_shim_active() && RP_SHIM_IS(any_set))
         ringpoll_exec_prepare();
 }
 
@@ -266,7 +266,7 @@ EXPORT int execle(const char *path, const char *first, ...)
 
 void rp_shim_new_credentials(void)
 {
-    if (rp_shim_active() && rp_shim.any_set)
+    if (rp_shim_active() && RP_SHIM_IS(any_set))
         ringpoll_process_restricted(0);
 }
 
@@ -274,8 +274,8 @@ void rp_shim_before_filter(void)
 {
     if (!rp_shim_active())
         return;
-    rp_shim.restricted = true;
-    rp_shim.short_cut = false;
+    RP_SHIM_SET(restricted, true);
+    RP_SHIM_SET(short_cut, false);
     ringpoll_process_restricted(1);
 }
 
@@ -318,7 +318,7 @@ void rp_shim_before_exit(void)
         return;
     /* First, since the library gives up its rings in the next step. */
     rp_report_write();
-    if (rp_shim.on && rp_shim.any_set)
+    if (RP_SHIM_IS(on) && RP_SHIM_IS(any_set))
         ringpoll_process_exiting();
 }
 

@@ -58,14 +58,22 @@ long rp_raw(long number, long a, long b, long c, long d, long e, long f)
     return x0;
 }
 #else
-/* Elsewhere libc's own syscall(), once it is known. */
-static long no_syscall_yet(long number, ...)
+/* Elsewhere libc's own syscall(), which the first call finds. */
+static long early_syscall(long number, ...)
 {
-    (void)number;
-    errno = ENOSYS;
-    return -1;
+    va_list list;
+    va_start(list, number);
+    long a = va_arg(list, long), b = va_arg(list, long), c = va_arg(list, long);
+    long d = va_arg(list, long), e = va_arg(list, long), f = va_arg(list, long);
+    va_end(list);
+    long (*found)(long, ...);
+    *(void **)(void *)&found = dlsym(RTLD_NEXT, "syscall");
+    if (!found)
+        return rp_fail(ENOSYS);
+    __atomic_store_n((void **)(void *)&rp_real.syscall, *(void **)(void *)&found, __ATOMIC_RELEASE);
+    return found(number, a, b, c, d, e, f);
 }
-#define early_syscall no_syscall_yet
+#define EARLY_SYSCALL_IS_LIBCS
 long rp_raw(long number, long a, long b, long c, long d, long e, long f)
 {
     int saved = errno;
@@ -205,7 +213,12 @@ static int early_epoll_pwait2(int epfd, struct epoll_event *events, int max, con
                               const sigset_t *mask)
 {
 #ifdef SYS_epoll_pwait2
-    return (int)RAW(SYS_epoll_pwait2, epfd, events, max, timeout, mask, 8);
+    int64_t time[2] = {0, 0}; /* 64 bits on every machine */
+    if (timeout) {
+        time[0] = timeout->tv_sec;
+        time[1] = timeout->tv_nsec;
+    }
+    return (int)RAW(SYS_epoll_pwait2, epfd, events, max, timeout ? time : NULL, mask, 8);
 #else
     (void)epfd, (void)events, (void)max, (void)timeout, (void)mask;
     return rp_fail(ENOSYS);
@@ -264,7 +277,7 @@ static int early_setsockopt(int fd, int level, int name, const void *value, sock
 #error "no socket system calls of their own on this architecture: not supported"
 #endif
 
-#ifndef early_syscall
+#ifndef EARLY_SYSCALL_IS_LIBCS
 static long early_syscall(long number, ...)
 {
     va_list list;
@@ -324,11 +337,11 @@ static void fork_parent(void)
 }
 static void fork_child(void)
 {
+    if (rp_shim_active()) {
+        ringpoll_fork_child();
+        rp_shim_wait_forked();
+    }
     rp_report_forked();
-    if (!rp_shim_active())
-        return;
-    ringpoll_fork_child();
-    rp_shim_wait_forked();
 }
 
 void rp_shim_start(void)
@@ -341,17 +354,17 @@ void rp_shim_start(void)
     resolve();
     const char *word = secure_getenv("RINGPOLL");
     bool off = word && strcmp(word, "off") == 0;
-    rp_shim.require = word && strcmp(word, "require") == 0;
+    RP_SHIM_SET(require, word && strcmp(word, "require") == 0);
     word = secure_getenv("RINGPOLL_PROFILE");
-    rp_shim.adopts = word && (strcmp(word, "safe") == 0 || strcmp(word, "throughput") == 0);
-    rp_shim.batches = word && strcmp(word, "throughput") == 0;
+    RP_SHIM_SET(adopts, word && (strcmp(word, "safe") == 0 || strcmp(word, "throughput") == 0));
+    RP_SHIM_SET(batches, word && strcmp(word, "throughput") == 0);
     rp_report_start();
     /* Without the handlers a child would take its parent's sets for its own. */
     if (pthread_atfork(fork_prepare, fork_parent, fork_child))
         off = true;
-    rp_shim.short_cut = RAW(SYS_prctl, PR_GET_SECCOMP, 0, 0, 0, 0) == 0;
+    RP_SHIM_SET(short_cut, RAW(SYS_prctl, PR_GET_SECCOMP, 0, 0, 0, 0) == 0);
     if (!off)
-        rp_shim.can_cancel = rp_shim_wait_start();
+        RP_SHIM_SET(can_cancel, rp_shim_wait_start());
     __atomic_store_n(&rp_shim.on, !off, __ATOMIC_RELEASE);
     __atomic_store_n(&rp_shim.ready, true, __ATOMIC_RELEASE);
     __atomic_store_n(&state, START_DONE, __ATOMIC_RELEASE);

@@ -8,9 +8,9 @@
  *                          is the process id
  *   RINGPOLL_STATS=stderr  or a number: that file descriptor
  *
- * A process that made no epoll instance has nothing to say, and says nothing:
- * the environment reaches every child of a shell script. A process that dies by
- * a signal, or execs, does not report. Under secure execution (a setuid program)
+ * A process that made no epoll instance, and waited on none that it inherited, has
+ * nothing to say, and says nothing: the environment reaches every child of a shell
+ * script. A process that dies by a signal, or execs, does not report. Under secure execution (a setuid program)
  * the variable is not there: nobody makes such a program write files.
  */
 #include "preload.h"
@@ -22,6 +22,7 @@
 static char path[PATH_ROOM]; /* empty: not asked for */
 static int target = -1;      /* an fd number instead */
 static int written;
+static uint64_t waits_of_parent; /* what our count began with */
 
 /* A report being put together; what does not fit is left out. */
 struct text {
@@ -97,7 +98,7 @@ static void add_error(struct text *text, int error)
 static const char *knob(void)
 {
     struct ringpoll_probe probe = {.size = sizeof probe};
-    if (rp_shim.restricted || ringpoll_get_probe(&probe) < 0)
+    if (RP_SHIM_IS(restricted) || ringpoll_get_probe(&probe) < 0)
         return NULL;
     if (probe.error == 0 && probe.masked)
         return ringpoll_knob_text(RINGPOLL_KNOB_MASK);
@@ -135,10 +136,18 @@ void rp_report_start(void)
     }
 }
 
+static uint64_t waits(void)
+{
+    struct ringpoll_stats stats = {.size = sizeof stats};
+    return ringpoll_get_stats(-1, &stats) == 0 ? stats.waits : 0;
+}
+
 void rp_report_forked(void)
 {
-    rp_shim.made_epoll = false;
+    RP_SHIM_SET(made_epoll, false);
     __atomic_store_n(&written, 0, __ATOMIC_RELAXED);
+    if (RP_SHIM_IS(any_set) && (target >= 0 || path[0]))
+        waits_of_parent = waits();
 }
 
 static int open_target(void)
@@ -173,7 +182,7 @@ static void compose(struct text *text)
     line(text, "program", program[0] ? program : "unknown");
 
     struct ringpoll_stats stats = {.size = sizeof stats};
-    if (!rp_shim.on) {
+    if (!RP_SHIM_IS(on)) {
         line(text, "engine", ringpoll_engine_text(RINGPOLL_ENGINE_KERNEL));
         line(text, "reason", "RINGPOLL=off");
         return;
@@ -217,11 +226,31 @@ static void compose(struct text *text)
     NUMBER(ops_in_flight);
     NUMBER(demotions);
 #undef NUMBER
+    number_line(text, "kernel_sets", stats.kernel_sets[0]);
+    for (unsigned reason = 1; reason < RINGPOLL_REASON_SLOTS; reason++) {
+        static const char *const names[RINGPOLL_REASON_SLOTS] = {
+            [RINGPOLL_REASON_ASKED] = "kernel_sets_asked",
+            [RINGPOLL_REASON_NO_RING] = "kernel_sets_no_ring",
+            [RINGPOLL_REASON_OLD_KERNEL] = "kernel_sets_old_kernel",
+            [RINGPOLL_REASON_NESTED] = "kernel_sets_nested",
+            [RINGPOLL_REASON_WAITERS] = "kernel_sets_waiters",
+            [RINGPOLL_REASON_FORK] = "kernel_sets_fork",
+            [RINGPOLL_REASON_RESTRICTED] = "kernel_sets_restricted",
+            [RINGPOLL_REASON_UNFIT] = "kernel_sets_unfit",
+            [RINGPOLL_REASON_SHARED] = "kernel_sets_shared",
+        };
+        if (stats.kernel_sets[reason] > 0 && names[reason])
+            number_line(text, names[reason], stats.kernel_sets[reason]);
+    }
 }
 
 void rp_report_write(void)
 {
-    if ((target < 0 && !path[0]) || !rp_shim.made_epoll || __atomic_exchange_n(&written, 1, __ATOMIC_RELAXED))
+    if (target < 0 && !path[0])
+        return;
+    if (!RP_SHIM_IS(made_epoll) && (!RP_SHIM_IS(any_set) || waits() == waits_of_parent))
+        return;
+    if (__atomic_exchange_n(&written, 1, __ATOMIC_RELAXED))
         return;
     struct text text;
     text.length = 0;

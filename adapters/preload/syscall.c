@@ -23,7 +23,12 @@ static long pass(long number, long a, long b, long c, long d, long e, long f)
     return rp_real.syscall(number, a, b, c, d, e, f);
 }
 
-/* epoll_wait by number; `timeout` is the kernel's struct timespec. */
+/* 64 bits on every machine, unlike libc's. */
+struct kernel_timespec {
+    int64_t tv_sec, tv_nsec;
+};
+
+/* epoll_wait by number. */
 static long wait_by_number(long a, long b, long c, const struct timespec *timeout, long mask, long size)
 {
     if (mask && size != KERNEL_SIGSET)
@@ -136,6 +141,9 @@ static bool by_number(long number, long a, long b, long c, long d, long e, long 
         *result = dup3((int)a, (int)b, (int)c);
         return true;
     case SYS_fcntl:
+#ifdef SYS_fcntl64
+    case SYS_fcntl64:
+#endif
         if (!rp_shim_before_fcntl((int)a, (int)b)) {
             *result = rp_fail(EBADF);
             return true;
@@ -170,7 +178,12 @@ static bool by_number(long number, long a, long b, long c, long d, long e, long 
         return true;
 #ifdef SYS_epoll_pwait2
     case SYS_epoll_pwait2:
-        *result = wait_by_number(a, b, c, (const struct timespec *)d, e, f);
+        if (d) {
+            const struct kernel_timespec *timeout = (const struct kernel_timespec *)d;
+            storage.tv_sec = (time_t)timeout->tv_sec;
+            storage.tv_nsec = (long)timeout->tv_nsec;
+        }
+        *result = wait_by_number(a, b, c, d ? &storage : NULL, e, f);
         return true;
 #endif
 
@@ -273,6 +286,17 @@ static bool by_number(long number, long a, long b, long c, long d, long e, long 
     case SYS_setfsuid:
     case SYS_setfsgid:
     case SYS_setgroups:
+#ifdef SYS_setuid32
+    case SYS_setuid32:
+    case SYS_setgid32:
+    case SYS_setreuid32:
+    case SYS_setregid32:
+    case SYS_setresuid32:
+    case SYS_setresgid32:
+    case SYS_setfsuid32:
+    case SYS_setfsgid32:
+    case SYS_setgroups32:
+#endif
         rp_shim_new_credentials();
         return false;
     case NUMBER_IO_URING_SETUP: /* see above */

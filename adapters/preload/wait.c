@@ -31,9 +31,11 @@ enum { CANCEL_IDLE, CANCEL_WAITING, CANCEL_POKED, CANCEL_AWAKE };
 #define GLIBC_SIGCANCEL 32
 #define SLOTS 512
 
+enum { SLOT_FREE, SLOT_BEING_TAKEN, SLOT_TAKEN };
+
 struct slot {
     uint32_t state;
-    uint32_t taken;
+    uint32_t taken; /* SLOT_TAKEN: `thread` and `tid` are there */
     pthread_t thread;
     pid_t tid;
 } __attribute__((aligned(64)));
@@ -46,7 +48,7 @@ static void slot_give_back(void *at)
 {
     struct slot *slot = at;
     own_slot = NULL;
-    __atomic_store_n(&slot->taken, 0, __ATOMIC_RELEASE);
+    __atomic_store_n(&slot->taken, SLOT_FREE, __ATOMIC_RELEASE);
 }
 
 bool rp_shim_wait_start(void)
@@ -60,7 +62,7 @@ void rp_shim_wait_forked(void)
     for (unsigned i = 0; i < SLOTS; i++) {
         slots[i].state = CANCEL_IDLE;
         if (&slots[i] != own_slot)
-            slots[i].taken = 0;
+            slots[i].taken = SLOT_FREE;
     }
     if (own_slot)
         own_slot->tid = (pid_t)rp_raw(SYS_gettid, 0, 0, 0, 0, 0, 0);
@@ -68,20 +70,22 @@ void rp_shim_wait_forked(void)
 
 static struct slot *slot_take(void)
 {
-    if (!rp_shim.can_cancel)
+    if (!RP_SHIM_IS(can_cancel))
         return NULL;
     for (unsigned i = 0; i < SLOTS; i++) {
         struct slot *slot = &slots[i];
-        uint32_t free = 0;
-        if (__atomic_load_n(&slot->taken, __ATOMIC_RELAXED) ||
-            !__atomic_compare_exchange_n(&slot->taken, &free, 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+        uint32_t free = SLOT_FREE;
+        if (__atomic_load_n(&slot->taken, __ATOMIC_RELAXED) != SLOT_FREE ||
+            !__atomic_compare_exchange_n(&slot->taken, &free, SLOT_BEING_TAKEN, false, __ATOMIC_ACQ_REL,
+                                         __ATOMIC_RELAXED))
             continue;
         if (pthread_setspecific(slot_key, slot)) {
-            __atomic_store_n(&slot->taken, 0, __ATOMIC_RELEASE);
+            __atomic_store_n(&slot->taken, SLOT_FREE, __ATOMIC_RELEASE);
             return NULL;
         }
         slot->thread = pthread_self();
         slot->tid = (pid_t)rp_raw(SYS_gettid, 0, 0, 0, 0, 0, 0);
+        __atomic_store_n(&slot->taken, SLOT_TAKEN, __ATOMIC_RELEASE);
         own_slot = slot;
         return slot;
     }
@@ -141,7 +145,7 @@ static void poke(pthread_t thread)
     for (unsigned i = 0; i < SLOTS; i++) {
         struct slot *slot = &slots[i];
         uint32_t waiting = CANCEL_WAITING;
-        if (!__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) || !pthread_equal(slot->thread, thread) ||
+        if (__atomic_load_n(&slot->taken, __ATOMIC_ACQUIRE) != SLOT_TAKEN || !pthread_equal(slot->thread, thread) ||
             !__atomic_compare_exchange_n(&slot->state, &waiting, CANCEL_POKED, false, __ATOMIC_SEQ_CST,
                                          __ATOMIC_SEQ_CST))
             continue;
@@ -164,7 +168,7 @@ EXPORT int pthread_cancel(pthread_t thread)
 {
     if (!RP_LATE(pthread_cancel))
         return ENOSYS;
-    rp_shim.any_cancel = true;
+    RP_SHIM_SET(any_cancel, true);
     int result = rp_real.pthread_cancel(thread);
 #ifdef __GLIBC__
     if (result == 0 && rp_shim_watching() && !pthread_equal(thread, pthread_self()))
@@ -184,7 +188,7 @@ int rp_shim_epoll_create(int flags)
         .flags = (rp_shim.batches ? RINGPOLL_BATCH : rp_shim.adopts ? RINGPOLL_ADOPT : RINGPOLL_TRACKED) | (flags & EPOLL_CLOEXEC ? RINGPOLL_CLOEXEC : 0),
     };
     /* Asked for once per process: it makes a ring to see whether it can. */
-    bool require = rp_shim.require && !rp_shim.made_epoll && !rp_shim.restricted;
+    bool require = RP_SHIM_IS(require) && !RP_SHIM_IS(made_epoll) && !RP_SHIM_IS(restricted);
     if (require)
         options.flags |= RINGPOLL_REQUIRE;
     int fd = ringpoll_create(&options);
@@ -197,8 +201,8 @@ int rp_shim_epoll_create(int flags)
     }
     if (fd < 0)
         return rp_fail(-fd);
-    rp_shim.made_epoll = true;
-    rp_shim.any_set = true;
+    RP_SHIM_SET(made_epoll, true);
+    RP_SHIM_SET(any_set, true);
     return fd;
 }
 
@@ -206,7 +210,7 @@ EXPORT int epoll_create1(int flags)
 {
     if (!rp_shim_awake()) {
         if (rp_shim_vfork_owner == 0)
-            rp_shim.made_epoll = true;
+            RP_SHIM_SET(made_epoll, true);
         return rp_real.epoll_create1(flags);
     }
     return rp_shim_epoll_create(flags);
@@ -239,7 +243,7 @@ static inline __attribute__((always_inline)) int wait_for(int epfd, struct epoll
 {
     int result;
     if (LIKELY(rp_shim_single_threaded())) {
-        if (UNLIKELY(rp_shim.any_cancel)) /* of itself, who else */
+        if (UNLIKELY(RP_SHIM_IS(any_cancel))) /* of itself, who else */
             pthread_testcancel();
         result = ringpoll_wait(epfd, events, max, timeout, mask);
     } else {

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include <gtest/gtest.h>
+#include <ringpoll/ringpoll.h>
 
 namespace {
 
@@ -115,7 +116,9 @@ TEST(Manual, DescribesEveryCounter)
         std::string line = part.substr(at + 9, part.find(';', at) - at - 9);
         for (size_t from = 0; from < line.size();) {
             size_t comma = std::min(line.find(", ", from), line.size());
-            EXPECT_TRUE(names(described, line.substr(from, comma - from))) << line.substr(from, comma - from);
+            std::string counter = line.substr(from, comma - from);
+            counter.erase(std::min(counter.find('['), counter.size())); /* an array */
+            EXPECT_TRUE(names(described, counter)) << counter;
             counters++;
             from = comma + 2;
         }
@@ -164,6 +167,18 @@ TEST(Manual, DescribesEveryVariableOfTheShim)
         }
     }
     EXPECT_GE(variables, 1u);
+}
+
+TEST(Manual, DescribesEveryReasonOfTheReport)
+{
+    std::string code = read_file(source("adapters/preload/report.c")), text = page("ringpoll-run.1");
+    size_t reasons = 0;
+    for (const std::string &key : words(code, "kernel_sets_")) {
+        std::string end = key.substr(key.find("_sets_") + 5);
+        EXPECT_TRUE(text.find(" " + end) != std::string::npos || text.find(key) != std::string::npos) << key;
+        reasons++;
+    }
+    EXPECT_EQ(reasons, RINGPOLL_REASON_SHARED + 0u);
 }
 
 TEST(Manual, PagesAreWellFormed)

@@ -443,6 +443,9 @@ TEST(Obstacle, ASetuidProgramRunsWithItsPrivilegeAndIsToldOf)
     EXPECT_TRUE(outcome.exited_with(0)) << outcome.story();
     EXPECT_EQ(outcome.complaints(), 1u) << outcome.story();
     EXPECT_TRUE(contains(outcome.err, "is setuid")) << outcome.story();
+    /* "Nothing is preloaded" is what the loader does, not only what we say. */
+    Outcome mapped = nobody.start_as_nobody({"run", nobody.helper_copy, "maps", "/shim.so"});
+    EXPECT_TRUE(mapped.exited_with(1)) << mapped.story();
     Outcome required = nobody.start_as_nobody({"run", "--require", nobody.helper_copy, "secure"});
     EXPECT_TRUE(required.exited_with(125)) << required.story();
     /* Without new privileges the bit means nothing, and the shim is loaded. */

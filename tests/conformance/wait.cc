@@ -5,6 +5,7 @@
  * Times are checked in one direction only: a wait is never early. That it is
  * not late is left to whoever has a machine of his own.
  */
+#include <limits>
 #include <sys/time.h>
 
 #include "conformance.h"
@@ -153,7 +154,7 @@ TEST_P(Timeout, AHugeTimespecIsNoError)
     ASSERT_EQ(add(set, counter, in_), 0);
     struct epoll_event event = {};
     Waiter waiter([&] {
-        struct timespec timeout = {INT64_MAX, 999999999};
+        struct timespec timeout = {std::numeric_limits<time_t>::max(), 999999999};
         int count = e().wait(set, &event, 1, &timeout, nullptr);
         return Events{{event.data.u64, (uint32_t)count}};
     });

@@ -9,10 +9,12 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
+#include <grp.h>
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -62,8 +64,9 @@ struct Outcome {
 };
 
 /* Runs a program to its end, with nothing of ours in its environment but what is
- * given, and no fd above 2. */
-Outcome run(const std::vector<std::string> &arguments, const Environment &extra, const char *directory = nullptr)
+ * given, and no fd above 2; as another user, if one is named. */
+Outcome run(const std::vector<std::string> &arguments, const Environment &extra, const char *directory = nullptr,
+            uid_t user = 0)
 {
     Outcome outcome;
     int out[2], err[2];
@@ -86,6 +89,8 @@ Outcome run(const std::vector<std::string> &arguments, const Environment &extra,
         for (const auto &[name, value] : extra)
             setenv(name.c_str(), value.c_str(), 1);
         if (directory && chdir(directory))
+            _exit(126);
+        if (user && (setgroups(0, nullptr) || setgid(user) || setuid(user)))
             _exit(126);
         execv(argv[0], argv.data());
         _exit(127);
@@ -407,6 +412,37 @@ TEST(Stats, AreOneReportPerProcessAndAppended)
     EXPECT_EQ(pids.size(), 6u);
 }
 
+/* A program that cannot be accelerated runs, and the report says why. */
+TEST(Stats, SayWhySetsAreOnKernelEpoll)
+{
+    struct {
+        const char *scenario, *mask, *key;
+        bool needs_ring;
+    } const cases[] = {
+        {"CloseSendsFin", "no-uring", "kernel_sets_no_ring", false},
+        {"CloseSendsFin", "as-5.19", "kernel_sets_old_kernel", true},
+        {"ASetCanBePolled", "", "kernel_sets_nested", true},
+        {"AForkedChildUsesTheInheritedSet", "", "kernel_sets_fork", true},
+        {"AFilterThatRefusesTheRing", "", "kernel_sets_restricted", true},
+        {"APassedSetWorksInTheOtherProcess", "", "kernel_sets_shared", true},
+        {"TwoThreadsWaitOnOneSet", "", "kernel_sets_waiters", true},
+    };
+    for (const auto &c : cases) {
+        if (c.needs_ring && !kernel_has_io_uring())
+            continue;
+        Scratch scratch;
+        Outcome outcome = run_scenario(
+            c.scenario, shim_environment({{"RINGPOLL_MASK", c.mask}, {"RINGPOLL_STATS", scratch.file("stats")}}));
+        EXPECT_EQ(outcome.status, 0) << c.scenario << ": " << outcome.err;
+        long sets = 0;
+        for (const Report &report : reports_in(contents(scratch.file("stats")))) {
+            sets += std::max(number(report, c.key), 0L);
+            EXPECT_GE(number(report, "kernel_sets"), number(report, c.key));
+        }
+        EXPECT_GT(sets, 0) << c.scenario << " has no " << c.key << ":\n" << contents(scratch.file("stats"));
+    }
+}
+
 TEST(Stats, GoToStandardErrorOrANumberWhenToldSo)
 {
     for (const char *where : {"stderr", "2"}) {
@@ -430,6 +466,118 @@ TEST(Stats, ThatCannotBeWrittenChangeNothing)
     Outcome outcome = run_scenario("CloseSendsFin", shim_environment({{"RINGPOLL_STATS", "/no/such/place/stats"}}));
     EXPECT_EQ(outcome.status, 0) << outcome.err;
     EXPECT_EQ(outcome.err, "");
+}
+
+/* -------------------------------------------------------- secure execution
+ *
+ * The loader drops LD_PRELOAD for a program that gains privileges by being
+ * started; the shim gets into one by /etc/ld.so.preload, or because the program
+ * was linked with it. The latter is done here, since it needs nothing but a
+ * directory: what the caller's environment asks for must then mean nothing. */
+
+/* Ends with 77 where no ring is mapped while it waits, 0 where one is, 78 where
+ * it is not what it should be; anything else is a failure. */
+const char privileged_program[] = R"(
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+int main(int argc, char **argv)
+{
+    char line[1024], byte;
+    int ends[2], set = epoll_create1(EPOLL_CLOEXEC), shim = 0, ring = 0;
+    struct epoll_event event = {.events = EPOLLIN, .data = {.u64 = 42}}, got;
+    if (set < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends) ||
+        epoll_ctl(set, EPOLL_CTL_ADD, ends[0], &event))
+        return 1;
+    for (int i = 0; i < 3; i++)
+        if (write(ends[1], "x", 1) != 1 || epoll_wait(set, &got, 1, 5000) != 1 || got.data.u64 != 42 ||
+            read(ends[0], &byte, 1) != 1)
+            return 2;
+    FILE *maps = fopen("/proc/self/maps", "r");
+    while (maps && fgets(line, sizeof line, maps)) {
+        shim |= strstr(line, "libringpoll-preload.so") != NULL;
+        ring |= strstr(line, "io_uring") != NULL;
+    }
+    if (!shim || (argc > 1 && atoi(argv[1]) != (getauxval(AT_SECURE) != 0)))
+        return 78;
+    return ring ? 0 : 77;
+}
+)";
+
+std::string linked_with_the_shim(const Scratch &scratch)
+{
+    std::string source = scratch.file("privileged.c"), program = scratch.file("privileged");
+    std::string library = scratch.file("libringpoll-preload.so");
+    if (FILE *file = fopen(source.c_str(), "w")) {
+        fputs(privileged_program, file);
+        fclose(file);
+    }
+    const char *cc = getenv("CC");
+    std::string line = "cp '" + shim() + "' '" + library + "' && chmod 755 '" + library + "' && " + (cc ? cc : "cc") +
+                       " -D_GNU_SOURCE -o '" + program + "' '" + source + "' -Wl,--no-as-needed '" + library +
+                       "' -Wl,-rpath,'" + scratch.path() + "' 2>&1";
+    std::string told;
+    if (FILE *stream = popen(line.c_str(), "r")) {
+        char bytes[512];
+        while (fgets(bytes, sizeof bytes, stream))
+            told += bytes;
+        if (pclose(stream) == 0)
+            return program;
+    }
+    printf("%s", told.c_str());
+    return "";
+}
+
+TEST(Secure, VariablesMeanNothingInAProgramThatGainsPrivileges)
+{
+    NEEDS_A_RING();
+    if (geteuid() != 0)
+        GTEST_SKIP() << "a setuid program for somebody else takes root to make";
+    Scratch scratch;
+    struct statvfs filesystem;
+    if (statvfs(scratch.path().c_str(), &filesystem) != 0 || (filesystem.f_flag & ST_NOSUID))
+        GTEST_SKIP() << "/tmp is mounted nosuid";
+    std::string program = linked_with_the_shim(scratch);
+    if (program.empty())
+        GTEST_SKIP() << "no compiler to make a program with";
+    chmod(scratch.path().c_str(), 0777);
+    std::string stats = scratch.file("stats");
+    auto run_as_nobody = [&](const char *secure, Environment environment) {
+        unlink(stats.c_str());
+        environment["RINGPOLL_STATS"] = stats;
+        return run({program, secure}, environment, nullptr, 65534);
+    };
+    const Environment off = {{"RINGPOLL", "off"}};
+    const Environment refused = {{"RINGPOLL", "require"}, {"RINGPOLL_MASK", "no-uring"}};
+    const Environment masked = {{"RINGPOLL_MASK", "no-uring"}};
+
+    /* Unprivileged: each of them is obeyed. */
+    chmod(program.c_str(), 0755);
+    Outcome outcome = run_as_nobody("0", {});
+    ASSERT_EQ(outcome.status, 0) << outcome.err;
+    EXPECT_EQ(access(stats.c_str(), F_OK), 0);
+    EXPECT_EQ(run_as_nobody("0", off).status, 77);
+    EXPECT_EQ(run_as_nobody("0", masked).status, 77);
+    EXPECT_EQ(run_as_nobody("0", refused).status, 125);
+
+    /* The same, setuid to root. */
+    chmod(program.c_str(), 04755);
+    for (const Environment &environment : {Environment(), off, masked, refused}) {
+        outcome = run_as_nobody("1", environment);
+        EXPECT_EQ(outcome.status, 0) << outcome.err;
+        EXPECT_EQ(outcome.err, "");
+        EXPECT_NE(access(stats.c_str(), F_OK), 0) << "it wrote where its caller wanted";
+    }
+    for (const char *descriptor : {"stderr", "2"}) {
+        outcome = run({program, "1"}, {{"RINGPOLL_STATS", descriptor}}, nullptr, 65534);
+        EXPECT_EQ(outcome.status, 0);
+        EXPECT_EQ(outcome.err, "");
+    }
 }
 
 /* ------------------------------------------------------------ the company */

@@ -419,6 +419,39 @@ SCENARIO_WITHOUT_RING(ASetThatSurvivesExecKeepsItsEvents)
     exec_self(loop.epfd, loop.fds[0], nullptr);
 }
 
+/* Run again by exec, below: an event of a listener, by its data. */
+SCENARIO_WITHOUT_RING(after_exec_with_a_listener)
+{
+    MUST(scenario_arguments[0]);
+    int epfd = atoi(scenario_arguments[0]);
+    epoll_event event = {};
+    SAME(epoll_wait(epfd, &event, 1, 5000), 1);
+    SAME(event.events, EPOLLIN);
+    SAME(event.data.u64, 4711);
+    SAME(epoll_wait(epfd, &event, 1, 0), 0); /* edge-triggered */
+}
+
+SCENARIO_WITHOUT_RING(ASetThatSurvivesExecKeepsEdgesOfListeners)
+{
+    unsigned short port = 0;
+    int server = listener(&port), epfd = epoll_create1(0);
+    epoll_event event = {};
+    event.events = EPOLLIN | EPOLLET;
+    event.data.u64 = 4711;
+    SAME(epoll_ctl(epfd, EPOLL_CTL_ADD, server, &event), 0);
+    warm_up(epfd);
+    int client = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(port);
+    SAME(connect(client, reinterpret_cast<sockaddr *>(&address), sizeof address), 0);
+    char epfd_text[16];
+    snprintf(epfd_text, sizeof epfd_text, "%d", epfd);
+    execl("/proc/self/exe", scenario_program, "after_exec_with_a_listener", epfd_text, static_cast<char *>(nullptr));
+    broken(__FILE__, __LINE__, "exec");
+}
+
 SCENARIO(ASetThatSurvivesForkAndExecKeepsItsEvents)
 {
     Loop loop = running_loop();

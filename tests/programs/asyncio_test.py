@@ -17,6 +17,7 @@ sys.dont_write_bytecode = True
 import json
 import os
 import signal
+import subprocess
 
 from harness import Failure, Run, Skipped, Suite, check
 
@@ -149,9 +150,16 @@ class Both:
         return outcomes
 
 
+def directory_of(package):
+    """Where this python keeps it; "" when it has none."""
+    code = "import importlib.util as u; print(u.find_spec(%r).submodule_search_locations[0])" % package
+    return subprocess.run([PYTHON, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                          check=False).stdout.strip()
+
+
 def asyncio_groups():
-    """Two halves that take about the same time."""
-    where = "/usr/lib/python3.11/test/test_asyncio"
+    """Two halves that take about the same time. What is Windows' alone would only be skipped."""
+    where = directory_of("test.test_asyncio")
     modules = sorted(name[:-3] for name in (os.listdir(where) if os.path.isdir(where) else ())
                      if name.startswith("test_") and name.endswith(".py"))
     first = [name for name in modules if name in ("test_tasks", "test_subprocess", "test_futures", "test_taskgroups")]
@@ -159,12 +167,17 @@ def asyncio_groups():
     return [["test.test_asyncio." + name for name in half] for half in (first, second)]
 
 
+def is_installed(module):
+    return os.path.exists(PYTHON) and subprocess.run([PYTHON, "-c", "import test." + module], stdout=subprocess.DEVNULL,
+                                                     stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
 def add(name, groups, limit):
     both = Both(groups, limit)
 
     def body(run):
-        if not os.path.exists(PYTHON) or os.system("%s -c 'import test.%s' >/dev/null 2>&1" % (PYTHON, name)) != 0:
-            raise Skipped("CPython's tests are not installed (libpython3.11-testsuite)")
+        if not is_installed(name):
+            raise Skipped("CPython's tests are not installed (Debian: libpython3.N-testsuite)")
         return both(run)
 
     body.__name__ = name

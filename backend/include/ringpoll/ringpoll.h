@@ -349,20 +349,22 @@ RINGPOLL_API int ringpoll_get_probe(struct ringpoll_probe *probe);
 
 /* ------------------------------------------------------------------ stats */
 
-#define RINGPOLL_ENGINE_NEW 0u    /* nobody has waited yet */
+#define RINGPOLL_ENGINE_NEW 0u /* nobody has waited yet */
 #define RINGPOLL_ENGINE_RING 1u
 #define RINGPOLL_ENGINE_KERNEL 2u
 
 #define RINGPOLL_REASON_NONE 0u
-#define RINGPOLL_REASON_ASKED 1u      /* RINGPOLL_KERNEL, RINGPOLL=off, ringpoll_demote() */
+#define RINGPOLL_REASON_ASKED 1u      /* RINGPOLL_KERNEL, RINGPOLL=off */
 #define RINGPOLL_REASON_NO_RING 2u    /* the kernel said no: see `error` */
 #define RINGPOLL_REASON_OLD_KERNEL 3u /* a ring without DEFER_TASKRUN */
-#define RINGPOLL_REASON_NESTED 4u     /* watched by another epoll, poll or select */
+#define RINGPOLL_REASON_NESTED 4u     /* watched by another epoll, poll or select; ringpoll_demote() */
 #define RINGPOLL_REASON_WAITERS 5u    /* a second thread waits */
 #define RINGPOLL_REASON_FORK 6u       /* inherited from the parent */
 #define RINGPOLL_REASON_RESTRICTED 7u /* seccomp or changed credentials */
-#define RINGPOLL_REASON_UNFIT 8u      /* its fds are better served by kernel epoll */
+#define RINGPOLL_REASON_UNFIT 8u      /* its fds are better served by kernel epoll: most of them, for
+                                         good, or all of them so far */
 #define RINGPOLL_REASON_SHARED 9u     /* the identity was passed, or survives exec */
+#define RINGPOLL_REASON_SLOTS 16u     /* room for reasons to come */
 
 /* A short English phrase for a RINGPOLL_REASON_*, RINGPOLL_KNOB_* or
  * RINGPOLL_ENGINE_*. Static storage, never NULL. */
@@ -395,7 +397,10 @@ struct ringpoll_stats {
     uint64_t rearms;                   /* polls armed again after they ended */
     uint64_t cq_overflows;
     uint64_t ops_in_flight;            /* now; 0 when nothing is held */
-    uint64_t demotions;                /* sets that left their ring */
+    uint64_t demotions;                /* sets that left their ring, or never got one */
+    /* Sets that are, or were at their end, on kernel epoll: by RINGPOLL_REASON_*,
+     * and [0] all of them. */
+    uint64_t kernel_sets[RINGPOLL_REASON_SLOTS];
     uint64_t adopted;                  /* sockets, now */
     uint64_t adoptions;                /* ever */
     uint64_t received;                 /* completions that brought bytes */
