@@ -297,6 +297,7 @@ static inline bool mod_as_usual(struct rp_set *set, int fd, const struct epoll_e
         watch->data = event->data;
         watch->mask = ~0u;
         watch->certain_in = set->wait_serial - 1;
+        set->judged_mods++;
         if ((event->events & EPOLLOUT) || watch->stream->head)
             rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
         else

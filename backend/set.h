@@ -49,6 +49,10 @@ struct rp_set {
     struct rp_arena arena;
     uint32_t send_limit;
     unsigned turn_events; /* of the last wait */
+    /* Whether receives pay, see rp_stream_judge(): of the last turns, those that had
+     * one event; what they saved; turns to go without. */
+    uint32_t judged, judged_single, judged_mods, alone_left, alone_gap;
+    uint64_t judged_saved;
     bool unpolled;      /* a BLOCKED stream has no poll yet */
     bool no_streams;    /* this ring cannot */
     bool requests;      /* the owner shall flush, enter and say so (serviced) */

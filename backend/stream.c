@@ -250,7 +250,7 @@ bool rp_stream_may_stay(const struct rp_watch *watch)
 
 bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
 {
-    if (!(set->flags & RINGPOLL_ADOPT) || watch->adopt_in > 0 || set->no_streams || !set->tells ||
+    if (!(set->flags & RINGPOLL_ADOPT) || watch->adopt_in > 0 || set->alone_left || set->no_streams || !set->tells ||
         (watch->kind != RINGPOLL_FD_TCP && watch->kind != RINGPOLL_FD_UNIX) || !(watch->events & EPOLLIN) ||
         !rp_stream_may_stay(watch))
         return false;
@@ -260,6 +260,43 @@ bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
     if (rp_watch_is_edge(watch) && !watch->empty && !watch->recheck && !watch->stream)
         return false;
     return !watch->stream || (watch->stream->state == RP_STREAM_PLAIN && !watch->stream->ended);
+}
+
+#define JUDGED_TURNS 256u
+#define ALONE_TURNS 2048u
+#define ALONE_TURNS_MOST 65536u
+
+void rp_stream_judge(struct rp_set *set, int events)
+{
+    if (events <= 0)
+        return;
+    if (set->alone_left) {
+        /* Company: 16 turns of several events within 256 end it. */
+        set->alone_left--;
+        set->judged_single += events > 1;
+        if (++set->judged >= JUDGED_TURNS || set->judged_single >= 16) {
+            if (set->judged_single >= 16)
+                set->alone_left = set->alone_gap = 0;
+            set->judged = set->judged_single = 0;
+        }
+        return;
+    }
+    set->judged_single += events == 1;
+    if (++set->judged < JUDGED_TURNS)
+        return;
+    uint64_t saved = set->stats.calls_saved - set->judged_saved;
+    if (set->judged_single >= JUDGED_TURNS / 16 * 15 && saved + set->judged_mods < JUDGED_TURNS / 8 * 9) {
+        set->alone_gap = set->alone_gap ? set->alone_gap * 2 : ALONE_TURNS;
+        if (set->alone_gap > ALONE_TURNS_MOST)
+            set->alone_gap = ALONE_TURNS_MOST;
+        set->alone_left = set->alone_gap;
+        for (struct rp_stream *stream = set->streams; stream; stream = stream->next)
+            rp_stream_leave(set, stream);
+    } else {
+        set->alone_gap = 0;
+    }
+    set->judged = set->judged_single = set->judged_mods = 0;
+    set->judged_saved = set->stats.calls_saved;
 }
 
 /* What a set needs before its first adoption. */

@@ -90,6 +90,9 @@ bool rp_stream_may_stay(const struct rp_watch *watch);
 /* Adopts it (first making what the set needs for that) and queues the receive. 0;
  * -EBUSY: the SQ is full, enter and call again; another errno: stay with polls. */
 int rp_stream_arm(struct rp_set *set, struct rp_watch *watch);
+/* At the end of each wait that had `events`: a loop that does nothing for its one
+ * event but to read it once is cheaper off by polls. */
+void rp_stream_judge(struct rp_set *set, int events);
 /* A completion of a receive. */
 void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags);
 

@@ -594,6 +594,8 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
         rp_set_close_hidden(set);
     }
     set->turn_events = result > 0 ? (unsigned)result : 0;
+    if (set->flags & RINGPOLL_ADOPT)
+        rp_stream_judge(set, result);
     if (result > 0) {
         RP_COUNT(set->stats.events, (uint64_t)result);
         set->unfit_total += (uint32_t)result;
