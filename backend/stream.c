@@ -1081,6 +1081,57 @@ long ringpoll_try_recvmsg(int fd, struct msghdr *message, int flags)
     return wanted < 0 ? wanted : receive(fd, message->msg_iov, message->msg_iovlen, (size_t)wanted, flags, message);
 }
 
+long ringpoll_borrow(int fd, struct ringpoll_buffer *ret_buffer, int flags)
+{
+    for (;;) {
+        struct rp_fd *entry;
+        if (!stream_of(fd, &entry))
+            return RINGPOLL_PASS;
+        struct rp_stream *stream = rp_self.locks_held ? NULL : rp_stream_lock(fd);
+        if (stream && stream->head && rp_set_is_mine(stream->set)) {
+            struct rp_set *set = stream->set;
+            uint32_t number = unlink_first(stream);
+            struct rp_segment *segment = &stream->pool->segments[number];
+            if (segment->control)
+                close_passed(stream, number, segment);
+            rp_pool_get(stream->pool);
+            *ret_buffer = (struct ringpoll_buffer){
+                .data = rp_pool_bytes(stream->pool, number) + segment->at,
+                .length = segment->length,
+                .pool = stream->pool,
+                .number = number,
+            };
+            long length = segment->length;
+            if (!stream->head)
+                note_drained(set, stream);
+            set->stats.calls_saved++;
+            end_if_empty(set, stream);
+            rp_set_unlock(set);
+            return length;
+        }
+        if (stream)
+            rp_set_unlock(stream->set);
+        /* Nothing yet, an error, or somebody else's thread: recv() knows what to say. */
+        char byte;
+        long result = ringpoll_try_recv(fd, &byte, 1, (flags & MSG_DONTWAIT) | MSG_PEEK);
+        if (result <= 0 || !stream) {
+            if (result < 0 && result != -EAGAIN && result != -EINTR && result != RINGPOLL_PASS)
+                ringpoll_try_error(fd);
+            return result > 0 ? RINGPOLL_PASS : result;
+        }
+        if (!rp_set_is_mine(__atomic_load_n(&stream->set, __ATOMIC_RELAXED)))
+            return RINGPOLL_PASS;
+    }
+}
+
+void ringpoll_return(struct ringpoll_buffer *buffer)
+{
+    if (!buffer->pool)
+        return;
+    rp_pool_return(buffer->pool, buffer->number);
+    buffer->pool = NULL;
+}
+
 int ringpoll_try_unread(int fd, int *ret_bytes)
 {
     struct rp_fd *entry = rp_fd_peek(fd);

@@ -218,6 +218,20 @@ RINGPOLL_API int ringpoll_fd_is_set(int fd);
 RINGPOLL_API long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags);
 RINGPOLL_API long ringpoll_try_readv(int fd, const struct iovec *iov, int count);
 RINGPOLL_API long ringpoll_try_recvmsg(int fd, struct msghdr *message, int flags);
+/* Received bytes without a copy: the library's own buffer, lent until
+ * ringpoll_return(), which any thread may call, also when the socket and its set
+ * are long gone. A lent buffer is missing from the set's `buffers`. ringpoll_borrow
+ * answers like ringpoll_try_recv (with MSG_DONTWAIT or 0 as flags): the number of
+ * bytes at ret_buffer->data, -EAGAIN, another negative errno, or RINGPOLL_PASS: read
+ * by yourself. Passed fds that came with the bytes are closed. */
+struct ringpoll_buffer {
+    void *data;    /* the caller may write to it */
+    size_t length;
+    void *pool;    /* the library's */
+    uint32_t number, reserved;
+};
+RINGPOLL_API long ringpoll_borrow(int fd, struct ringpoll_buffer *ret_buffer, int flags);
+RINGPOLL_API void ringpoll_return(struct ringpoll_buffer *buffer);
 /* Writes. Without RINGPOLL_BATCH they only tell of an error that a receive of the
  * library took away; with it, the bytes are taken as a kernel's send buffer takes
  * them: a later error is the next call's. */
