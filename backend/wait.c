@@ -205,7 +205,7 @@ static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned
         count = take_hidden(set, events, room);
     if (count < room && set->ready_count)
         count += take_ready(set, events + count, room - count);
-    if (set->hidden_ready && !hidden_first && count < room)
+    if (set->hidden_ready && count < room) /* not a second time: it would have filled the room */
         count += take_hidden(set, events + count, room - count);
     set->hidden_first = !hidden_first;
     return count;

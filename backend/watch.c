@@ -445,6 +445,27 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
 
 #define CHECK_CHUNK 128u
 
+/* Closed unseen: epoll had let it go. */
+static void forget_closed(struct rp_set *set, struct rp_watch *watch)
+{
+    RP_WRITE_ONCE(watch->deleted, true);
+    rp_watch_to_idle(set, watch);
+    rp_set_dirty(set, watch);
+}
+
+/* poll(2) refuses more fds than RLIMIT_NOFILE, which a sandbox may have set to
+ * nothing at all; epoll does not care, so those are its from now on. */
+static void check_without_poll(struct rp_set *set, struct rp_watch **watches, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        int error = rp_set_move_to_kernel(set, watches[i]);
+        if (error == 0)
+            set->hidden_ready = true; /* is to be looked at, that is */
+        else if (error == -EBADF)
+            forget_closed(set, watches[i]);
+    }
+}
+
 static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch **watches, unsigned count)
 {
     static const struct timespec now = {0, 0};
@@ -452,6 +473,10 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
 
     set->stats.rechecks++;
     set->stats.rechecked_fds += count;
+    if (result == -EINVAL) {
+        check_without_poll(set, watches, count);
+        return;
+    }
     bool wakeup_pending = rp_ring_wants_enter(&set->ring);
     for (unsigned i = 0; i < count; i++) {
         struct rp_watch *watch = watches[i];
@@ -461,9 +486,7 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
             continue;
         }
         if (revents & POLLNVAL) {
-            RP_WRITE_ONCE(watch->deleted, true); /* closed unseen: epoll had let it go */
-            rp_watch_to_idle(set, watch);
-            rp_set_dirty(set, watch);
+            forget_closed(set, watch);
             continue;
         }
         watch->urgent = (revents & POLLPRI) != 0;
