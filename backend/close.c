@@ -84,10 +84,11 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
     if (!watch->op)
         return;
     set->stats.cancels_on_close++;
-    if (set->owner_inside)
-        rp_set_ask_owner(set);
-    else if (!rp_fd_shared(entry))
-        end_connection(fd, watch->kind);
+    uint8_t kind = watch->kind;
+    if (set->owner_inside && rp_set_ask_owner(set))
+        return;
+    if (!rp_fd_shared(entry))
+        end_connection(fd, kind);
 }
 
 void rp_set_name_closing(struct rp_set *set, int fd)

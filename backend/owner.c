@@ -187,17 +187,31 @@ void rp_set_say_serviced(struct rp_set *set)
     rp_sys_futex_wake_all(&set->serviced);
 }
 
-/* Another thread asks the owner, which is inside, to flush and enter; returns
- * when it has. Drops the lock meanwhile. */
-void rp_set_ask_owner(struct rp_set *set)
+/* An owner that is inside answers within microseconds. One that does not answer
+ * at all has left its wait by siglongjmp, or stays in a signal handler. */
+#define PATIENCE_S 1
+
+/* Another thread asks the owner, which is inside, to flush and enter; returns true
+ * when it has. Drops the lock meanwhile. False: it cannot be woken (no fd is left
+ * for that), or it does not come; it will find the request when it does. */
+bool rp_set_ask_owner(struct rp_set *set)
 {
     uint32_t before = __atomic_load_n(&set->serviced, __ATOMIC_ACQUIRE);
     set->requests = true;
     rp_set_wake_owner(set);
+    if (!set->wake_sent)
+        return false;
     rp_set_unlock(set);
-    while (__atomic_load_n(&set->serviced, __ATOMIC_ACQUIRE) == before)
-        rp_sys_futex_wait(&set->serviced, before);
+    bool in_time = true;
+    while (in_time && __atomic_load_n(&set->serviced, __ATOMIC_ACQUIRE) == before)
+        in_time = rp_sys_futex_wait_for(&set->serviced, before, PATIENCE_S);
     rp_set_lock(set);
+    if (in_time || __atomic_load_n(&set->serviced, __ATOMIC_ACQUIRE) != before)
+        return true;
+    /* Outside, for all that others have to know: should it be inside after all, it
+     * is on its way out, since the wake fd stays until it takes it. */
+    set->owner_inside = false;
+    return false;
 }
 
 /* ------------------------------------------------------------------ the ring */

@@ -147,7 +147,7 @@ int rp_ring_refusal(void); /* the errno, negative, of a kernel that gives no rin
 void rp_set_wake_owner(struct rp_set *set);
 void rp_set_take_wake(struct rp_set *set);
 void rp_set_say_serviced(struct rp_set *set);
-void rp_set_ask_owner(struct rp_set *set);
+bool rp_set_ask_owner(struct rp_set *set);
 /* wait.c: enters without blocking, and reaps. 0, or a negative errno that means
  * that this ring is of no use any more. Owner thread. */
 int rp_set_enter_and_reap(struct rp_set *set);
