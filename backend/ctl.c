@@ -28,6 +28,8 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
             return false;
         if ((kind == RINGPOLL_FD_TCP || kind == RINGPOLL_FD_UNIX) && !(flags & RINGPOLL_FD_CONNECTED))
             return false;
+        if (kind == RINGPOLL_FD_PIPE && !rp_single_threaded()) /* see rp_set_has_company() */
+            return false;
         /* Its registration may outlive this number: kernel epoll's business. */
         if (rp_fd_shared(entry))
             return false;
@@ -57,7 +59,7 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
     }
     unsigned mode;
     *ret_kind = RINGPOLL_FD_PIPE;
-    return rp_sys_fstat_mode(fd, &mode) == 0 && S_ISFIFO(mode);
+    return rp_single_threaded() && rp_sys_fstat_mode(fd, &mode) == 0 && S_ISFIFO(mode);
 }
 
 static int record_kernel_watch(struct rp_set *set, int fd, const struct epoll_event *event)

@@ -300,6 +300,20 @@ int rp_set_make_ring(struct rp_set *set)
     return 0;
 }
 
+/* An idle thread's registration would keep a closed ring alive. And a pipe that is
+ * closed by another thread must tell its other end at once, which only a cancel by
+ * us could do and no shutdown can: pipes are kernel epoll's in such a process. */
+void rp_set_has_company(struct rp_set *set)
+{
+    struct rp_ring *ring = &set->ring;
+    set->in_company = true;
+    if (ring->enter_fd != ring->fd && ring->fd != RP_RING_NO_FD)
+        rp_ring_unregister_fd(ring);
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (watch->kind == RINGPOLL_FD_PIPE && watch->home == RP_HOME_RING && !watch->deleted && !watch->disabled)
+            rp_set_move_to_kernel(set, watch);
+}
+
 /* Cancels all and waits for all, then unmaps: the order that frees files, and
  * so listeners' ports and peers' FINs, at once. */
 void rp_set_end_ring(struct rp_set *set)

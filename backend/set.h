@@ -47,6 +47,7 @@ struct rp_set {
     struct rp_watch *ready_head, *ready_tail;
     unsigned ready_count;
     uint32_t wait_serial;
+    bool in_company;    /* a wait has found that there are other threads */
     bool tells;         /* DEFER_TASKRUN and its flag: wake-ups run in our enters, and show before */
     bool hidden_armed, hidden_ready, hidden_first;
     struct rp_op *hidden_op;
@@ -141,6 +142,8 @@ extern int rp_wake_fd;
 extern struct rp_lock rp_wake_lock;    /* leaf: rp_wake_fd, the number of sets */
 extern struct rp_lock rp_retired_lock; /* leaf: rp_stats_retired, rp_newest_set */
 int rp_set_make_ring(struct rp_set *set);
+/* The process has other threads from now on. Owner thread. */
+void rp_set_has_company(struct rp_set *set);
 /* Whether a ring can be had; it is kept for the first wait. Nothing locked. */
 int rp_set_try_ring(struct rp_set *set);
 int rp_ring_refusal(void); /* the errno, negative, of a kernel that gives no rings; 0: not known */

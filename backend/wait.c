@@ -261,8 +261,8 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
     int result = 0;
 
     set->wait_serial++;
-    if (ring->enter_fd != ring->fd && ring->fd != RP_RING_NO_FD && !rp_single_threaded())
-        rp_ring_unregister_fd(ring);
+    if (!set->in_company && !rp_single_threaded())
+        rp_set_has_company(set);
     for (;;) {
         unsigned reaped = 0;
         bool blocked = false, got_any = false;

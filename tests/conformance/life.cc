@@ -135,6 +135,26 @@ TEST_P(Close, ByAnotherThreadWhileTheOwnerIsElsewhere)
     EXPECT_EQ(ready(set), Events());
 }
 
+/* A pipe cannot be shut down in the place of a close that has to wait. */
+TEST_P(Close, OfAPipesWriterByAnotherThreadEndsTheReaderAtOnce)
+{
+    int set = new_set();
+    Pair early = pipe(), late = pipe();
+    ASSERT_EQ(add(set, early.b, out_ | et_), 0);
+    ready(set);
+    std::thread([] {}).join(); /* from now on there are other threads */
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(add(set, late.b, out_ | et_), 0);
+    ready(set);
+    std::thread([&] {
+        EXPECT_EQ(e().close(early.b), 0);
+        EXPECT_EQ(poll_now(early.a) & POLLHUP, POLLHUP);
+        EXPECT_EQ(e().close(late.b), 0);
+        EXPECT_EQ(poll_now(late.a) & POLLHUP, POLLHUP);
+    }).join();
+    EXPECT_EQ(ready(set), Events());
+}
+
 TEST_P(Close, OfManyInARangeEndsThemAll)
 {
     int set = new_set();
