@@ -20,7 +20,7 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
 
     if ((flags & RP_FD_SHARED) && !(set->flags & RINGPOLL_TRACKED))
         return false;
-    if ((events & EPOLLEXCLUSIVE) || (flags & (RP_FD_LEAVE | RP_FD_INTERNAL)) || (entry && RP_READ_ONCE(entry->set)))
+    if ((events & (EPOLLEXCLUSIVE | EPOLLWAKEUP)) || (flags & (RP_FD_LEAVE | RP_FD_INTERNAL)) || (entry && RP_READ_ONCE(entry->set)))
         return false;
     if (set->flags & RINGPOLL_TRACKED) {
         uint32_t kind = flags & RINGPOLL_FD_KIND;
@@ -146,7 +146,7 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     if (event->events & EPOLLEXCLUSIVE)
         return -EINVAL;
     struct rp_fd *entry = rp_fd_peek(fd);
-    if (inside || (entry && (rp_fd_flags(entry) & RP_FD_LEAVE))) {
+    if (inside || (event->events & EPOLLWAKEUP) || (entry && (rp_fd_flags(entry) & RP_FD_LEAVE))) {
         int error = add_to_kernel(set, fd, event);
         if (error == 0) {
             RP_WRITE_ONCE(watch->deleted, true);
