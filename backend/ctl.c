@@ -30,8 +30,9 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
             return false;
         if (kind == RINGPOLL_FD_PIPE && !rp_single_threaded()) /* see rp_set_has_company() */
             return false;
-        /* Its registration may outlive this number: kernel epoll's business. */
-        if (rp_fd_shared(entry))
+        /* Its registration may outlive this number, or its wake-ups prove nothing:
+         * kernel epoll's business. */
+        if (rp_fd_shared(entry) || (flags & RP_FD_ALONG))
             return false;
         *ret_kind = (uint8_t)kind;
         return true;

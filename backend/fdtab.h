@@ -31,6 +31,7 @@ struct rp_watch;
 #define RP_FD_LEAVE (1u << 10)   /* kernel epoll for good */
 #define RP_FD_INTERNAL (1u << 11) /* the library's own */
 #define RP_FD_HINTED (1u << 12)  /* its reads are reported */
+#define RP_FD_ALONG (1u << 13)   /* other threads, or other sets' owners, read it too */
 
 struct rp_fd {
     struct rp_watch *watches; /* by next_of_fd; changed under rp_fdtab_lock */

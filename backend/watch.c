@@ -132,7 +132,7 @@ static bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watc
     if (!set->tells || !entry || rp_fd_shared(entry))
         return false;
     uint32_t flags = rp_fd_flags(entry);
-    if (!(flags & RP_FD_HINTED))
+    if ((flags & (RP_FD_HINTED | RP_FD_ALONG)) != RP_FD_HINTED)
         return false;
     return watch->kind == RINGPOLL_FD_TCP || (watch->kind == RINGPOLL_FD_UNIX && (flags & RINGPOLL_FD_NONBLOCK));
 }
@@ -209,7 +209,7 @@ void ringpoll_fd_read(int fd, size_t asked, long result)
         return;
     if (!rp_set_is_mine(set) || RP_READ_ONCE(watch->next_of_fd) || rp_self.locks_held) {
         /* Somebody else reads along: its wake-ups prove nothing from now on. */
-        rp_fd_set_flags(entry, RP_FD_SHARED, 0);
+        rp_fd_set_flags(entry, RP_FD_ALONG, 0);
         return;
     }
     uint8_t kind = RP_READ_ONCE(watch->kind);

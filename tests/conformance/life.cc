@@ -155,6 +155,26 @@ TEST_P(Close, OfAPipesWriterByAnotherThreadEndsTheReaderAtOnce)
     EXPECT_EQ(ready(set), Events());
 }
 
+TEST_P(Close, ByAnotherThreadThatReadFromItToo)
+{
+    int set = new_set();
+    Pair p = tcp(), q = unix_stream();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    ASSERT_EQ(add(set, q.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    put(p.b, 1, p.a);
+    put(q.b, 1, q.a);
+    std::thread([&] {
+        for (int fd : {p.a, q.a}) {
+            EXPECT_EQ(drain(fd), 1u);
+            EXPECT_EQ(e().close(fd), 0);
+        }
+        EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+        EXPECT_TRUE(settle(q.b, POLLHUP, 5));
+    }).join();
+    EXPECT_EQ(ready(set), Events());
+}
+
 TEST_P(Close, OfManyInARangeEndsThemAll)
 {
     int set = new_set();
