@@ -79,18 +79,11 @@ static int record_kernel_watch(struct rp_set *set, int fd, const struct epoll_ev
 
 static int add_to_kernel(struct rp_set *set, int fd, struct epoll_event *event)
 {
-    int error = rp_set_make_hidden(set);
-    if (error < 0 && rp_set_engine(set) == RINGPOLL_ENGINE_NEW) {
-        /* No fd left for the hidden instance: the identity serves. */
-        rp_set_demote(set, RINGPOLL_REASON_NO_RING, error);
-        return rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_ADD, fd, event);
-    }
-    if (error == 0)
-        error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, fd, event);
+    int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_ADD, fd, event);
     if (error == 0) {
         error = record_kernel_watch(set, fd, event);
         if (error < 0)
-            rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, fd, NULL);
+            rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, fd, NULL);
     }
     return error;
 }
@@ -103,7 +96,7 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
             return -EEXIST;
         /* The kernel knows better: the record may be of a file that was closed
          * unseen. */
-        int error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, fd, event);
+        int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_ADD, fd, event);
         if (error == 0) {
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
@@ -137,7 +130,7 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
 static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int fd, struct epoll_event *event)
 {
     if (watch->home == RP_HOME_KERNEL) {
-        int error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_MOD, fd, event);
+        int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, fd, event);
         if (error == 0) {
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
@@ -166,7 +159,7 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
 static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
 {
     if (watch->home == RP_HOME_KERNEL) {
-        int error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, fd, NULL);
+        int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, fd, NULL);
         if (!watch->op)
             rp_set_forget_watch(set, watch);
         else {
@@ -180,18 +173,10 @@ static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
     return 0;
 }
 
-/* Engine KERNEL with records of disabled one-shots and of what stayed behind. */
+/* Engine KERNEL with records of disabled one-shots that the kernel has not. */
 static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_watch *watch = rp_set_find(set, fd);
-    if (watch && watch->stays && !watch->deleted) {
-        int result = rp_set_kernel_ctl(set, set->hidden, op, fd, event);
-        if (result == 0 && op == EPOLL_CTL_DEL) {
-            RP_WRITE_ONCE(set->leftovers, set->leftovers - 1);
-            rp_set_forget_watch(set, watch);
-        }
-        return result;
-    }
     if (!watch || watch->deleted || !watch->disabled)
         return rp_set_kernel_ctl(set, epfd, op, fd, event);
     if (op == EPOLL_CTL_ADD)
@@ -219,11 +204,8 @@ static int ctl_in_handler(struct rp_set *set, int epfd, int op, int fd, struct e
     while (watch && (__atomic_load_n(&watch->set, __ATOMIC_ACQUIRE) != set || RP_READ_ONCE(watch->deleted) ||
                      watch->deleted_in_handler))
         watch = RP_READ_ONCE(watch->next_of_fd);
-    if (!watch || RP_READ_ONCE(watch->home) == RP_HOME_KERNEL || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) {
-        int hidden = RP_READ_ONCE(set->hidden);
-        bool in_hidden = hidden >= 0 && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL;
-        return rp_sys_epoll_ctl(in_hidden ? hidden : epfd, op, fd, event);
-    }
+    if (!watch || RP_READ_ONCE(watch->home) == RP_HOME_KERNEL || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)
+        return rp_sys_epoll_ctl(epfd, op, fd, event);
     if (op == EPOLL_CTL_ADD)
         return -EEXIST;
     if (op == EPOLL_CTL_MOD) {
@@ -290,7 +272,7 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     if (op == EPOLL_CTL_ADD)
         result = ctl_add(set, inside, watch, fd, event);
     else if (!watch || watch->deleted) /* ENOENT, EBADF or EPERM: it knows */
-        result = rp_set_kernel_ctl(set, set->hidden >= 0 ? set->hidden : epfd, op, fd, event);
+        result = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), op, fd, event);
     else if (op == EPOLL_CTL_MOD)
         result = ctl_mod(set, inside, watch, fd, event);
     else

@@ -12,7 +12,8 @@
  * fd of this process refers to dies with its close, and nobody but the program
  * reads from it. A file that was duplicated, passed, or there when a child was
  * made (its epoch is then older than the process's) gets epoll's full meaning
- * by a registration in kernel epoll at its close, and no read proves it empty.
+ * by a registration in kernel epoll, at the latest at its close, and no read
+ * proves it empty.
  */
 #ifndef RP_FDTAB_H
 #define RP_FDTAB_H

@@ -24,7 +24,7 @@ enum rp_op_state { RP_OP_FREE, RP_OP_QUEUED, RP_OP_INFLIGHT, RP_OP_CANCELING, RP
 enum rp_op_kind {
     RP_OP_NONE = 0, /* completions that nobody wants: cancels, updates */
     RP_OP_POLL,     /* owner: struct rp_watch */
-    RP_OP_KERNEL,   /* the hidden epoll instance; owner: struct rp_set */
+    RP_OP_KERNEL,   /* the set's identity; owner: struct rp_set */
     RP_OP_TEST,     /* unit tests */
 };
 

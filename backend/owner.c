@@ -154,9 +154,11 @@ void rp_set_forget_kept_rings(void)
 
 /* ----------------------------------------------------------- waking the owner */
 
-void rp_set_wake_owner(struct rp_set *set)
+/* Makes the identity readable, or no longer so: with an eventfd that always is, one
+ * per process. */
+void rp_set_raise(struct rp_set *set)
 {
-    if (set->wake_sent || set->hidden < 0)
+    if (set->raised)
         return;
     rp_lock(&rp_wake_lock);
     if (rp_wake_fd < 0) {
@@ -168,17 +170,32 @@ void rp_set_wake_owner(struct rp_set *set)
         rp_wake_fd = fd;
     }
     rp_unlock(&rp_wake_lock);
-    struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = &rp_wake_fd}};
-    set->wake_sent = rp_wake_fd >= 0 && rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, rp_wake_fd, &event) == 0;
+    struct epoll_event event = {.events = EPOLLIN, .data = rp_set_mark(set)};
+    set->raised =
+        rp_wake_fd >= 0 && rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_ADD, rp_wake_fd, &event) == 0;
+}
+
+void rp_set_lower(struct rp_set *set)
+{
+    if (!set->raised || set->wake_sent || set->stash_count > 0)
+        return;
+    rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, rp_wake_fd, NULL);
+    set->raised = false;
+}
+
+void rp_set_wake_owner(struct rp_set *set)
+{
+    if (set->wake_sent || set->hidden < 0)
+        return;
+    rp_set_raise(set);
+    set->wake_sent = set->raised;
 }
 
 /* The owner, back outside: first of all. */
 void rp_set_take_wake(struct rp_set *set)
 {
-    if (!set->wake_sent)
-        return;
-    rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, rp_wake_fd, NULL);
     set->wake_sent = false;
+    rp_set_lower(set);
 }
 
 void rp_set_say_serviced(struct rp_set *set)
@@ -310,8 +327,8 @@ void rp_set_has_company(struct rp_set *set)
     if (ring->enter_fd != ring->fd && ring->fd != RP_RING_NO_FD)
         rp_ring_unregister_fd(ring);
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-        if (watch->kind == RINGPOLL_FD_PIPE && watch->home == RP_HOME_RING && !watch->deleted && !watch->disabled)
-            rp_set_move_to_kernel(set, watch);
+        if (watch->kind == RINGPOLL_FD_PIPE)
+            rp_set_leave_ring(set, watch, false);
 }
 
 /* Cancels all and waits for all, then unmaps: the order that frees files, and
@@ -373,11 +390,7 @@ void rp_set_end_zombies(void)
         if (set->in_use && set->zombie && rp_set_is_mine(set) && !set->owner_inside) {
             __atomic_fetch_sub(&rp_zombies, 1, __ATOMIC_RELAXED);
             rp_set_end_ring(set);
-            for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
-                next = watch->next_of_set;
-                if ((!watch->disabled && !watch->stays) || watch->deleted)
-                    rp_set_forget_watch(set, watch);
-            }
+            rp_set_forget_watches(set);
             if (set->waiters == 0)
                 rp_set_close_hidden(set);
             if (rp_set_is_ending(set))

@@ -96,6 +96,11 @@ static int flush_dirty(struct rp_set *set)
     struct rp_watch *watch;
     while ((watch = set->dirty) != NULL) {
         int error;
+        if (watch->leaves) {
+            watch->leaves = false;
+            rp_set_leave_ring(set, watch, false);
+            continue;
+        }
         if (watch->deleted) {
             error = rp_watch_disarm(set, watch, NULL);
             if (error == 0) {
@@ -123,7 +128,7 @@ static int flush_dirty(struct rp_set *set)
 }
 
 /* Level-triggered by arming it anew: the kernel looks whether anything in the
- * hidden instance is ready. */
+ * identity is ready. */
 static int arm_hidden(struct rp_set *set)
 {
     if (set->hidden_armed || set->hidden_ready)
@@ -153,13 +158,36 @@ static int arm_hidden(struct rp_set *set)
 
 /* ------------------------------------------------------------------- wait */
 
+/* Takes out what the library itself has registered. */
+static int without_marks(struct epoll_event *events, int count)
+{
+    int kept = 0;
+    for (int i = 0; i < count; i++)
+        if (events[i].data.ptr != &rp_wake_fd)
+            events[kept++] = events[i];
+    return kept;
+}
+
 static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    int count = rp_sys_epoll_wait(set->hidden, events, (int)room, &no_time, NULL);
-    RP_COUNT(set->stats.kernel_waits, 1);
-    set->hidden_ready = count == (int)room;
-    set->unfit_kernel += count > 0 ? (uint32_t)count : 0;
-    return count > 0 ? (unsigned)count : 0;
+    unsigned stashed = set->stash_count > 0 ? rp_set_take_stash(set, events, room) : 0, taken = stashed;
+    set->hidden_ready = taken == room;
+    for (int turn = 0; taken < room && turn < 64; turn++) {
+        int count = rp_sys_epoll_wait(set->hidden, events + taken, (int)(room - taken), &no_time, NULL);
+        RP_COUNT(set->stats.kernel_waits, 1);
+        if (count <= 0)
+            break;
+        set->hidden_ready = count == (int)(room - taken);
+        int kept = set->marked ? without_marks(events + taken, count) : count;
+        taken += (unsigned)kept;
+        if (kept > 0 || !set->hidden_ready)
+            break;
+    }
+    set->hidden_ready = taken == room;
+    if (stashed > 0)
+        taken = rp_set_merge_stash(events, stashed, taken - stashed);
+    set->unfit_kernel += taken;
+    return taken;
 }
 
 static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsigned room)
@@ -211,33 +239,10 @@ static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned
     return count;
 }
 
-/* In the hidden or the identity instance; set unlocked. */
-static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *events, int max,
-                          const struct timespec *timeout, const sigset_t *sigmask)
+static uint64_t deadline_of(const struct timespec *timeout)
 {
-    int count;
-    bool again;
-    do {
-        again = false;
-        count = rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
-        __atomic_fetch_add(&set->stats.kernel_waits, 1, __ATOMIC_RELAXED);
-        if (!RP_READ_ONCE(set->hidden_nested))
-            break;
-        int hidden = RP_READ_ONCE(set->hidden);
-        if (epfd == hidden)
-            break;
-        for (int i = 0; i < count; i++) {
-            if (events[i].data.ptr != set)
-                continue;
-            /* The nested instance: what is in it instead. */
-            events[i] = events[count - 1];
-            int more = rp_sys_epoll_wait(hidden, events + count - 1, max - count + 1, &no_time, NULL);
-            count += (more > 0 ? more : 0) - 1;
-            again = count == 0 && !(timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0);
-            break;
-        }
-    } while (again);
-    return count;
+    uint64_t seconds = (uint64_t)timeout->tv_sec > 1000000000u ? 1000000000u : (uint64_t)timeout->tv_sec;
+    return rp_sys_now_ns() + seconds * 1000000000u + (uint64_t)timeout->tv_nsec;
 }
 
 static struct timespec time_left(uint64_t deadline_ns)
@@ -245,6 +250,46 @@ static struct timespec time_left(uint64_t deadline_ns)
     uint64_t now = rp_sys_now_ns();
     uint64_t left = deadline_ns > now ? deadline_ns - now : 0;
     return (struct timespec){.tv_sec = (time_t)(left / 1000000000u), .tv_nsec = (long)(left % 1000000000u)};
+}
+
+/* In the identity; set unlocked. */
+static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *events, int max,
+                          const struct timespec *timeout, const sigset_t *sigmask)
+{
+    struct timespec left = timeout ? *timeout : no_time;
+    uint64_t deadline_ns = 0;
+    bool blocks = !timeout || (left.tv_sec | left.tv_nsec) != 0;
+    bool takes = max > 0 && (uintptr_t)events >= 4096 && !rp_self.locks_held;
+    int given = 0;
+
+    if (timeout && blocks && RP_READ_ONCE(set->marked))
+        deadline_ns = deadline_of(timeout);
+    for (int turn = 0;; turn++) {
+        if (takes && RP_READ_ONCE(set->stash_count) > 0) {
+            rp_set_lock(set);
+            given = (int)rp_set_take_stash(set, events, (unsigned)max);
+            rp_set_unlock(set);
+            if (given == max)
+                return given;
+            blocks = blocks && given == 0;
+        }
+        int count = rp_sys_epoll_wait(epfd, events + given, max - given,
+                                      !blocks ? &no_time : (timeout ? &left : NULL), sigmask);
+        __atomic_fetch_add(&set->stats.kernel_waits, 1, __ATOMIC_RELAXED);
+        if (count <= 0)
+            return given > 0 ? given : count;
+        if (!RP_READ_ONCE(set->marked))
+            return given + count;
+        int kept = without_marks(events + given, count);
+        if (given > 0)
+            return (int)rp_set_merge_stash(events, (unsigned)given, (unsigned)kept);
+        if (kept > 0 || (!blocks && count < max))
+            return kept;
+        if (!takes && turn > 64) /* a signal handler in the midst of our own work */
+            return -EINTR;
+        if (deadline_ns)
+            left = time_left(deadline_ns);
+    }
 }
 
 /* One wait of the owner on its ring. Locked, and unlocked only inside the
@@ -271,7 +316,9 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             bool asked = set->requests;
             rp_set_take_wake(set);
             set->requests = false;
-            if (set->zombie || rp_set_is_ending(set)) {
+            if (set->demote_reason != RINGPOLL_REASON_NONE && !set->zombie && !rp_set_is_ending(set))
+                rp_set_demote(set, set->demote_reason, 0);
+            if (rp_set_engine(set) != RINGPOLL_ENGINE_RING || rp_set_is_ending(set)) {
                 rp_set_say_serviced(set);
                 return AGAIN;
             }
@@ -314,8 +361,8 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             if (!enters)
                 continue;
             if (ring->fd < 0 || set->zombie || rp_set_is_ending(set)) {
+                rp_set_take_wake(set);
                 if (set->requests) {
-                    rp_set_take_wake(set);
                     set->requests = false;
                     rp_set_say_serviced(set);
                 }
@@ -411,10 +458,8 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     if (rp_self.locks_held)
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     rp_process_check();
-    if (timeout && (timeout->tv_sec | timeout->tv_nsec) != 0) {
-        uint64_t seconds = (uint64_t)timeout->tv_sec > 1000000000u ? 1000000000u : (uint64_t)timeout->tv_sec;
-        deadline_ns = rp_sys_now_ns() + seconds * 1000000000u + (uint64_t)timeout->tv_nsec;
-    }
+    if (timeout && (timeout->tv_sec | timeout->tv_nsec) != 0)
+        deadline_ns = deadline_of(timeout);
 
     rp_set_lock(set);
     RP_COUNT(set->stats.waits, 1);
@@ -443,35 +488,15 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
             result = -EBADF;
             break;
         }
-        int fd = epfd;
-        if (engine == RINGPOLL_ENGINE_NEW) {
-            int error = rp_set_make_hidden(set);
-            if (error < 0) {
-                rp_set_demote(set, RINGPOLL_REASON_NO_RING, error);
-                continue;
-            }
-            fd = set->hidden;
-        }
         struct timespec left = timeout ? (deadline_ns ? time_left(deadline_ns) : no_time) : no_time;
         rp_set_unlock(set);
         rp_set_end_zombies();
-        result = wait_in_kernel(set, fd, events, max, timeout ? &left : NULL, sigmask);
+        result = wait_in_kernel(set, epfd, events, max, timeout ? &left : NULL, sigmask);
         rp_set_lock(set);
-        if (engine == RINGPOLL_ENGINE_NEW && set->wake_sent) {
-            /* Demoted meanwhile: what is ours is not the program's. */
-            int left_over = 0;
-            for (int i = 0; i < result; i++)
-                if (events[i].data.ptr != &rp_wake_fd)
-                    events[left_over++] = events[i];
-            if (result > 0)
-                result = left_over > 0 ? left_over : AGAIN;
-        }
     }
     set->waiters--;
     if (set->waiters == 0 && rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie && set->hidden >= 0) {
-        if (set->wake_sent && set->hidden_nested)
-            rp_set_take_wake(set);
-        set->wake_sent = false;
+        rp_set_take_wake(set);
         rp_set_close_hidden(set);
     }
     if (result > 0) {

@@ -224,7 +224,7 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
     bool bare = is_socket(watch) ? (bits & EPOLLRDBAND) != 0 : true;
     bool proves = false;
 
-    if (watch->disabled || watch->deleted) {
+    if (watch->disabled || watch->deleted || watch->home != RP_HOME_RING) {
         /* A disabled one-shot need not hear: one completion in vain is what the
          * program may cost us, not one per packet. */
         rp_set_dirty(set, watch);

@@ -2,8 +2,8 @@
  *
  * One fd in one set: the interest of the program, and how it is met.
  *
- * Home. A watch lives in one of two places. HOME_KERNEL: the set's hidden
- * kernel epoll instance has the registration, with the program's own data, and
+ * Home. A watch lives in one of two places. HOME_KERNEL: the set's identity, a
+ * kernel epoll instance, has the registration, with the program's own data, and
  * reports it; the record here only serves to rebuild it. HOME_RING: a poll on
  * the ring (watch->op) is, or will be, armed for it.
  *
@@ -111,7 +111,8 @@ struct rp_watch {
     uint32_t sqe_at;     /* its SQE's position, to take it back while it is QUEUED */
     uint8_t fresh;       /* one-shot polls to go before a multishot one */
     uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
-    bool stays;          /* engine KERNEL: registered in the hidden instance still */
+    bool leaves;         /* dirty: the owner shall move it to kernel epoll */
+    uint8_t silent;      /* on its way to kernel epoll, see demote.c */
     /* Left by a signal handler inside a critical section, see set.c */
     bool closed_in_handler, modified_in_handler, deleted_in_handler;
     uint32_t handler_events;
