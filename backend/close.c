@@ -45,10 +45,23 @@ void rp_set_stream_closing(struct rp_set *set, struct rp_stream *stream, const s
     }
 }
 
+bool rp_set_cancel(struct rp_set *set, struct rp_watch *watch)
+{
+    struct rp_op *op = NULL;
+    while (rp_watch_disarm(set, watch, &op) == -EBUSY)
+        if (rp_set_enter_and_reap(set) < 0)
+            break;
+    if (!op)
+        return false;
+    uint32_t generation = op->generation;
+    for (int turn = 0; turn < 256 && op->state == RP_OP_ORPHANED && op->generation == generation; turn++)
+        if (rp_set_enter_and_reap(set) < 0)
+            break;
+    return true;
+}
+
 void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry)
 {
-    uint32_t engine = rp_set_engine(set);
-    struct rp_op *op = NULL;
     bool unread = false, receives = false;
 
     if (watch->stream) {
@@ -56,7 +69,7 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
         if (!rp_set_is_mine(set) && set->owner_inside)
             rp_stream_end_receive(set, stream);
         /* The lock was dropped: it may be somebody else's by now. The caller looks again. */
-        if (rp_fd_watch_of((struct rp_fd *)(uintptr_t)entry, set) != watch)
+        if (rp_fd_watch_of(entry, set) != watch)
             return;
         if (watch->stream != stream)
             ; /* ended meanwhile */
@@ -67,40 +80,19 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
             unread = rp_stream_orphan(set, stream);
         }
     }
-    if (rp_fd_shared(entry) && !watch->deleted)
-        set->ghosts = true; /* if it is registered in the hidden instance, or will be in a moment */
-    if (watch->home == RP_HOME_KERNEL && !watch->op && !receives) {
-        RP_WRITE_ONCE(set->leftovers, set->leftovers - watch->stays);
-        rp_set_forget_watch(set, watch);
-        return;
-    }
-    if (engine == RINGPOLL_ENGINE_KERNEL && watch->disabled && !watch->deleted)
-        RP_WRITE_ONCE(set->leftovers, set->leftovers - 1);
-    if (set->ring.fd < 0) { /* NEW, or a leftover */
-        if (engine == RINGPOLL_ENGINE_NEW && rp_fd_shared(entry) && !watch->deleted && !watch->disabled)
-            rp_set_move_to_kernel(set, watch);
-        rp_set_forget_watch(set, watch);
-        return;
-    }
     /* Others hold the file: epoll goes on reporting it, under a number that is
      * gone. Kernel epoll can say that, we cannot. */
-    if (engine == RINGPOLL_ENGINE_RING && watch->home == RP_HOME_RING && rp_fd_shared(entry) && !watch->deleted &&
-        !watch->disabled)
-        rp_set_move_to_kernel(set, watch);
-    if (rp_set_is_mine(set)) {
-        bool armed = watch->op != NULL;
-        while (rp_watch_disarm(set, watch, &op) == -EBUSY)
-            if (rp_set_enter_and_reap(set) < 0)
-                break;
-        /* It may have completed while room was made. */
+    if (rp_fd_shared(entry) && rp_set_leave_ring(set, watch, true))
+        return; /* we are called again */
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && watch->disabled && !watch->deleted)
+        RP_COUNT(set->leftovers, -1u);
+    if ((!watch->op && !receives) || set->ring.fd < 0) {
         rp_set_forget_watch(set, watch);
-        if (op) {
-            set->stats.cancels_on_close += armed;
-            uint32_t generation = op->generation;
-            for (int turn = 0; turn < 256 && op->state == RP_OP_ORPHANED && op->generation == generation; turn++)
-                if (rp_set_enter_and_reap(set) < 0)
-                    break;
-        }
+        return;
+    }
+    if (rp_set_is_mine(set)) {
+        set->stats.cancels_on_close += rp_set_cancel(set, watch);
+        rp_set_forget_watch(set, watch);
         if (set->owner_inside && (set->ready_count || set->hidden_ready || set->dirty))
             rp_set_wake_owner(set); /* we are its signal handler, and took its completions */
         return;
@@ -111,13 +103,12 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
     rp_fd_unlink(entry, watch);
     int fd = watch->fd;
     RP_WRITE_ONCE(watch->fd, -1);
-    if (!watch->op && !receives)
-        return;
     set->stats.cancels_on_close++;
-    if (set->owner_inside)
-        rp_set_ask_owner(set);
-    else if (!rp_fd_shared(entry))
-        end_connection(fd, watch->kind, unread);
+    uint8_t kind = watch->kind;
+    if (set->owner_inside && rp_set_ask_owner(set))
+        return;
+    if (!rp_fd_shared(entry))
+        end_connection(fd, kind, unread);
 }
 
 void rp_set_name_closing(struct rp_set *set, int fd)

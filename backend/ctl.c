@@ -20,7 +20,7 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
 
     if ((flags & RP_FD_SHARED) && !(set->flags & RINGPOLL_TRACKED))
         return false;
-    if ((events & EPOLLEXCLUSIVE) || (flags & (RP_FD_LEAVE | RP_FD_INTERNAL)) || (entry && RP_READ_ONCE(entry->set)))
+    if ((events & (EPOLLEXCLUSIVE | EPOLLWAKEUP)) || (flags & (RP_FD_LEAVE | RP_FD_INTERNAL)) || (entry && RP_READ_ONCE(entry->set)))
         return false;
     if (set->flags & RINGPOLL_TRACKED) {
         uint32_t kind = flags & RINGPOLL_FD_KIND;
@@ -28,8 +28,11 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
             return false;
         if ((kind == RINGPOLL_FD_TCP || kind == RINGPOLL_FD_UNIX) && !(flags & RINGPOLL_FD_CONNECTED))
             return false;
-        /* Its registration may outlive this number: kernel epoll's business. */
-        if (rp_fd_shared(entry))
+        if (kind == RINGPOLL_FD_PIPE && !rp_single_threaded()) /* see rp_set_has_company() */
+            return false;
+        /* Its registration may outlive this number, or its wake-ups prove nothing:
+         * kernel epoll's business. */
+        if (rp_fd_shared(entry) || (flags & RP_FD_ALONG))
             return false;
         *ret_kind = (uint8_t)kind;
         return true;
@@ -57,7 +60,7 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
     }
     unsigned mode;
     *ret_kind = RINGPOLL_FD_PIPE;
-    return rp_sys_fstat_mode(fd, &mode) == 0 && S_ISFIFO(mode);
+    return rp_single_threaded() && rp_sys_fstat_mode(fd, &mode) == 0 && S_ISFIFO(mode);
 }
 
 static int record_kernel_watch(struct rp_set *set, int fd, const struct epoll_event *event)
@@ -76,18 +79,11 @@ static int record_kernel_watch(struct rp_set *set, int fd, const struct epoll_ev
 
 static int add_to_kernel(struct rp_set *set, int fd, struct epoll_event *event)
 {
-    int error = rp_set_make_hidden(set);
-    if (error < 0 && rp_set_engine(set) == RINGPOLL_ENGINE_NEW) {
-        /* No fd left for the hidden instance: the identity serves. */
-        rp_set_demote(set, RINGPOLL_REASON_NO_RING, error);
-        return rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_ADD, fd, event);
-    }
-    if (error == 0)
-        error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, fd, event);
+    int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_ADD, fd, event);
     if (error == 0) {
         error = record_kernel_watch(set, fd, event);
         if (error < 0)
-            rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, fd, NULL);
+            rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, fd, NULL);
         else
             rp_set_note_left(set, rp_set_find(set, fd));
     }
@@ -103,7 +99,7 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
             return -EEXIST;
         /* The kernel knows better: the record may be of a file that was closed
          * unseen. */
-        int error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, fd, event);
+        int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_ADD, fd, event);
         if (error == 0) {
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
@@ -148,7 +144,7 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
 static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int fd, struct epoll_event *event)
 {
     if (watch->home == RP_HOME_KERNEL) {
-        int error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_MOD, fd, event);
+        int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, fd, event);
         if (error == 0) {
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
@@ -159,7 +155,7 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     if (event->events & EPOLLEXCLUSIVE)
         return -EINVAL;
     struct rp_fd *entry = rp_fd_peek(fd);
-    if (inside || (entry && (rp_fd_flags(entry) & RP_FD_LEAVE))) {
+    if (inside || (event->events & EPOLLWAKEUP) || (entry && (rp_fd_flags(entry) & RP_FD_LEAVE))) {
         int error = add_to_kernel(set, fd, event);
         if (error == 0) {
             RP_WRITE_ONCE(watch->deleted, true);
@@ -178,7 +174,7 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
 static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
 {
     if (watch->home == RP_HOME_KERNEL) {
-        int error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, fd, NULL);
+        int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, fd, NULL);
         if (!watch->op)
             rp_set_forget_watch(set, watch);
         else {
@@ -192,24 +188,16 @@ static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
     return 0;
 }
 
-/* Engine KERNEL with records of disabled one-shots and of what stayed behind. */
+/* Engine KERNEL with records of disabled one-shots that the kernel has not. */
 static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_watch *watch = rp_set_find(set, fd);
-    if (watch && watch->stays && !watch->deleted) {
-        int result = rp_set_kernel_ctl(set, set->hidden, op, fd, event);
-        if (result == 0 && op == EPOLL_CTL_DEL) {
-            RP_WRITE_ONCE(set->leftovers, set->leftovers - 1);
-            rp_set_forget_watch(set, watch);
-        }
-        return result;
-    }
     if (watch && watch->left && !watch->deleted && !watch->disabled) {
         int result = rp_set_kernel_ctl(set, epfd, op, fd, event);
         if (result == 0 && op == EPOLL_CTL_DEL) {
             rp_set_forget_watch(set, watch);
         } else if (result == 0) {
-            watch->events = event->events;
+            RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
             watch->left_reported = false;
             rp_set_tell_left(set, true);
@@ -243,11 +231,8 @@ static int ctl_in_handler(struct rp_set *set, int epfd, int op, int fd, struct e
     while (watch && (__atomic_load_n(&watch->set, __ATOMIC_ACQUIRE) != set || RP_READ_ONCE(watch->deleted) ||
                      watch->deleted_in_handler))
         watch = RP_READ_ONCE(watch->next_of_fd);
-    if (!watch || RP_READ_ONCE(watch->home) == RP_HOME_KERNEL || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) {
-        int hidden = RP_READ_ONCE(set->hidden);
-        bool in_hidden = hidden >= 0 && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL;
-        return rp_sys_epoll_ctl(in_hidden ? hidden : epfd, op, fd, event);
-    }
+    if (!watch || RP_READ_ONCE(watch->home) == RP_HOME_KERNEL || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)
+        return rp_sys_epoll_ctl(epfd, op, fd, event);
     if (op == EPOLL_CTL_ADD)
         return -EEXIST;
     if (op == EPOLL_CTL_MOD) {
@@ -355,7 +340,7 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     if (op == EPOLL_CTL_ADD)
         result = ctl_add(set, inside, watch, fd, event);
     else if (!watch || watch->deleted) /* ENOENT, EBADF or EPERM: it knows */
-        result = rp_set_kernel_ctl(set, set->hidden >= 0 ? set->hidden : epfd, op, fd, event);
+        result = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), op, fd, event);
     else if (op == EPOLL_CTL_MOD)
         result = ctl_mod(set, inside, watch, fd, event);
     else

@@ -11,121 +11,102 @@
 
 static const struct timespec no_time = {0, 0};
 
-/* ---------------------------------------------------------------- one watch */
+/* ------------------------------------------------------- states and how to make them
+ *
+ * Kernel epoll knows more of a registration than its interest: an edge-triggered
+ * one has, or has not, reported what there is; a one-shot one is enabled, or was
+ * reported and is disabled. EPOLL_CTL_ADD makes the fresh state alone: enabled,
+ * and reported if ready. The other two are made by letting the kernel report it,
+ * to nobody, right after the ADD (`silent`, harvest()). That takes a wait, which
+ * takes others' events along; they are put back, or kept for the next wait (the
+ * stash) where nobody can put them back.
+ *
+ * A disabled one-shot is made to report by asking for everything. One that has
+ * nothing to report at all (a pipe that was read to its bottom, a socket that is
+ * full) becomes a stand-in: one-shot, without interest, with our mark for its
+ * data. It can report an error or the end, once, which the wait throws away, and
+ * then it is what it stands for. Where that could be seen (the set is demoted
+ * because something else looks at it) and nobody else holds the file, no
+ * registration is made, and the record remembers it (`leftovers`) until MOD, DEL
+ * or close.
+ *
+ * A second report of an edge is better than none: whenever it is not certain
+ * that nothing happened meanwhile, the edge is made anew.
+ */
+
+enum { SILENT_NOT, SILENT_WANTED, SILENT_DONE };
+
+static bool is_ready(int fd, uint32_t events)
+{
+    struct pollfd look = {.fd = fd, .events = (short)(events & 0xffffu)};
+    return rp_sys_poll(&look, 1, &no_time) == 1 && !(look.revents & POLLNVAL);
+}
 
 /* The edge-triggered watch has reported what there is. */
 static bool is_spent_edge(const struct rp_watch *watch)
 {
     return watch->home == RP_HOME_RING && rp_watch_is_edge(watch) && !(watch->events & EPOLLONESHOT) &&
            RP_READ_ONCE(watch->ready) == RP_READY_IDLE &&
-           (rp_watch_in_flight(watch) || rp_stream_is_armed(watch->stream)) && !watch->dirty;
+           (rp_watch_in_flight(watch) || rp_stream_is_armed(watch->stream)) && !watch->recheck;
 }
 
-/* Nothing has happened that the ring has not told us. */
-static bool ring_is_quiet(struct rp_set *set)
+/* True: what has happened up to now stands in the records. Its owner can make a
+ * ring tell, unless a kernel thread serves it. Others can see, while the owner is
+ * outside, that there is nothing to tell, where the ring has a flag for that. */
+static bool catch_up(struct rp_set *set)
 {
-    return set->ring.fd >= 0 && (set->ring.features & RINGPOLL_FEATURE_TASKRUN_FLAG) &&
-           !rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring);
+    struct rp_ring *ring = &set->ring;
+    bool mine = rp_set_is_mine(set);
+    if (ring->fd < 0) /* nothing was reported yet */
+        return true;
+    if (set->owner_inside || set->ring_options.sqpoll ||
+        (!mine && !(ring->features & RINGPOLL_FEATURE_TASKRUN_FLAG)))
+        return false;
+    for (int turn = 0; mine && turn < 64; turn++)
+        if (rp_set_enter_and_reap(set) < 0 || !rp_ring_wants_enter(ring))
+            break;
+    return !rp_ring_wants_enter(ring) && !rp_ring_peek(ring);
 }
 
-/* Registering a ready fd makes an edge; this one was reported before. The kernel
- * gives it up only by a wait, which takes others' events along: level-triggered
- * ones it keeps by itself, the rest are put back by MOD. */
-static void swallow_edge(struct rp_set *set, struct rp_watch *watch, struct epoll_event *event)
-{
-    struct epoll_event got[64];
-    int count = rp_sys_epoll_wait(set->hidden, got, 64, &no_time, NULL);
-    bool swallowed = false;
-    for (int i = 0; i < count; i++) {
-        if (!swallowed && got[i].data.u64 == event->data.u64) {
-            swallowed = true;
-            continue;
-        }
-        for (struct rp_watch *other = set->watches; other; other = other->next_of_set) {
-            struct epoll_event again = {.events = other->events, .data = other->data};
-            if (other != watch && other->home == RP_HOME_KERNEL && !other->deleted &&
-                (other->events & (EPOLLET | EPOLLONESHOT)) && other->data.u64 == got[i].data.u64)
-                rp_sys_epoll_ctl(set->hidden, EPOLL_CTL_MOD, other->fd, &again);
-        }
-    }
-    /* Something came meanwhile: a second report is better than none. */
-    if (rp_set_enter_and_reap(set) < 0 || watch->ready != RP_READY_IDLE)
-        rp_sys_epoll_ctl(set->hidden, EPOLL_CTL_MOD, watch->fd, event);
-}
+/* --------------------------------------------------------- what the kernel has */
 
-int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
+struct registration {
+    int fd;
+    uint32_t events; /* of a disabled one: its flags alone */
+    uint64_t data;
+};
+
+static uint64_t number_after(const char *line, const char *word, unsigned base)
 {
-    if (watch->home == RP_HOME_KERNEL)
+    const char *at = strstr(line, word);
+    uint64_t number = 0;
+    if (!at)
         return 0;
-    int error = rp_set_make_hidden(set);
-    if (error < 0)
-        return error;
-    struct epoll_event event = {.events = watch->events, .data = watch->data};
-    if (watch->stream && rp_set_is_mine(set))
-        rp_stream_end_receive(set, watch->stream);
-    bool spent = is_spent_edge(watch) && ring_is_quiet(set);
-    error = rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, watch->fd, &event);
-    if (error < 0)
-        return error;
-    if (spent)
-        swallow_edge(set, watch, &event);
-    set->stats.handovers++;
-    RP_WRITE_ONCE(watch->home, RP_HOME_KERNEL);
-    set->ring_watches--;
-    watch->disabled = false;
-    rp_watch_to_idle(set, watch);
-    watch->quiet = watch->single = false;
-    rp_set_note_left(set, watch);
-    rp_set_dirty(set, watch);
-    return 0;
-}
-
-/* ------------------------------------------------------------------ the set */
-
-/* The identity's file is shared with the process that we were forked from:
- * every name gets a kernel epoll instance of our own. */
-static void replace_identity(struct rp_set *set)
-{
-    int fresh = rp_sys_epoll_create1(EPOLL_CLOEXEC);
-    if (fresh < 0)
-        return;
-    unsigned seen = 0;
-    for (unsigned page = 0; page < RP_FD_PAGES && seen < set->names; page++) {
-        struct rp_fd *entries = __atomic_load_n(&rp_fd_pages[page], __ATOMIC_ACQUIRE);
-        if (!entries)
-            continue;
-        for (unsigned i = 0; i < RP_FD_PAGE; i++) {
-            if (RP_READ_ONCE(entries[i].set) != set)
-                continue;
-            int name = (int)(page * RP_FD_PAGE + i);
-            int cloexec = rp_sys_fcntl(name, 1 /* F_GETFD */, 0) & 1;
-            rp_sys_dup3(fresh, name, cloexec ? EPOLL_CLOEXEC : 0);
-            seen++;
-        }
+    for (at += strlen(word); *at == ' '; at++)
+        ;
+    for (;; at++) {
+        unsigned digit = *at >= '0' && *at <= '9' ? (unsigned)(*at - '0') : (unsigned)((*at | 32) - 'a' + 10);
+        if (digit >= base)
+            return number;
+        number = number * base + digit;
     }
-    rp_sys_close(fresh);
-    set->identity_foreign = false;
 }
 
-/* Disabled one-shots in the hidden instance: only the kernel knows. Its list
- * says `events: 40000000` (one-shot and nothing else) of those. */
-static bool hidden_disabled(struct rp_set *set, const struct rp_watch *watch)
+/* The kernel's list of what is registered. False: it cannot be read. */
+static bool each_registration(int epfd, void (*see)(void *context, const struct registration *), void *context)
 {
-    char path[64] = "/proc/self/fdinfo/", text[4096];
-    size_t at = strlen(path);
-    char digits[12];
-    int count = 0, number = set->hidden;
+    char path[64] = "/proc/self/fdinfo/", text[4096], digits[12];
+    size_t at = strlen(path), have = 0;
+    int count = 0;
     do
-        digits[count++] = (char)('0' + number % 10);
-    while ((number /= 10) > 0);
+        digits[count++] = (char)('0' + epfd % 10);
+    while ((epfd /= 10) > 0);
     while (count > 0)
         path[at++] = digits[--count];
     path[at] = 0;
     long fd = rp_sys_call(SYS_openat, -100 /* AT_FDCWD */, (long)path, 02000000 /* O_CLOEXEC */, 0, 0, 0);
     if (fd < 0)
         return false;
-    bool disabled = false;
-    size_t have = 0;
     long got;
     while ((got = rp_sys_read((int)fd, text + have, sizeof text - 1 - have)) > 0) {
         have += (size_t)got;
@@ -133,23 +114,13 @@ static bool hidden_disabled(struct rp_set *set, const struct rp_watch *watch)
         char *line = text, *end;
         while ((end = strchr(line, '\n')) != NULL) {
             *end = 0;
-            char *word = strstr(line, "tfd:");
-            char *events = strstr(line, "events:");
-            if (word && events) {
-                int tfd = 0;
-                uint32_t bits = 0;
-                for (word += 4; *word == ' '; word++)
-                    ;
-                for (; *word >= '0' && *word <= '9'; word++)
-                    tfd = tfd * 10 + (*word - '0');
-                for (events += 7; *events == ' '; events++)
-                    ;
-                for (; *events && *events != ' '; events++)
-                    bits = bits * 16 + (uint32_t)(*events <= '9' ? *events - '0' : (*events | 32) - 'a' + 10);
-                if (tfd == watch->fd && (bits & EPOLLONESHOT) &&
-                    !(bits & ~(uint32_t)(EPOLLONESHOT | EPOLLET | EPOLLWAKEUP | EPOLLEXCLUSIVE)))
-                    disabled = true;
-            }
+            struct registration one = {
+                .fd = (int)number_after(line, "tfd:", 10),
+                .events = (uint32_t)number_after(line, "events:", 16),
+                .data = number_after(line, "data:", 16),
+            };
+            if (strstr(line, "tfd:"))
+                see(context, &one);
             line = end + 1;
         }
         have = strlen(line);
@@ -158,102 +129,329 @@ static bool hidden_disabled(struct rp_set *set, const struct rp_watch *watch)
             have = 0;
     }
     rp_sys_close((int)fd);
-    return disabled;
+    return true;
 }
 
-/* Registers every watch in the identity. A disabled one-shot cannot be: kernel
- * epoll has that state, but no way to make it. Its record stays (`leftovers`)
- * until MOD, DEL or close. */
-static void add_to_identity(struct rp_set *set, struct rp_watch *watch)
+/* ------------------------------------------------------------------ harvesting */
+
+#define HARVEST 64u
+
+/* Watches by their data. */
+struct by_data {
+    struct rp_watch **slots;
+    uint32_t mask;
+};
+
+static uint32_t first_slot(const struct by_data *table, uint64_t data)
+{
+    return (uint32_t)((data * UINT64_C(0x9e3779b97f4a7c15)) >> 32) & table->mask;
+}
+
+/* How many have this data; one of them, and the flags of all. */
+static unsigned find_data(const struct by_data *table, uint64_t data, struct rp_watch **ret_one, uint32_t *ret_flags)
+{
+    unsigned count = 0;
+    for (uint32_t at = first_slot(table, data); table->slots[at]; at = (at + 1) & table->mask)
+        if (table->slots[at]->data.u64 == data) {
+            *ret_one = table->slots[at];
+            *ret_flags |= table->slots[at]->events;
+            count++;
+        }
+    return count;
+}
+
+struct ghost {
+    uint64_t data;
+    bool level, edge;
+};
+
+static void see_ghost(void *context, const struct registration *one)
+{
+    struct ghost *ghost = context;
+    if (one->data == ghost->data)
+        *(one->events & (EPOLLET | EPOLLONESHOT) ? &ghost->edge : &ghost->level) = true;
+}
+
+static bool stash_has_room(struct rp_set *set, unsigned room)
+{
+    if (set->stash_room - set->stash_count >= room)
+        return true;
+    uint32_t larger = set->stash_room ? set->stash_room * 2 : 4 * HARVEST;
+    struct rp_stashed *stash = rp_sys_pages(larger * sizeof *stash);
+    if (!stash)
+        return false;
+    if (set->stash) {
+        memcpy(stash, set->stash, set->stash_count * sizeof *stash);
+        rp_sys_pages_free(set->stash, set->stash_room * sizeof *stash);
+    }
+    set->stash = stash;
+    set->stash_room = larger;
+    return true;
+}
+
+static void see_stashed(void *context, const struct registration *one)
+{
+    struct rp_set *set = context;
+    for (uint32_t i = 0; i < set->stash_count; i++)
+        if (set->stash[i].event.data.u64 == one->data)
+            set->stash[i].exists = true;
+}
+
+/* Those whose files have gone are forgotten. */
+unsigned rp_set_take_stash(struct rp_set *set, struct epoll_event *events, unsigned room)
+{
+    uint32_t had = set->stash_count, taken = 0, left = 0;
+    for (uint32_t i = 0; i < had; i++)
+        set->stash[i].exists = false;
+    bool unknown = had > 0 && !each_registration(rp_set_kernel_fd(set), see_stashed, set);
+    for (uint32_t i = 0; i < had; i++) {
+        if (!set->stash[i].exists && !unknown)
+            continue;
+        if (taken < room)
+            events[taken++] = set->stash[i].event;
+        else
+            set->stash[left++] = set->stash[i];
+    }
+    RP_WRITE_ONCE(set->stash_count, left);
+    rp_set_lower(set);
+    return taken;
+}
+
+unsigned rp_set_merge_stash(struct epoll_event *events, unsigned stashed, unsigned count)
+{
+    unsigned kept = 0;
+    for (unsigned i = 0; i < stashed + count; i++) {
+        bool again = false;
+        for (unsigned j = stashed; i < stashed && j < stashed + count && !again; j++)
+            again = events[i].data.u64 == events[j].data.u64;
+        if (!again)
+            events[kept++] = events[i];
+    }
+    return kept;
+}
+
+/* An event that the kernel takes for reported. */
+static void sort_out(struct rp_set *set, const struct by_data *table, const struct epoll_event *got)
+{
+    struct rp_watch *watch = NULL;
+    uint32_t flags = 0;
+    uint64_t data = got->data.u64;
+
+    if (got->data.ptr == &rp_wake_fd)
+        return;
+    unsigned count = find_data(table, data, &watch, &flags);
+    if (count == 1 && watch->silent == SILENT_WANTED) {
+        watch->silent = SILENT_DONE;
+        return;
+    }
+    if (count > 0 && !(flags & (EPOLLET | EPOLLONESHOT)))
+        return; /* level-triggered: the kernel keeps it */
+    if (count == 1) {
+        struct epoll_event again = {.events = watch->events, .data = watch->data};
+        if (watch->events & EPOLLEXCLUSIVE) {
+            rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_DEL, watch->fd, NULL);
+            rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_ADD, watch->fd, &again);
+        } else {
+            rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &again);
+        }
+        return;
+    }
+    if (count == 0) {
+        /* Its number is closed, its file is not: out of anybody's reach. */
+        struct ghost ghost = {.data = data};
+        if (each_registration(rp_set_kernel_fd(set), see_ghost, &ghost) && !ghost.edge)
+            return;
+    }
+    for (uint32_t i = 0; i < set->stash_count; i++)
+        if (set->stash[i].event.data.u64 == data) {
+            set->stash[i].event = *got;
+            return;
+        }
+    set->stash[set->stash_count].event = *got;
+    RP_COUNT(set->stash_count, 1);
+}
+
+/* Lets the kernel report what is to be silent. */
+static void harvest(struct rp_set *set)
+{
+    struct rp_watch *few[4 * HARVEST] = {NULL};
+    struct by_data table = {few, sizeof few / sizeof few[0] - 1};
+    struct epoll_event got[HARVEST];
+    size_t watches = 0;
+
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        watches++;
+    while (watches * 2 > table.mask)
+        table.mask = table.mask * 2 + 1;
+    size_t length = (table.mask + (size_t)1) * sizeof table.slots[0];
+    if (length > sizeof few && !(table.slots = rp_sys_pages(length)))
+        return;
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        if (watch->deleted || watch->disabled || (watch->home != RP_HOME_KERNEL && watch->silent == SILENT_NOT))
+            continue;
+        uint32_t at = first_slot(&table, watch->data.u64);
+        while (table.slots[at])
+            at = (at + 1) & table.mask;
+        table.slots[at] = watch;
+    }
+    /* Ours came last, and level-triggered ones come again and again. */
+    for (size_t turn = 0; turn < watches / HARVEST + 16 && stash_has_room(set, HARVEST); turn++) {
+        int count = rp_sys_epoll_wait(rp_set_kernel_fd(set), got, HARVEST, &no_time, NULL);
+        for (int i = 0; i < count; i++)
+            sort_out(set, &table, &got[i]);
+        if (count < (int)HARVEST)
+            break;
+    }
+    if (table.slots != few)
+        rp_sys_pages_free(table.slots, length);
+    if (set->stash_count > 0)
+        rp_set_raise(set);
+}
+
+/* ---------------------------------------------------------------- the moves */
+
+/* It is the kernel's now. Its poll, if any, is cancelled with the owner's next wait. */
+static void moved(struct rp_set *set, struct rp_watch *watch)
+{
+    set->stats.handovers++;
+    RP_WRITE_ONCE(watch->home, RP_HOME_KERNEL);
+    set->ring_watches--;
+    watch->disabled = watch->recheck = watch->leaves = false;
+    watch->silent = SILENT_NOT;
+    rp_watch_to_idle(set, watch);
+    watch->quiet = watch->single = false;
+    rp_set_note_left(set, watch);
+    rp_set_dirty(set, watch);
+}
+
+/* Registers it in the state that it has; where that needs a harvest, `silent` says
+ * so, and be_silent() completes it. `known`: see catch_up(). */
+static int enter_kernel(struct rp_set *set, struct rp_watch *watch, bool known)
 {
     struct epoll_event event = {.events = watch->events, .data = watch->data};
-    rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_ADD, watch->fd, &event);
+    bool silent = false;
+    if (watch->disabled) {
+        silent = is_ready(watch->fd, RP_POLL_BITS);
+        event.events = EPOLLONESHOT | (silent ? RP_POLL_BITS : 0);
+        event.data = rp_set_mark(set);
+    } else if (known && is_spent_edge(watch)) {
+        silent = is_ready(watch->fd, watch->events);
+    }
+    int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_ADD, watch->fd, &event);
+    if (error < 0)
+        return error;
+    if (silent)
+        watch->silent = SILENT_WANTED;
+    else
+        moved(set, watch);
+    return 0;
 }
 
-static void move_all(struct rp_set *set, uint32_t reason)
+static void be_silent(struct rp_set *set)
 {
-    /* What an edge-triggered watch of the hidden instance has reported only the
-     * kernel knows: those stay there, and that instance is nested in the identity
-     * (unless the identity shall serve another process, or there was no report). */
-    bool may_stay = reason != RINGPOLL_REASON_SHARED && reason != RINGPOLL_REASON_FORK && !set->identity_foreign;
-    bool nest = set->ghosts;
-    if (rp_set_engine(set) == RINGPOLL_ENGINE_NEW && RP_READ_ONCE(set->stats.events) == 0)
-        may_stay = false;
-    for (struct rp_watch *watch = set->watches; watch && may_stay; watch = watch->next_of_set)
-        if (watch->home == RP_HOME_KERNEL && !watch->deleted && (watch->events & EPOLLET))
-            watch->stays = nest = true;
+    harvest(set);
+    /* Did anything happen to them? */
+    bool sure = catch_up(set);
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        if (watch->silent == SILENT_NOT)
+            continue;
+        if (watch->silent == SILENT_DONE && (!sure || watch->ready != RP_READY_IDLE)) {
+            struct epoll_event again = {.events = watch->events, .data = watch->data};
+            rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &again);
+        }
+        moved(set, watch);
+    }
+}
 
-    struct epoll_event spent[64];
-    bool quiet = ring_is_quiet(set);
+int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
+{
+    if (watch->home == RP_HOME_KERNEL)
+        return 0;
+    if (watch->stream && rp_set_is_mine(set))
+        rp_stream_end_receive(set, watch->stream);
+    bool known = is_spent_edge(watch) && catch_up(set);
+    if (watch->home == RP_HOME_KERNEL || watch->deleted) /* that was in what we caught up with */
+        return 0;
+    int error = enter_kernel(set, watch, known);
+    if (error == 0 && watch->silent != SILENT_NOT)
+        be_silent(set);
+    return error;
+}
 
-    /* Registering an edge-triggered fd that is ready makes an edge. Those that
-     * were reported already are registered first and their edges thrown away,
-     * unless something happened meanwhile: a second report is better than none. */
-    if (quiet) {
-        bool any = false;
-        for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-            if (!watch->deleted && !watch->disabled && is_spent_edge(watch)) {
-                add_to_identity(set, watch);
-                any = true;
-            }
-        for (int turn = 0; any && turn < 1024; turn++)
-            if (rp_sys_epoll_wait(set->identity, spent, 64, &no_time, NULL) <= 0)
-                break;
-        if (any && !ring_is_quiet(set))
-            for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-                if (!watch->deleted && !watch->disabled && is_spent_edge(watch)) {
-                    struct epoll_event event = {.events = watch->events, .data = watch->data};
-                    rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_MOD, watch->fd, &event);
-                }
+bool rp_set_leave_ring(struct rp_set *set, struct rp_watch *watch, bool closing)
+{
+    if (watch->deleted || watch->home != RP_HOME_RING || set->inherited)
+        return false;
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) {
+        /* A disabled one-shot of which there is the record alone. */
+        struct epoll_event event = {.events = EPOLLONESHOT, .data = rp_set_mark(set)};
+        if (watch->disabled && rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_ADD, watch->fd, &event) == 0) {
+            RP_COUNT(set->leftovers, -1u);
+            moved(set, watch);
+        }
+        return false;
+    }
+    bool mine = set->ring.fd < 0 || rp_set_is_mine(set);
+    if (!mine && set->owner_inside && !watch->leaves) {
+        watch->leaves = true;
+        rp_set_dirty(set, watch);
+        (void)rp_set_ask_owner(set); /* if that was in vain, we shall do it ourselves */
+        return true;
+    }
+    if (!mine && !closing && !catch_up(set)) {
+        watch->leaves = true;
+        rp_set_dirty(set, watch);
+        return false;
+    }
+    rp_set_move_to_kernel(set, watch);
+    if (!closing && rp_set_is_mine(set) && !set->owner_inside)
+        rp_set_cancel(set, watch); /* the ring shall not be among those who hold the file */
+    return false;
+}
+
+/* ------------------------------------------------------------------ the set */
+
+struct strangers {
+    struct rp_set *set;
+    bool any;
+};
+
+static void see_stranger(void *context, const struct registration *one)
+{
+    struct strangers *strangers = context;
+    struct rp_watch *watch = rp_set_find(strangers->set, one->fd);
+    bool known = watch && !watch->deleted && watch->home == RP_HOME_KERNEL && watch->data.u64 == one->data;
+    strangers->any = strangers->any || (!known && (one->events & (EPOLLET | EPOLLONESHOT)));
+}
+
+/* Every watch of the ring goes where the others are. First those that must be
+ * silent, so that the harvest finds little else. Another process shall see no mark
+ * of ours, and has no stash: where the harvest could need them it does without. */
+static void move_all(struct rp_set *set, bool known, bool passed)
+{
+    bool any_silent = false, stands_in = true;
+    if (passed) {
+        struct strangers strangers = {set, false};
+        stands_in = each_registration(rp_set_kernel_fd(set), see_stranger, &strangers) && !strangers.any;
+        known = known && stands_in;
     }
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
-        if (watch->deleted)
+        if (watch->deleted || watch->home != RP_HOME_RING || !(watch->disabled || (known && is_spent_edge(watch))))
             continue;
-        if (watch->stays) {
+        struct rp_fd *entry = rp_fd_peek(watch->fd);
+        bool alone = passed || !(entry && rp_fd_shared(entry));
+        if (watch->disabled && (!stands_in || (alone && !is_ready(watch->fd, RP_POLL_BITS)))) {
             RP_COUNT(set->leftovers, 1);
             continue;
         }
-        if (watch->home == RP_HOME_KERNEL && (watch->events & EPOLLONESHOT) && hidden_disabled(set, watch))
-            watch->disabled = true;
-        if (nest && watch->home == RP_HOME_KERNEL)
-            rp_sys_epoll_ctl(set->hidden, EPOLL_CTL_DEL, watch->fd, NULL);
-        if (watch->disabled) {
-            RP_COUNT(set->leftovers, 1);
-            continue;
-        }
-        if (!quiet || !is_spent_edge(watch))
-            add_to_identity(set, watch);
+        enter_kernel(set, watch, known);
+        any_silent = any_silent || watch->silent != SILENT_NOT;
     }
-    /* Registrations whose number is closed can be moved by nobody. They stay in
-     * the hidden instance, and that is nested in the identity. */
-    if (nest && set->hidden >= 0) {
-        struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = set}};
-        bool nested = rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_ADD, set->hidden, &event) == 0;
-        RP_WRITE_ONCE(set->hidden_nested, nested);
-    }
-}
-
-void rp_set_unnest(struct rp_set *set)
-{
-    if (!set->hidden_nested || set->identity_foreign)
-        return;
-    for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
-        next = watch->next_of_set;
-        if (!watch->stays || watch->deleted)
-            continue;
-        watch->stays = false;
-        watch->disabled = (watch->events & EPOLLONESHOT) && hidden_disabled(set, watch);
-        rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, watch->fd, NULL);
-        if (watch->disabled)
-            continue;
-        add_to_identity(set, watch);
-        RP_WRITE_ONCE(set->leftovers, set->leftovers - 1);
-        if (!set->zombie)
-            rp_set_forget_watch(set, watch);
-    }
-    /* Its fd stays: another thread's wait may be about to look into it. */
-    if (!set->ghosts)
-        rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_DEL, set->hidden, NULL);
+    if (any_silent)
+        be_silent(set);
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (!watch->deleted && !watch->disabled && watch->home == RP_HOME_RING)
+            enter_kernel(set, watch, false);
 }
 
 void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
@@ -264,16 +462,20 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
     if (engine == RINGPOLL_ENGINE_KERNEL)
         return;
     bool mine = engine == RINGPOLL_ENGINE_NEW || rp_set_is_mine(set);
-    bool ends_now = mine && !set->owner_inside;
-    if (set->identity_foreign)
-        replace_identity(set);
-    /* What is on its way to us tells fresh edges from spent ones. */
-    if (engine == RINGPOLL_ENGINE_RING && ends_now && error == 0)
-        (void)rp_set_enter_and_reap(set);
-    move_all(set, reason);
+    bool in_vain = false;
+    if (!mine && set->owner_inside && set->demote_reason == RINGPOLL_REASON_NONE) {
+        /* The owner knows what its ring knows. */
+        set->demote_reason = reason;
+        in_vain = !rp_set_ask_owner(set);
+        set->demote_reason = RINGPOLL_REASON_NONE;
+        if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)
+            return;
+    }
+    move_all(set, error == 0 && !in_vain && catch_up(set), reason == RINGPOLL_REASON_SHARED);
     set->reason = reason;
     set->error = error;
     set->stats.demotions++;
+    bool ends_now = mine && !set->owner_inside;
     if (!ends_now) { /* before the engine: the owner looks at both without the lock */
         RP_WRITE_ONCE(set->zombie, true);
         __atomic_fetch_add(&rp_zombies, 1, __ATOMIC_RELAXED);
@@ -282,15 +484,8 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
     if (ends_now) {
         rp_set_end_ring(set);
         rp_set_note_all_left(set);
-        for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
-            next = watch->next_of_set;
-            if ((!watch->disabled && !watch->stays && !watch->left) || watch->deleted)
-                rp_set_forget_watch(set, watch);
-        }
-        /* A wait that began while NEW sits in the hidden instance: out with it. */
-        if (set->waiters > 0)
-            rp_set_wake_owner(set);
-        else
+        rp_set_forget_watches(set);
+        if (set->waiters == 0)
             rp_set_close_hidden(set);
         return;
     }
@@ -300,6 +495,14 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
         else
             rp_set_ask_owner(set);
     }
+}
+
+void rp_set_pass(struct rp_set *set)
+{
+    if (!set->raised)
+        return;
+    rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, rp_wake_fd, NULL);
+    set->raised = false;
 }
 
 int ringpoll_demote(int epfd)
@@ -349,34 +552,76 @@ void rp_set_after_fork(struct rp_set *set)
     set->left_told = false;
     set->hidden_op = NULL;
     set->hidden_armed = set->hidden_ready = set->wake_sent = set->owner_inside = set->requests = false;
+    set->raised = false; /* what was kept for the next wait is the parent's to give */
+    RP_WRITE_ONCE(set->stash_count, 0);
     set->waiters = 0;
     set->serviced = 0;
     RP_WRITE_ONCE(set->owner, 0);
-    set->identity_foreign = true;
     if (engine != RINGPOLL_ENGINE_KERNEL)
         set->inherited = true;
     else
         rp_set_close_hidden(set);
 }
 
+/* The identity's file is shared with the process that we were forked from: every
+ * name gets a kernel epoll instance of our own. */
+static bool replace_identity(struct rp_set *set)
+{
+    int fresh = rp_sys_epoll_create1(EPOLL_CLOEXEC);
+    if (fresh < 0)
+        return false;
+    unsigned seen = 0;
+    for (unsigned page = 0; page < RP_FD_PAGES && seen < set->names; page++) {
+        struct rp_fd *entries = __atomic_load_n(&rp_fd_pages[page], __ATOMIC_ACQUIRE);
+        if (!entries)
+            continue;
+        for (unsigned i = 0; i < RP_FD_PAGE; i++) {
+            if (RP_READ_ONCE(entries[i].set) != set)
+                continue;
+            int name = (int)(page * RP_FD_PAGE + i);
+            int cloexec = rp_sys_fcntl(name, 1 /* F_GETFD */, 0) & 1;
+            rp_sys_dup3(fresh, name, cloexec ? EPOLL_CLOEXEC : 0);
+            seen++;
+        }
+    }
+    rp_sys_close(fresh);
+    return true;
+}
+
+/* Disabled one-shots of the kernel's: only it knows. */
+static void see_disabled(void *context, const struct registration *one)
+{
+    struct rp_set *set = context;
+    if ((one->events & EPOLLONESHOT) && !(one->events & RP_POLL_BITS)) {
+        struct rp_watch *watch = rp_set_find(set, one->fd);
+        if (watch && !watch->deleted && watch->home == RP_HOME_KERNEL && watch->data.u64 == one->data)
+            watch->disabled = true;
+    }
+}
+
 void rp_set_adopt_inherited(struct rp_set *set)
 {
     set->inherited = false;
     bool had_ring = rp_set_engine(set) == RINGPOLL_ENGINE_RING;
-    int parents = set->hidden;
-    if (parents >= 0 && !had_ring) {
-        /* NEW: the child may yet have a ring of its own. */
-        RP_WRITE_ONCE(set->hidden, -1);
-        if (rp_set_make_hidden(set) == 0) {
-            for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
-                struct epoll_event event = {.events = watch->events, .data = watch->data};
-                if (watch->home == RP_HOME_KERNEL)
-                    rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, watch->fd, &event);
-            }
+    bool any_silent = false;
+    each_registration(rp_set_kernel_fd(set), see_disabled, set);
+    bool replaced = replace_identity(set);
+    rp_set_close_hidden(set);
+    /* Without an instance of our own the parent's is used: as the kernel has it. */
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        if (watch->home != RP_HOME_KERNEL)
+            continue;
+        if (replaced) {
+            RP_WRITE_ONCE(watch->home, RP_HOME_RING); /* to be moved */
+            set->ring_watches++;
+            if (enter_kernel(set, watch, false) < 0)
+                moved(set, watch);
+            any_silent = any_silent || watch->silent != SILENT_NOT;
         }
-        rp_fd_internal(parents, false);
-        rp_sys_close(parents);
+        watch->disabled = false;
     }
+    if (any_silent)
+        be_silent(set);
     if (had_ring) {
         __atomic_store_n(&set->engine, RINGPOLL_ENGINE_NEW, __ATOMIC_RELEASE);
         rp_set_demote(set, RINGPOLL_REASON_FORK, 0);

@@ -12,7 +12,8 @@
  * fd of this process refers to dies with its close, and nobody but the program
  * reads from it. A file that was duplicated, passed, or there when a child was
  * made (its epoch is then older than the process's) gets epoll's full meaning
- * by a registration in kernel epoll at its close, and no read proves it empty.
+ * by a registration in kernel epoll, at the latest at its close, and no read
+ * proves it empty.
  */
 #ifndef RP_FDTAB_H
 #define RP_FDTAB_H
@@ -32,7 +33,8 @@ struct rp_stream;
 #define RP_FD_LEAVE (1u << 10)   /* kernel epoll for good */
 #define RP_FD_INTERNAL (1u << 11) /* the library's own */
 #define RP_FD_HINTED (1u << 12)  /* its reads are reported */
-#define RP_FD_PLAIN (1u << 13)   /* never adopt it (again) */
+#define RP_FD_ALONG (1u << 13)   /* other threads, or other sets' owners, read it too */
+#define RP_FD_PLAIN (1u << 14)   /* never adopt it (again) */
 
 struct rp_fd {
     struct rp_watch *watches; /* by next_of_fd; changed under rp_fdtab_lock */

@@ -154,8 +154,12 @@ void rp_set_forget_kept_rings(void)
 
 /* ----------------------------------------------------------- waking the owner */
 
-static void make_wake_fd(void)
+/* Makes the identity readable, or no longer so: with an eventfd that always is, one
+ * per process. */
+void rp_set_raise(struct rp_set *set)
 {
+    if (set->raised)
+        return;
     rp_lock(&rp_wake_lock);
     if (rp_wake_fd < 0) {
         int fd = rp_sys_eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -166,35 +170,41 @@ static void make_wake_fd(void)
         rp_wake_fd = fd;
     }
     rp_unlock(&rp_wake_lock);
+    struct epoll_event event = {.events = EPOLLIN, .data = rp_set_mark(set)};
+    set->raised =
+        rp_wake_fd >= 0 && rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_ADD, rp_wake_fd, &event) == 0;
+}
+
+void rp_set_lower(struct rp_set *set)
+{
+    if (!set->raised || set->wake_sent || set->stash_count > 0 || set->left_told)
+        return;
+    rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, rp_wake_fd, NULL);
+    set->raised = false;
 }
 
 void rp_set_tell_left(struct rp_set *set, bool on)
 {
-    if (set->left_told == on || set->identity < 0)
-        return;
+    set->left_told = on;
     if (on)
-        make_wake_fd();
-    struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = &rp_wake_fd}};
-    int result = rp_set_kernel_ctl(set, set->identity, on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, rp_wake_fd, &event);
-    set->left_told = on && result == 0;
+        rp_set_raise(set);
+    else
+        rp_set_lower(set);
 }
 
 void rp_set_wake_owner(struct rp_set *set)
 {
     if (set->wake_sent || set->hidden < 0)
         return;
-    make_wake_fd();
-    struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = &rp_wake_fd}};
-    set->wake_sent = rp_wake_fd >= 0 && rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_ADD, rp_wake_fd, &event) == 0;
+    rp_set_raise(set);
+    set->wake_sent = set->raised;
 }
 
 /* The owner, back outside: first of all. */
 void rp_set_take_wake(struct rp_set *set)
 {
-    if (!set->wake_sent)
-        return;
-    rp_set_kernel_ctl(set, set->hidden, EPOLL_CTL_DEL, rp_wake_fd, NULL);
     set->wake_sent = false;
+    rp_set_lower(set);
 }
 
 void rp_set_say_serviced(struct rp_set *set)
@@ -203,17 +213,31 @@ void rp_set_say_serviced(struct rp_set *set)
     rp_sys_futex_wake_all(&set->serviced);
 }
 
-/* Another thread asks the owner, which is inside, to flush and enter; returns
- * when it has. Drops the lock meanwhile. */
-void rp_set_ask_owner(struct rp_set *set)
+/* An owner that is inside answers within microseconds. One that does not answer
+ * at all has left its wait by siglongjmp, or stays in a signal handler. */
+#define PATIENCE_S 1
+
+/* Another thread asks the owner, which is inside, to flush and enter; returns true
+ * when it has. Drops the lock meanwhile. False: it cannot be woken (no fd is left
+ * for that), or it does not come; it will find the request when it does. */
+bool rp_set_ask_owner(struct rp_set *set)
 {
     uint32_t before = __atomic_load_n(&set->serviced, __ATOMIC_ACQUIRE);
     set->requests = true;
     rp_set_wake_owner(set);
+    if (!set->wake_sent)
+        return false;
     rp_set_unlock(set);
-    while (__atomic_load_n(&set->serviced, __ATOMIC_ACQUIRE) == before)
-        rp_sys_futex_wait(&set->serviced, before);
+    bool in_time = true;
+    while (in_time && __atomic_load_n(&set->serviced, __ATOMIC_ACQUIRE) == before)
+        in_time = rp_sys_futex_wait_for(&set->serviced, before, PATIENCE_S);
     rp_set_lock(set);
+    if (in_time || __atomic_load_n(&set->serviced, __ATOMIC_ACQUIRE) != before)
+        return true;
+    /* Outside, for all that others have to know: should it be inside after all, it
+     * is on its way out, since the wake fd stays until it takes it. */
+    set->owner_inside = false;
+    return false;
 }
 
 /* ------------------------------------------------------------------ the ring */
@@ -302,6 +326,20 @@ int rp_set_make_ring(struct rp_set *set)
     return 0;
 }
 
+/* An idle thread's registration would keep a closed ring alive. And a pipe that is
+ * closed by another thread must tell its other end at once, which only a cancel by
+ * us could do and no shutdown can: pipes are kernel epoll's in such a process. */
+void rp_set_has_company(struct rp_set *set)
+{
+    struct rp_ring *ring = &set->ring;
+    set->in_company = true;
+    if (ring->enter_fd != ring->fd && ring->fd != RP_RING_NO_FD)
+        rp_ring_unregister_fd(ring);
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (watch->kind == RINGPOLL_FD_PIPE)
+            rp_set_leave_ring(set, watch, false);
+}
+
 /* Cancels all and waits for all, then unmaps: the order that frees files, and
  * so listeners' ports and peers' FINs, at once. */
 void rp_set_end_ring(struct rp_set *set)
@@ -374,11 +412,7 @@ void rp_set_end_zombies(void)
             __atomic_fetch_sub(&rp_zombies, 1, __ATOMIC_RELAXED);
             rp_set_end_ring(set);
             rp_set_note_all_left(set);
-            for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
-                next = watch->next_of_set;
-                if ((!watch->disabled && !watch->stays && !watch->left) || watch->deleted)
-                    rp_set_forget_watch(set, watch);
-            }
+            rp_set_forget_watches(set);
             if (set->waiters == 0)
                 rp_set_close_hidden(set);
             if (rp_set_is_ending(set))

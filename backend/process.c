@@ -62,6 +62,31 @@ void ringpoll_fd_nonblock(int fd, int on)
     change_flags(fd, on ? RINGPOLL_FD_NONBLOCK : 0, on ? 0 : RINGPOLL_FD_NONBLOCK);
 }
 
+/* The file may be somebody else's too from now on, so that its registrations may
+ * outlive their numbers: they go to kernel epoll while it is known what they have
+ * reported. */
+static void leave_rings(struct rp_fd *entry)
+{
+    if (rp_self.locks_held || !__atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE))
+        return;
+    rp_process_check();
+    for (unsigned at = 0;; at++) {
+        rp_lock(&rp_fdtab_lock);
+        struct rp_watch *watch = entry->watches;
+        for (unsigned i = 0; watch && i < at; i++)
+            watch = watch->next_of_fd;
+        struct rp_set *set = watch ? watch->set : NULL;
+        rp_unlock(&rp_fdtab_lock);
+        if (!set)
+            return;
+        rp_set_lock(set);
+        watch = rp_fd_watch_of(entry, set);
+        if (watch)
+            rp_set_leave_ring(set, watch, false);
+        rp_set_unlock(set);
+    }
+}
+
 void ringpoll_fd_shared(int fd)
 {
     struct rp_set *set = rp_set_of(fd);
@@ -70,14 +95,16 @@ void ringpoll_fd_shared(int fd)
         rp_process_check();
         rp_set_lock(set);
         rp_set_demote(set, RINGPOLL_REASON_SHARED, 0);
-        rp_set_unnest(set);
+        rp_set_pass(set);
         rp_set_unlock(set);
         return;
     }
     struct rp_fd *entry = rp_fd_get(fd);
-    if (entry)
-        rp_fd_set_flags(entry, RP_FD_SHARED, 0);
+    if (!entry)
+        return;
+    rp_fd_set_flags(entry, RP_FD_SHARED, 0);
     ringpoll_fd_release(fd, 1);
+    leave_rings(entry);
 }
 
 void ringpoll_fd_duplicated(int from, int to)
@@ -102,6 +129,7 @@ void ringpoll_fd_duplicated(int from, int to)
     ringpoll_fd_release(from, 1);
     rp_fd_opened(to, (flags & ~(uint32_t)RP_FD_INTERNAL) | RP_FD_SHARED);
     RP_WRITE_ONCE(target->epoch, RP_READ_ONCE(source->epoch));
+    leave_rings(source);
 }
 
 void ringpoll_fd_leave(int fd)
@@ -110,23 +138,8 @@ void ringpoll_fd_leave(int fd)
     if (!entry)
         return;
     rp_fd_set_flags(entry, RP_FD_LEAVE, 0);
-    if (rp_self.locks_held)
-        return;
     ringpoll_fd_release(fd, 1);
-    rp_lock(&rp_fdtab_lock);
-    struct rp_set *sets[8];
-    unsigned count = 0;
-    for (struct rp_watch *watch = entry->watches; watch && count < 8; watch = watch->next_of_fd)
-        sets[count++] = watch->set;
-    rp_unlock(&rp_fdtab_lock);
-    for (unsigned i = 0; i < count; i++) {
-        rp_set_lock(sets[i]);
-        struct rp_watch *watch = rp_fd_watch_of(entry, sets[i]);
-        if (watch && !watch->deleted && !watch->disabled && watch->home == RP_HOME_RING &&
-            rp_set_engine(sets[i]) != RINGPOLL_ENGINE_KERNEL && (!sets[i]->owner || rp_set_is_mine(sets[i])))
-            rp_set_move_to_kernel(sets[i], watch);
-        rp_set_unlock(sets[i]);
-    }
+    leave_rings(entry);
 }
 
 int ringpoll_fd_is_internal(int fd)
@@ -387,7 +400,7 @@ void ringpoll_exec_prepare(void)
         rp_lock(&set->lock);
         if (set->in_use && set->identity >= 0 && (rp_sys_fcntl(set->identity, 1 /* F_GETFD */, 0) & 1) == 0) {
             rp_set_demote(set, RINGPOLL_REASON_SHARED, 0);
-            rp_set_unnest(set);
+            rp_set_pass(set);
         }
         rp_unlock(&set->lock);
     }

@@ -9,28 +9,33 @@
  *    └───────────────no ring to be had, asked for, demotion──────────────↗
  *
  * KERNEL: the identity has all registrations and every call is passed on to it.
- * NEW, RING: the identity is empty. Watches that the ring cannot serve exactly
- * (watch.h: HOME_KERNEL) live in a second kernel epoll instance, the hidden
- * one, with the program's own data; the ring polls it by a one-shot poll that is
- * armed again with each wait, which looks at it as it does so. While NEW, waits
- * go to the hidden instance, until there is a watch for the ring.
+ * NEW, RING: the identity has those that the ring cannot serve exactly (watch.h:
+ * HOME_KERNEL), and the ring polls it by a one-shot poll that is armed again with
+ * each wait, which looks at it as it does so. It enters it there by a number that
+ * no close loop of the program can hit (`hidden`). While NEW, waits go to the
+ * identity, until there is a watch for the ring. That a set's kernel epoll is its
+ * identity, and not a second instance behind it, is what makes demotion exact: all
+ * that only the kernel knows (which edges were reported, which one-shots are
+ * disabled, what is registered under a number that is closed) stays as it is, and
+ * loops and depths of nesting are the kernel's own.
  *
  * Who owns what. The thread whose wait makes the ring owns it: SQ, CQ, ops,
  * the ready list. All else is under the set's lock, which the owner does not
  * hold while it is inside a blocking enter; `owner_inside` says so.
  *  - Other threads' changes go to the dirty list while the owner is outside, and
- *    to the hidden instance while it is inside: that wakes it.
+ *    to the identity while it is inside: that wakes it.
  *  - A close by another thread needs the owner to cancel. Inside, it is woken,
  *    cancels and says so (`serviced`); outside, the cancel stands in the dirty
  *    list for its next wait and the socket is shut down at once, so that the
  *    peer gets its FIN now.
  *  - A second waiter, a poll or nesting of the identity, a passed identity: the
- *    set is demoted. Whoever finds that out registers everything in the
- *    identity; the ring itself, which only its owner may touch, is a *zombie*
- *    until that thread comes by (any call of the library, or its end).
+ *    set is demoted. An owner that is inside is asked to do it. Else whoever finds
+ *    that out registers everything in the identity; the ring itself, which only its
+ *    owner may touch, is a *zombie* until that thread comes by (any call of the
+ *    library, or its end).
  *
  * Waking the owner: an eventfd that is readable for ever (one per process) is
- * put into the hidden instance, and taken out again by the owner.
+ * put into the identity, and taken out again by the owner.
  *
  * Signal handlers may call what they could call with epoll. One that interrupts
  * a blocking enter finds the set unlocked and the queues whole: it is treated
@@ -120,11 +125,10 @@ void rp_set_free(struct rp_set *set)
     while (set->watches)
         rp_set_forget_watch(set, set->watches);
     rp_stream_to_limbo(set);
-    if (set->hidden >= 0) {
-        rp_fd_internal(set->hidden, false);
-        rp_sys_close(set->hidden);
-        RP_WRITE_ONCE(set->hidden, -1);
-    }
+    rp_set_close_hidden(set);
+    if (set->stash)
+        rp_sys_pages_free(set->stash, set->stash_room * sizeof *set->stash);
+    set->stash = NULL;
     RP_WRITE_ONCE(set->owner, 0);
     set->in_use = false;
 }
@@ -196,6 +200,15 @@ void rp_set_forget_watch(struct rp_set *set, struct rp_watch *watch)
     rp_watch_release(watch);
 }
 
+void rp_set_forget_watches(struct rp_set *set)
+{
+    for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
+        next = watch->next_of_set;
+        if ((!watch->disabled && !watch->left) || watch->deleted)
+            rp_set_forget_watch(set, watch);
+    }
+}
+
 /* The record of fd in this set: the live one, else a deleted one that awaits
  * its disarming. */
 struct rp_watch *rp_set_find(struct rp_set *set, int fd)
@@ -216,7 +229,7 @@ int rp_set_make_hidden(struct rp_set *set)
 {
     if (set->hidden >= 0)
         return 0;
-    int fd = rp_sys_epoll_create1(EPOLL_CLOEXEC);
+    int fd = rp_sys_fcntl(set->identity, 1030 /* F_DUPFD_CLOEXEC */, 3);
     if (fd >= 0)
         fd = rp_sys_dup_high(fd);
     if (fd < 0)
@@ -232,10 +245,9 @@ int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll
     return rp_sys_epoll_ctl(epfd, op, fd, event);
 }
 
-/* Of a set without a ring: unless it is nested, the hidden instance has served. */
 void rp_set_close_hidden(struct rp_set *set)
 {
-    if (set->hidden < 0 || set->hidden_nested)
+    if (set->hidden < 0)
         return;
     rp_fd_internal(set->hidden, false);
     rp_sys_close(set->hidden);
@@ -249,9 +261,8 @@ void rp_set_note_left(struct rp_set *set, struct rp_watch *watch)
         return;
     watch->left = true;
     watch->left_reported = false;
-    set->left++;
-    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)
-        rp_set_tell_left(set, true);
+    RP_COUNT(set->left, 1);
+    rp_set_tell_left(set, true);
 }
 
 void rp_set_note_all_left(struct rp_set *set)
@@ -265,7 +276,8 @@ void rp_set_forget_left(struct rp_set *set, struct rp_watch *watch)
     if (!watch->left)
         return;
     watch->left = false;
-    if (--set->left == 0)
+    RP_COUNT(set->left, -1u);
+    if (set->left == 0)
         rp_set_tell_left(set, false);
 }
 

@@ -15,6 +15,12 @@
 #include "stream.h"
 #include "watch.h"
 
+/* An event of a registration that is out of everybody's reach. */
+struct rp_stashed {
+    struct epoll_event event;
+    bool exists; /* still, as the kernel says */
+};
+
 struct rp_set {
     /* --- under `lock`; those marked * are looked at without it, see once.h */
     struct rp_lock lock;
@@ -24,21 +30,23 @@ struct rp_set {
     uint32_t flags; /* RINGPOLL_* options */
     int identity;       /* lowest fd number that names the set; -1: ending */
     uint32_t names;     /* fd numbers that do */
-    bool identity_foreign; /* a parent shares the identity's file */
-    int hidden;         /* * kernel epoll of HOME_KERNEL watches, or -1 */
+    int hidden;         /* * the library's own number of the identity's file, or -1 */
     int waiters;        /* threads inside a wait */
     bool owner_inside;  /* the owner is about to be, or is, inside a blocking enter */
-    bool wake_sent;     /* the wake fd stands in `hidden` */
+    bool wake_sent;     /* the owner is being woken */
+    bool raised;        /* the wake fd stands in the identity: for that, or for the stash */
     bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
-    uint32_t demote_reason; /* asked of the owner; 0: not */
+    uint32_t demote_reason; /* the owner is asked to demote it; 0: not */
     uint32_t serviced;  /* futex: grows when the owner has seen to requests */
     struct rp_watch *watches; /* all */
     struct rp_watch *dirty; /* * */
     struct rp_watch *dirty_tail;
     unsigned ring_watches; /* HOME_RING records */
-    unsigned leftovers; /* * engine KERNEL: records of disabled one-shots, see move_all() */
-    bool ghosts;        /* `hidden` may have registrations whose number is closed */
-    bool hidden_nested; /* * engine KERNEL: `hidden` stands in the identity, for the ghosts and what stays */
+    unsigned leftovers; /* * engine KERNEL: records of disabled one-shots, see demote.c */
+    bool marked;        /* * there was a registration of our own in the identity, see rp_set_mark() */
+    struct rp_stashed *stash; /* taken out of the identity, not yet given; see demote.c */
+    uint32_t stash_count; /* * */
+    uint32_t stash_room;
     bool inherited;     /* a fork's child has yet to make it its own */
     struct rp_stream *streams, *leaving; /* all; those whose cancel has yet to go out */
     struct rp_buffers buffers;
@@ -65,6 +73,7 @@ struct rp_set {
     struct rp_watch *ready_head, *ready_tail;
     unsigned ready_count;
     uint32_t wait_serial;
+    bool in_company;    /* a wait has found that there are other threads */
     bool tells;         /* DEFER_TASKRUN and its flag: wake-ups run in our enters, and show before */
     bool hidden_armed, hidden_ready, hidden_first;
     struct rp_op *hidden_op;
@@ -101,10 +110,9 @@ static inline bool rp_set_is_mine(const struct rp_set *set)
 
 /* All of these: set locked. */
 void rp_set_demote(struct rp_set *set, uint32_t reason, int error);
-/* Engine KERNEL: another process shall wait on the identity, where the nested
- * instance would be an event that it knows nothing of, or none once our fds have
- * gone. What can be moved out of it is. */
-void rp_set_unnest(struct rp_set *set);
+/* Engine KERNEL: another process shall wait on the identity, and see nothing of ours
+ * in it. */
+void rp_set_pass(struct rp_set *set);
 /* In a fork's child, before its first use of an inherited set. */
 void rp_set_adopt_inherited(struct rp_set *set);
 /* The fd of this watch is about to be closed. May drop and retake the lock. */
@@ -144,6 +152,7 @@ static inline void rp_set_unlock(struct rp_set *set)
  * set.c: the object and its records; owner.c: the ring and its thread; ctl.c,
  * wait.c, close.c: the calls; demote.c: to kernel epoll, and forks; stats.c.
  * Set locked, where nothing else is said. */
+extern int rp_wake_fd;
 static inline bool rp_set_is_ending(const struct rp_set *set)
 {
     return set->names == 0;
@@ -151,31 +160,46 @@ static inline bool rp_set_is_ending(const struct rp_set *set)
 void rp_set_free(struct rp_set *set); /* everything has been cancelled, no name is left */
 void rp_set_link_watch(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry);
 void rp_set_undirty(struct rp_set *set, struct rp_watch *watch);
+/* Engine KERNEL, no ring: all records but those of `leftovers`. */
+void rp_set_forget_watches(struct rp_set *set);
 struct rp_watch *rp_set_find(struct rp_set *set, int fd);
 int rp_set_make_hidden(struct rp_set *set);
 void rp_set_close_hidden(struct rp_set *set);
 int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event);
 /* A watch that kernel epoll serves, while bytes that were received for it (or an
  * error) wait in the library: the wait reports them beside what the kernel says.
- * In engine KERNEL the wake fd stands in the identity meanwhile, so that whoever
- * polls that fd hears of them. */
+ * The identity is raised meanwhile, so that whoever polls it hears of them. */
 void rp_set_note_left(struct rp_set *set, struct rp_watch *watch);
 void rp_set_note_all_left(struct rp_set *set);
 void rp_set_forget_left(struct rp_set *set, struct rp_watch *watch);
 void rp_set_tell_left(struct rp_set *set, bool on);
+static inline int rp_set_kernel_fd(const struct rp_set *set)
+{
+    return set->hidden >= 0 ? set->hidden : set->identity;
+}
+/* What the library itself registers in the identity has this for its data, and
+ * is not for the program's eyes. */
+static inline epoll_data_t rp_set_mark(struct rp_set *set)
+{
+    RP_WRITE_ONCE(set->marked, true);
+    return (epoll_data_t){.ptr = &rp_wake_fd};
+}
 /* owner.c */
 #define RP_RING_NO_FD INT_MAX /* ring.fd of a ring that is registered, and has no number */
-extern int rp_wake_fd;
 extern struct rp_lock rp_wake_lock;    /* leaf: rp_wake_fd, the number of sets */
 extern struct rp_lock rp_retired_lock; /* leaf: rp_stats_retired, rp_newest_set */
 int rp_set_make_ring(struct rp_set *set);
+/* The process has other threads from now on. Owner thread. */
+void rp_set_has_company(struct rp_set *set);
 /* Whether a ring can be had; it is kept for the first wait. Nothing locked. */
 int rp_set_try_ring(struct rp_set *set);
 int rp_ring_refusal(void); /* the errno, negative, of a kernel that gives no rings; 0: not known */
+void rp_set_raise(struct rp_set *set);
+void rp_set_lower(struct rp_set *set);
 void rp_set_wake_owner(struct rp_set *set);
 void rp_set_take_wake(struct rp_set *set);
 void rp_set_say_serviced(struct rp_set *set);
-void rp_set_ask_owner(struct rp_set *set);
+bool rp_set_ask_owner(struct rp_set *set);
 /* wait.c: enters without blocking, and reaps. 0, or a negative errno that means
  * that this ring is of no use any more. Owner thread. */
 int rp_set_enter_and_reap(struct rp_set *set);
@@ -185,8 +209,20 @@ int rp_set_enter_and_reap(struct rp_set *set);
 uint32_t rp_stats_engine(const struct rp_set *set, uint32_t *ret_reason);
 void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set);
 
-/* kernel epoll for this watch from now on; owner thread, or no owner; locked. */
+/* demote.c: kernel epoll for this watch from now on, in the state that it has. */
 int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch);
+/* The same for a watch whose file is, or may be, somebody else's too: by the one who
+ * can do it best, which is the owner, and at once only if its fd is closing. True:
+ * the lock was dropped and retaken, look again. */
+bool rp_set_leave_ring(struct rp_set *set, struct rp_watch *watch, bool closing);
+/* close.c: cancels its poll and returns when the ring has let go of its file. Owner.
+ * Whether the ring had it. */
+bool rp_set_cancel(struct rp_set *set, struct rp_watch *watch);
+/* What is in the stash, of that at most `room`. */
+unsigned rp_set_take_stash(struct rp_set *set, struct epoll_event *events, unsigned room);
+/* `count` fresh events came behind `stashed` ones: what stands in both is fresh. How
+ * many are left. */
+unsigned rp_set_merge_stash(struct epoll_event *events, unsigned stashed, unsigned count);
 void rp_set_dirty(struct rp_set *set, struct rp_watch *watch);
 
 #endif

@@ -373,6 +373,17 @@ void rp_sys_futex_wait(uint32_t *word, uint32_t value)
 #endif
 }
 
+bool rp_sys_futex_wait_for(uint32_t *word, uint32_t value, uint32_t seconds)
+{
+#if defined(SYS_futex)
+    const long time[2] = {(long)seconds, 0}; /* the kernel's older structure, where there are two */
+    return call6(SYS_futex, (long)word, FUTEX_WAIT_PRIVATE, (long)value, (long)time, 0, 0) != -ETIMEDOUT;
+#else
+    const struct rp_timespec time = {seconds, 0};
+    return call6(SYS_futex_time64, (long)word, FUTEX_WAIT_PRIVATE, (long)value, (long)&time, 0, 0) != -ETIMEDOUT;
+#endif
+}
+
 void rp_sys_futex_wake_all(uint32_t *word)
 {
 #if defined(SYS_futex)

@@ -10,6 +10,7 @@
 
 #include <poll.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/epoll.h>
@@ -64,6 +65,8 @@ void *rp_sys_pages(size_t length);          /* zeroed anonymous private memory, 
 void *rp_sys_pages_wipe_on_fork(size_t length);
 void rp_sys_pages_free(void *address, size_t length);
 void rp_sys_futex_wait(uint32_t *word, uint32_t value);
+/* False: nobody woke us within the time. */
+bool rp_sys_futex_wait_for(uint32_t *word, uint32_t value, uint32_t seconds);
 void rp_sys_futex_wake_all(uint32_t *word);
 
 #endif

@@ -106,6 +106,11 @@ static int flush_dirty(struct rp_set *set)
     struct rp_watch *watch;
     while ((watch = set->dirty) != NULL) {
         int error;
+        if (watch->leaves) {
+            watch->leaves = false;
+            rp_set_leave_ring(set, watch, false);
+            continue;
+        }
         if (watch->deleted) {
             error = rp_watch_disarm(set, watch, NULL);
             if (error == 0) {
@@ -133,7 +138,7 @@ static int flush_dirty(struct rp_set *set)
 }
 
 /* Level-triggered by arming it anew: the kernel looks whether anything in the
- * hidden instance is ready. */
+ * identity is ready. */
 static int arm_hidden(struct rp_set *set)
 {
     if (set->hidden_armed || set->hidden_ready)
@@ -163,13 +168,96 @@ static int arm_hidden(struct rp_set *set)
 
 /* ------------------------------------------------------------------- wait */
 
+/* Takes out what the library itself has registered. */
+static int without_marks(struct epoll_event *events, int count)
+{
+    int kept = 0;
+    for (int i = 0; i < count; i++)
+        if (events[i].data.ptr != &rp_wake_fd)
+            events[kept++] = events[i];
+    return kept;
+}
+
+/* ---- bytes in the library of watches that kernel epoll serves */
+
+static uint32_t left_bits(struct rp_watch *watch)
+{
+    struct rp_fd *entry = rp_fd_peek(watch->fd);
+    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) : NULL;
+    if (!stream)
+        return 0;
+    return watch->left_reported || watch->deleted || watch->disabled
+               ? 0 : rp_stream_bits(stream) & rp_watch_interest(watch);
+}
+
+static bool any_left(struct rp_set *set)
+{
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (watch->left && left_bits(watch))
+            return true;
+    return false;
+}
+
+static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsigned room)
+{
+    unsigned count = 0;
+    for (struct rp_watch *watch = set->watches, *next; watch && count < room; watch = next) {
+        next = watch->next_of_set;
+        if (!watch->left)
+            continue;
+        struct rp_fd *entry = rp_fd_peek(watch->fd);
+        if (!entry || !entry->stream || !rp_stream_bits(entry->stream)) {
+            rp_set_forget_left(set, watch);
+            if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !watch->disabled && !set->zombie)
+                rp_set_forget_watch(set, watch);
+            continue;
+        }
+        uint32_t bits = left_bits(watch);
+        if (!bits)
+            continue;
+        /* What the kernel has to say beside it comes in the same event. */
+        struct pollfd look = {.fd = watch->fd, .events = (short)(rp_watch_interest(watch) & 0xffffu)};
+        if (rp_sys_poll(&look, 1, &no_time) == 1)
+            bits |= (uint32_t)(uint16_t)look.revents & rp_watch_interest(watch);
+        events[count].events = bits;
+        events[count].data = watch->data;
+        count++;
+        if (watch->events & (EPOLLET | EPOLLONESHOT))
+            watch->left_reported = true;
+        if ((watch->events & EPOLLONESHOT) && watch->home == RP_HOME_RING)
+            watch->disabled = true;
+        else if (watch->events & EPOLLONESHOT) {
+            struct epoll_event none = {.events = EPOLLONESHOT, .data = watch->data};
+            rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
+        }
+    }
+    rp_set_tell_left(set, any_left(set));
+    return count;
+}
+
 static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    int count = rp_sys_epoll_wait(set->hidden, events, (int)room, &no_time, NULL);
-    RP_COUNT(set->stats.kernel_waits, 1);
-    set->hidden_ready = count == (int)room;
-    set->unfit_kernel += count > 0 ? (uint32_t)count : 0;
-    return count > 0 ? (unsigned)count : 0;
+    unsigned stashed = set->stash_count > 0 ? rp_set_take_stash(set, events, room) : 0;
+    if (set->left > 0)
+        stashed += take_left(set, events + stashed, room - stashed);
+    unsigned taken = stashed;
+    set->hidden_ready = taken == room;
+    for (int turn = 0; taken < room && turn < 64; turn++) {
+        int count = rp_sys_epoll_wait(set->hidden, events + taken, (int)(room - taken), &no_time, NULL);
+        RP_COUNT(set->stats.kernel_waits, 1);
+        if (count <= 0)
+            break;
+        set->hidden_ready = count == (int)(room - taken);
+        int kept = set->marked ? without_marks(events + taken, count) : count;
+        taken += (unsigned)kept;
+        if (kept > 0 || !set->hidden_ready)
+            break;
+    }
+    set->hidden_ready = taken == room;
+    if (stashed > 0)
+        taken = rp_set_merge_stash(events, stashed, taken - stashed);
+    set->unfit_kernel += taken;
+    return taken;
 }
 
 static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsigned room)
@@ -207,135 +295,24 @@ static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsig
     return taken;
 }
 
-/* ---- bytes in the library of watches that kernel epoll serves */
-
-static uint32_t left_bits(struct rp_watch *watch)
-{
-    struct rp_fd *entry = rp_fd_peek(watch->fd);
-    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) : NULL;
-    if (!stream)
-        return 0;
-    return watch->left_reported || watch->deleted || watch->disabled
-               ? 0 : rp_stream_bits(stream) & rp_watch_interest(watch);
-}
-
-static bool any_left(struct rp_set *set)
-{
-    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-        if (watch->left && left_bits(watch))
-            return true;
-    return false;
-}
-
-static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsigned room)
-{
-    unsigned count = 0;
-    for (struct rp_watch *watch = set->watches, *next; watch && count < room; watch = next) {
-        next = watch->next_of_set;
-        if (!watch->left)
-            continue;
-        struct rp_fd *entry = rp_fd_peek(watch->fd);
-        if (!entry || !entry->stream || !rp_stream_bits(entry->stream)) {
-            rp_set_forget_left(set, watch);
-            if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !watch->disabled && !watch->stays && !set->zombie)
-                rp_set_forget_watch(set, watch);
-            continue;
-        }
-        uint32_t bits = left_bits(watch);
-        if (!bits)
-            continue;
-        /* What the kernel has to say beside it comes in the same event. */
-        struct pollfd look = {.fd = watch->fd, .events = (short)(rp_watch_interest(watch) & 0xffffu)};
-        if (rp_sys_poll(&look, 1, &no_time) == 1)
-            bits |= (uint32_t)(uint16_t)look.revents & rp_watch_interest(watch);
-        events[count].events = bits;
-        events[count].data = watch->data;
-        count++;
-        if (watch->events & (EPOLLET | EPOLLONESHOT))
-            watch->left_reported = true;
-        if ((watch->events & EPOLLONESHOT) && watch->home == RP_HOME_RING)
-            watch->disabled = true;
-        else if (watch->events & EPOLLONESHOT) {
-            int epfd = rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL ? set->identity : set->hidden;
-            struct epoll_event none = {.events = EPOLLONESHOT, .data = watch->data};
-            rp_sys_epoll_ctl(epfd, EPOLL_CTL_MOD, watch->fd, &none);
-        }
-    }
-    return count;
-}
-
-/* Engine KERNEL with such watches, locked: 0 where the kernel alone has to be asked. */
-static int wait_with_left(struct rp_set *set, int epfd, struct epoll_event *events, int max)
-{
-    int count = (int)take_left(set, events, (unsigned)max);
-    rp_set_tell_left(set, any_left(set));
-    if (count > 0 && count < max) {
-        struct epoll_event *more = events + count;
-        int kernel = rp_sys_epoll_wait(epfd, more, max - count, &no_time, NULL);
-        for (int i = 0; i < kernel; i++) {
-            bool twice = more[i].data.ptr == &rp_wake_fd;
-            for (int k = 0; k < count && !twice; k++)
-                twice = events[k].data.u64 == more[i].data.u64;
-            if (!twice)
-                events[count++] = more[i];
-        }
-    }
-    return count;
-}
-
-/* The wake fd is ours. True: it was there. */
-static bool without_marker(struct epoll_event *events, int *count)
-{
-    int kept = 0, had = *count;
-    for (int i = 0; i < had; i++)
-        if (events[i].data.ptr != &rp_wake_fd)
-            events[kept++] = events[i];
-    if (had > 0)
-        *count = kept;
-    return kept < had;
-}
-
 static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    unsigned count = set->left ? take_left(set, events, room) : 0;
+    unsigned count = 0;
     bool hidden_first = set->hidden_first;
     if (set->hidden_ready && hidden_first && count < room)
         count += take_hidden(set, events + count, room - count);
     if (count < room && set->ready_count)
         count += take_ready(set, events + count, room - count);
-    if (set->hidden_ready && !hidden_first && count < room)
+    if (set->hidden_ready && count < room) /* not a second time: it would have filled the room */
         count += take_hidden(set, events + count, room - count);
     set->hidden_first = !hidden_first;
     return count;
 }
 
-/* In the hidden or the identity instance; set unlocked. */
-static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *events, int max,
-                          const struct timespec *timeout, const sigset_t *sigmask)
+static uint64_t deadline_of(const struct timespec *timeout)
 {
-    int count;
-    bool again;
-    do {
-        again = false;
-        count = rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
-        __atomic_fetch_add(&set->stats.kernel_waits, 1, __ATOMIC_RELAXED);
-        if (!RP_READ_ONCE(set->hidden_nested))
-            break;
-        int hidden = RP_READ_ONCE(set->hidden);
-        if (epfd == hidden)
-            break;
-        for (int i = 0; i < count; i++) {
-            if (events[i].data.ptr != set)
-                continue;
-            /* The nested instance: what is in it instead. */
-            events[i] = events[count - 1];
-            int more = rp_sys_epoll_wait(hidden, events + count - 1, max - count + 1, &no_time, NULL);
-            count += (more > 0 ? more : 0) - 1;
-            again = count == 0 && !(timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0);
-            break;
-        }
-    } while (again);
-    return count;
+    uint64_t seconds = (uint64_t)timeout->tv_sec > 1000000000u ? 1000000000u : (uint64_t)timeout->tv_sec;
+    return rp_sys_now_ns() + seconds * 1000000000u + (uint64_t)timeout->tv_nsec;
 }
 
 static struct timespec time_left(uint64_t deadline_ns)
@@ -343,6 +320,47 @@ static struct timespec time_left(uint64_t deadline_ns)
     uint64_t now = rp_sys_now_ns();
     uint64_t left = deadline_ns > now ? deadline_ns - now : 0;
     return (struct timespec){.tv_sec = (time_t)(left / 1000000000u), .tv_nsec = (long)(left % 1000000000u)};
+}
+
+/* In the identity; set unlocked. */
+static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *events, int max,
+                          const struct timespec *timeout, const sigset_t *sigmask)
+{
+    struct timespec left = timeout ? *timeout : no_time;
+    uint64_t deadline_ns = 0;
+    bool blocks = !timeout || (left.tv_sec | left.tv_nsec) != 0;
+    bool takes = max > 0 && (uintptr_t)events >= 4096 && !rp_self.locks_held;
+    int given = 0;
+
+    if (timeout && blocks && RP_READ_ONCE(set->marked))
+        deadline_ns = deadline_of(timeout);
+    for (int turn = 0;; turn++) {
+        if (takes && (RP_READ_ONCE(set->stash_count) > 0 || RP_READ_ONCE(set->left) > 0)) {
+            rp_set_lock(set);
+            given = (int)rp_set_take_stash(set, events, (unsigned)max);
+            given += (int)take_left(set, events + given, (unsigned)(max - given));
+            rp_set_unlock(set);
+            if (given == max)
+                return given;
+            blocks = blocks && given == 0;
+        }
+        int count = rp_sys_epoll_wait(epfd, events + given, max - given,
+                                      !blocks ? &no_time : (timeout ? &left : NULL), sigmask);
+        __atomic_fetch_add(&set->stats.kernel_waits, 1, __ATOMIC_RELAXED);
+        if (count <= 0)
+            return given > 0 ? given : count;
+        if (!RP_READ_ONCE(set->marked))
+            return given + count;
+        int kept = without_marks(events + given, count);
+        if (given > 0)
+            return (int)rp_set_merge_stash(events, (unsigned)given, (unsigned)kept);
+        if (kept > 0 || (!blocks && count < max))
+            return kept;
+        if (!takes && turn > 64) /* a signal handler in the midst of our own work */
+            return -EINTR;
+        if (deadline_ns)
+            left = time_left(deadline_ns);
+    }
 }
 
 /* One wait of the owner on its ring. Locked, and unlocked only inside the
@@ -360,8 +378,8 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
     bool looked_again = false;
 
     set->wait_serial++;
-    if (ring->enter_fd != ring->fd && ring->fd != RP_RING_NO_FD && !rp_single_threaded())
-        rp_ring_unregister_fd(ring);
+    if (!set->in_company && !rp_single_threaded())
+        rp_set_has_company(set);
     for (;;) {
         unsigned reaped = 0;
         bool blocked = false, got_any = false;
@@ -370,7 +388,9 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             bool asked = set->requests;
             rp_set_take_wake(set);
             set->requests = false;
-            if (set->zombie || rp_set_is_ending(set)) {
+            if (set->demote_reason != RINGPOLL_REASON_NONE && !set->zombie && !rp_set_is_ending(set))
+                rp_set_demote(set, set->demote_reason, 0);
+            if (rp_set_engine(set) != RINGPOLL_ENGINE_RING || rp_set_is_ending(set)) {
                 rp_set_say_serviced(set);
                 return AGAIN;
             }
@@ -399,7 +419,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             rp_buffers_collect(&set->buffers);
         if ((result = arm_hidden(set)) < 0)
             break;
-        if (set->ready_count || set->hidden_ready || poll_only || (set->left && any_left(set))) {
+        if (set->ready_count || set->hidden_ready || poll_only) {
             if (rp_ring_queued(ring) || rp_ring_wants_enter(ring) ||
                 (!set->ready_count && !set->hidden_ready && !(ring->features & RINGPOLL_FEATURE_TASKRUN_FLAG))) {
                 uint64_t before = ring->cqes_reaped;
@@ -428,8 +448,8 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             if (!enters)
                 continue;
             if (ring->fd < 0 || set->zombie || rp_set_is_ending(set)) {
+                rp_set_take_wake(set);
                 if (set->requests) {
-                    rp_set_take_wake(set);
                     set->requests = false;
                     rp_set_say_serviced(set);
                 }
@@ -533,10 +553,8 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     if (rp_self.locks_held)
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     rp_process_check();
-    if (timeout && (timeout->tv_sec | timeout->tv_nsec) != 0) {
-        uint64_t seconds = (uint64_t)timeout->tv_sec > 1000000000u ? 1000000000u : (uint64_t)timeout->tv_sec;
-        deadline_ns = rp_sys_now_ns() + seconds * 1000000000u + (uint64_t)timeout->tv_nsec;
-    }
+    if (timeout && (timeout->tv_sec | timeout->tv_nsec) != 0)
+        deadline_ns = deadline_of(timeout);
 
     rp_set_lock(set);
     RP_COUNT(set->stats.waits, 1);
@@ -565,32 +583,15 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
             result = -EBADF;
             break;
         }
-        int fd = epfd;
-        if (engine == RINGPOLL_ENGINE_NEW) {
-            int error = rp_set_make_hidden(set);
-            if (error < 0) {
-                rp_set_demote(set, RINGPOLL_REASON_NO_RING, error);
-                continue;
-            }
-            fd = set->hidden;
-        }
         struct timespec left = timeout ? (deadline_ns ? time_left(deadline_ns) : no_time) : no_time;
-        if (set->left && (result = engine == RINGPOLL_ENGINE_NEW ? (int)take_left(set, events, (unsigned)max)
-                                                                 : wait_with_left(set, fd, events, max)) > 0)
-            break;
         rp_set_unlock(set);
         rp_set_end_zombies();
-        result = wait_in_kernel(set, fd, events, max, timeout ? &left : NULL, sigmask);
+        result = wait_in_kernel(set, epfd, events, max, timeout ? &left : NULL, sigmask);
         rp_set_lock(set);
-        /* Demoted meanwhile, or something is left: the wake fd is not the program's. */
-        if (without_marker(events, &result) && result == 0)
-            result = AGAIN;
     }
     set->waiters--;
     if (set->waiters == 0 && rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie && set->hidden >= 0) {
-        if (set->wake_sent && set->hidden_nested)
-            rp_set_take_wake(set);
-        set->wake_sent = false;
+        rp_set_take_wake(set);
         rp_set_close_hidden(set);
     }
     set->turn_events = result > 0 ? (unsigned)result : 0;
@@ -614,20 +615,7 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     return result;
 
 kernel:
-    for (bool again = true; again;) {
-        again = false;
-        result = 0;
-        if (__atomic_load_n(&set->left, __ATOMIC_RELAXED) && max > 0 && (uintptr_t)events >= 4096 &&
-            !rp_self.locks_held) {
-            rp_set_lock(set);
-            result = wait_with_left(set, epfd, events, max);
-            rp_set_unlock(set);
-        }
-        if (result == 0) {
-            result = wait_in_kernel(set, epfd, events, max, timeout, sigmask);
-            again = without_marker(events, &result) && result == 0;
-        }
-    }
+    result = wait_in_kernel(set, epfd, events, max, timeout, sigmask);
     if (result > 0)
         __atomic_fetch_add(&set->stats.events, (uint64_t)result, __ATOMIC_RELAXED);
     __atomic_fetch_add(&set->stats.waits, 1, __ATOMIC_RELAXED);

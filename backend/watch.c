@@ -133,7 +133,7 @@ static bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watc
     if (!set->tells || !entry || rp_fd_shared(entry))
         return false;
     uint32_t flags = rp_fd_flags(entry);
-    if (!(flags & RP_FD_HINTED))
+    if ((flags & (RP_FD_HINTED | RP_FD_ALONG)) != RP_FD_HINTED)
         return false;
     return watch->kind == RINGPOLL_FD_TCP || (watch->kind == RINGPOLL_FD_UNIX && (flags & RINGPOLL_FD_NONBLOCK));
 }
@@ -218,7 +218,7 @@ void ringpoll_fd_read(int fd, size_t asked, long result)
         return;
     if (!rp_set_is_mine(set) || RP_READ_ONCE(watch->next_of_fd) || rp_self.locks_held) {
         /* Somebody else reads along: its wake-ups prove nothing from now on. */
-        rp_fd_set_flags(entry, RP_FD_SHARED, 0);
+        rp_fd_set_flags(entry, RP_FD_ALONG, 0);
         return;
     }
     uint8_t kind = RP_READ_ONCE(watch->kind);
@@ -233,7 +233,7 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
     bool bare = is_socket(watch) ? (bits & EPOLLRDBAND) != 0 : true;
     bool proves = false;
 
-    if (watch->disabled || watch->deleted) {
+    if (watch->disabled || watch->deleted || watch->home != RP_HOME_RING) {
         /* A disabled one-shot need not hear: one completion in vain is what the
          * program may cost us, not one per packet. */
         rp_set_dirty(set, watch);
@@ -558,6 +558,27 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
 
 #define CHECK_CHUNK 128u
 
+/* Closed unseen: epoll had let it go. */
+static void forget_closed(struct rp_set *set, struct rp_watch *watch)
+{
+    RP_WRITE_ONCE(watch->deleted, true);
+    rp_watch_to_idle(set, watch);
+    rp_set_dirty(set, watch);
+}
+
+/* poll(2) refuses more fds than RLIMIT_NOFILE, which a sandbox may have set to
+ * nothing at all; epoll does not care, so those are its from now on. */
+static void check_without_poll(struct rp_set *set, struct rp_watch **watches, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        int error = rp_set_move_to_kernel(set, watches[i]);
+        if (error == 0)
+            set->hidden_ready = true; /* is to be looked at, that is */
+        else if (error == -EBADF)
+            forget_closed(set, watches[i]);
+    }
+}
+
 static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch **watches, unsigned count)
 {
     static const struct timespec now = {0, 0};
@@ -565,6 +586,10 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
 
     set->stats.rechecks++;
     set->stats.rechecked_fds += count;
+    if (result == -EINVAL) {
+        check_without_poll(set, watches, count);
+        return;
+    }
     bool wakeup_pending = rp_ring_wants_enter(&set->ring);
     for (unsigned i = 0; i < count; i++) {
         struct rp_watch *watch = watches[i];
@@ -574,9 +599,7 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
             continue;
         }
         if (revents & POLLNVAL) {
-            RP_WRITE_ONCE(watch->deleted, true); /* closed unseen: epoll had let it go */
-            rp_watch_to_idle(set, watch);
-            rp_set_dirty(set, watch);
+            forget_closed(set, watch);
             continue;
         }
         watch->urgent = (revents & POLLPRI) != 0;

@@ -2,8 +2,8 @@
  *
  * One fd in one set: the interest of the program, and how it is met.
  *
- * Home. A watch lives in one of two places. HOME_KERNEL: the set's hidden
- * kernel epoll instance has the registration, with the program's own data, and
+ * Home. A watch lives in one of two places. HOME_KERNEL: the set's identity, a
+ * kernel epoll instance, has the registration, with the program's own data, and
  * reports it; the record here only serves to rebuild it. HOME_RING: a poll on
  * the ring (watch->op) is, or will be, armed for it.
  *
@@ -120,7 +120,8 @@ struct rp_watch {
                             repeat them, having looked at the file */
     bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
     bool left_reported;  /* and edge-triggered: was reported */
-    bool stays;          /* engine KERNEL: registered in the hidden instance still */
+    bool leaves;         /* dirty: the owner shall move it to kernel epoll */
+    uint8_t silent;      /* on its way to kernel epoll, see demote.c */
     /* Left by a signal handler inside a critical section, see set.c */
     bool closed_in_handler, modified_in_handler, deleted_in_handler;
     uint32_t handler_events;

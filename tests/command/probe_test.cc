@@ -13,6 +13,8 @@
 #include <cstring>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -211,6 +213,55 @@ TEST(Probe, BlamesTheSeccompFilterThatForbidsTheRing)
         EXPECT_EQ(answer.value["settings"]["seccomp"].string, "filter");
         EXPECT_EQ(answer.value["sets"]["errno"].number, error);
     }
+}
+
+/* The sysctl is the machine's, so the process gets another file in its place, and
+ * a filter for the kernel's answer. */
+TEST(Probe, BlamesTheSysctlThatForbidsTheRing)
+{
+    NEED_RING();
+    if (geteuid() != 0)
+        GTEST_SKIP() << "needs root";
+    for (const char *value : {"1", "2"}) {
+        Scratch scratch;
+        std::string file = scratch.write("value", std::string(value) + "\n", 0644);
+        Start how;
+        how.words = {helper(), "exit", "0"};
+        how.in_child = [&file] {
+            if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+                mount(file.c_str(), "/proc/sys/kernel/io_uring_disabled", nullptr, MS_BIND, nullptr) != 0)
+                _exit(77);
+            forbid_uring(EPERM);
+        };
+        if (start(how).exited_with(77))
+            GTEST_SKIP() << "no mount namespaces, or no such sysctl here";
+        how.words = {command(), "probe", "--json"};
+        Answer answer = probe_as(how);
+        expect_consistent(answer);
+        EXPECT_TRUE(answer.outcome.exited_with(1));
+        EXPECT_EQ(answer.value["io_uring"]["error"].string, "EPERM");
+        EXPECT_EQ(answer.value["io_uring"]["knob"].string, "sysctl");
+        EXPECT_EQ(answer.value["settings"]["io_uring_disabled"].number, atoi(value));
+        std::string told = std::string("kernel.io_uring_disabled is ") + value;
+        EXPECT_TRUE(contains(answer.value["io_uring"]["explanation"].string, told))
+            << answer.value["io_uring"]["explanation"].string;
+    }
+}
+
+/* What kernels before 5.12 answer, which charge a ring to the limit. */
+TEST(Probe, BlamesTheLimitOfLockedMemory)
+{
+    NEED_RING();
+    Answer answer = probe({}, [] {
+        struct rlimit memlock = {0, 0};
+        setrlimit(RLIMIT_MEMLOCK, &memlock);
+        forbid_uring(ENOMEM);
+    });
+    expect_consistent(answer);
+    EXPECT_TRUE(answer.outcome.exited_with(1));
+    EXPECT_EQ(answer.value["io_uring"]["error"].string, "ENOMEM");
+    EXPECT_EQ(answer.value["io_uring"]["knob"].string, "memlock");
+    EXPECT_EQ(answer.value["settings"]["memlock_bytes"].number, 0);
 }
 
 TEST(Probe, BlamesTheLimitOfFilesThatLeavesNoneForTheRing)

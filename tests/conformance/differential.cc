@@ -968,6 +968,7 @@ public:
         used_ = 6 + below(slots - 6);
         kinds_.fill(Kind_::empty);
         nesting_ = one_in(8);
+        sharing_ = one_in(4);
         threads_ = one_in(4) ? 3 + below(20) : 0;
         if (without_.find("threads") != std::string::npos)
             threads_ = 0;
@@ -993,7 +994,7 @@ private:
     std::mt19937_64 random_;
     int used_ = 0;
     std::array<Kind_, slots> kinds_;
-    bool nesting_ = false, foreign_waits_ = false, odd_flags_ = false;
+    bool nesting_ = false, sharing_ = false, foreign_waits_ = false, odd_flags_ = false;
     int threads_ = 0, edge_bias_ = 0;
     uint64_t data_ = 1;
     std::string without_ = getenv("RINGPOLL_DIFFERENTIAL_WITHOUT") ? getenv("RINGPOLL_DIFFERENTIAL_WITHOUT") : "";
@@ -1112,9 +1113,31 @@ private:
         return text;
     }
 
+    static std::string s(int number) { return " " + std::to_string(number); }
+
+    std::string duplicate()
+    {
+        int from = one_in(10) ? any() : file();
+        if (one_in(4))
+            return "dup2" + s(from) + s(kinds_[(size_t)from] == Kind_::set ? with({Kind_::set}) : file());
+        int to = empty();
+        kinds_[(size_t)to] = kinds_[(size_t)from];
+        return "dup" + s(from) + s(to);
+    }
+
+    std::string close()
+    {
+        int victim = one_in(25) ? with({Kind_::set}) : file();
+        bool resets = kinds_[(size_t)victim] == Kind_::tcp && one_in(3);
+        kinds_[(size_t)victim] = Kind_::empty;
+        return (resets ? "reset" : "close") + s(victim);
+    }
+
     std::string pick()
     {
-        auto s = [](int number) { return " " + std::to_string(number); };
+        /* Files of many numbers: duplicated, closed, duplicated back, and the like. */
+        if (sharing_ && one_in(5))
+            return one_in(2) ? duplicate() : close();
         int dice = below(100);
         if (dice < 9)
             return make();
@@ -1157,20 +1180,11 @@ private:
             kinds_[(size_t)into] = Kind_::tcp;
             return (one_in(2) ? "connect" : "accept") + s(into) + s(listening);
         }
-        if (dice < 94) {
-            int from = one_in(10) ? any() : file();
-            if (one_in(4))
-                return "dup2" + s(from) + s(kinds_[(size_t)from] == Kind_::set ? with({Kind_::set}) : file());
-            int to = empty();
-            kinds_[(size_t)to] = kinds_[(size_t)from];
-            return "dup" + s(from) + s(to);
-        }
+        if (dice < 94)
+            return duplicate();
         if (nesting_ && dice < 96)
             return "poll" + s(any());
-        int victim = one_in(25) ? with({Kind_::set}) : file();
-        bool resets = kinds_[(size_t)victim] == Kind_::tcp && one_in(3);
-        kinds_[(size_t)victim] = Kind_::empty;
-        return (resets ? "reset" : "close") + s(victim);
+        return close();
     }
 };
 

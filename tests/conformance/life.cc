@@ -135,6 +135,46 @@ TEST_P(Close, ByAnotherThreadWhileTheOwnerIsElsewhere)
     EXPECT_EQ(ready(set), Events());
 }
 
+/* A pipe cannot be shut down in the place of a close that has to wait. */
+TEST_P(Close, OfAPipesWriterByAnotherThreadEndsTheReaderAtOnce)
+{
+    int set = new_set();
+    Pair early = pipe(), late = pipe();
+    ASSERT_EQ(add(set, early.b, out_ | et_), 0);
+    ready(set);
+    std::thread([] {}).join(); /* from now on there are other threads */
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(add(set, late.b, out_ | et_), 0);
+    ready(set);
+    std::thread([&] {
+        EXPECT_EQ(e().close(early.b), 0);
+        EXPECT_EQ(poll_now(early.a) & POLLHUP, POLLHUP);
+        EXPECT_EQ(e().close(late.b), 0);
+        EXPECT_EQ(poll_now(late.a) & POLLHUP, POLLHUP);
+    }).join();
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Close, ByAnotherThreadThatReadFromItToo)
+{
+    int set = new_set();
+    Pair p = tcp(), q = unix_stream();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    ASSERT_EQ(add(set, q.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    put(p.b, 1, p.a);
+    put(q.b, 1, q.a);
+    std::thread([&] {
+        for (int fd : {p.a, q.a}) {
+            EXPECT_EQ(drain(fd), 1u);
+            EXPECT_EQ(e().close(fd), 0);
+        }
+        EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+        EXPECT_TRUE(settle(q.b, POLLHUP, 5));
+    }).join();
+    EXPECT_EQ(ready(set), Events());
+}
+
 TEST_P(Close, OfManyInARangeEndsThemAll)
 {
     int set = new_set();
@@ -274,6 +314,106 @@ TEST_P(Duplicate, AnOneShotIsDisabledForGoodOnceItsNumberIsGone)
     ASSERT_EQ(e().close(p.a), 0);
     put(p.b, 1, copy);
     EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Duplicate, ADisabledOneShotIsStillThereUnderItsNumber)
+{
+    int set = new_set();
+    /* A file that has nothing to report is the harder one to disable. */
+    for (bool drained : {false, true})
+        for (Pair p : {tcp(), unix_stream(), pipe()}) {
+            int other = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC | EFD_SEMAPHORE);
+            ASSERT_EQ(add_as(set, p.a, in_ | once_, 1), 0);
+            put(p.b, 1, p.a);
+            EXPECT_EQ(ready(set), (Events{{1, in_}}));
+            ASSERT_EQ(add_as(set, other, in_ | once_, 2), 0);
+            if (drained)
+                drain(p.a);
+            int copy = e().dup(p.a);
+            EXPECT_EQ(add(set, p.a, in_), -EEXIST);
+            ASSERT_EQ(e().close(p.a), 0);
+            EXPECT_EQ(ready(set), (Events{{2, in_}}));
+            put(p.b, 1, copy);
+            EXPECT_EQ(ready(set), Events());
+            ASSERT_EQ(e().dup(copy), p.a);
+            EXPECT_EQ(add(set, p.a, in_), -EEXIST);
+            EXPECT_EQ(ready(set), Events());
+            ASSERT_EQ(ctl(set, EPOLL_CTL_MOD, p.a, in_ | once_, 3), 0);
+            EXPECT_EQ(ready(set), (Events{{3, in_}}));
+            EXPECT_EQ(ready(set), Events());
+            ASSERT_EQ(del(set, p.a), 0);
+            EXPECT_EQ(del(set, p.a), -ENOENT);
+            ASSERT_EQ(e().close(p.a), 0);
+            ASSERT_EQ(e().close(copy), 0);
+            ASSERT_EQ(e().close(other), 0);
+        }
+}
+
+TEST_P(Duplicate, ADisabledOneShotDoesNotTellOfTheEnd)
+{
+    int set = new_set();
+    Pair p = pipe(), q = tcp(), r = unix_stream();
+    for (const Pair &pair : {p, q, r}) {
+        ASSERT_EQ(add(set, pair.a, in_ | once_), 0);
+        put(pair.b, 1, pair.a);
+        EXPECT_EQ(ready(set), (Events{{(uint64_t)pair.a, in_}}));
+        drain(pair.a);
+        ASSERT_GE(e().dup(pair.a), 0);
+        ASSERT_EQ(e().close(pair.b), 0);
+        EXPECT_TRUE(settle(pair.a, pair.a == p.a ? POLLHUP : POLLIN | POLLRDHUP, 5));
+        EXPECT_EQ(ready(set, 1), Events());
+        EXPECT_EQ(ready(set), Events());
+        EXPECT_EQ(add(set, pair.a, in_), -EEXIST);
+        ASSERT_EQ(mod(set, pair.a, in_ | once_), 0);
+        EXPECT_EQ(ready(set).size(), 1u);
+    }
+}
+
+TEST_P(Duplicate, WhatAnEdgeHasReportedStaysReported)
+{
+    int set = new_set();
+    for (Pair p : {tcp(), unix_stream(), pipe()}) {
+        ASSERT_EQ(add(set, p.a, in_ | out_ | rdhup_ | et_), 0);
+        put(p.b, 1, p.a);
+        ASSERT_EQ(ready(set).size(), 1u);
+        int copy = e().dup(p.a);
+        EXPECT_EQ(ready(set), Events()) << "after the dup";
+        ASSERT_EQ(e().close(p.a), 0);
+        EXPECT_EQ(ready(set), Events()) << "after the close";
+        ASSERT_EQ(e().dup(copy), p.a);
+        EXPECT_EQ(ready(set), Events()) << "after it came back";
+        put(p.b, 1, copy);
+        EXPECT_EQ(ready(set).size(), 1u);
+        EXPECT_EQ(ready(set), Events());
+    }
+}
+
+TEST_P(Duplicate, OfASpentEdgeTakesNoEventOfOthersAlong)
+{
+    int set = new_set(), ready_ones = 0;
+    Pair p = tcp(), ghost = tcp(), silent = tcp();
+    /* Kinds that kernel epoll serves, and a registration that is out of reach. */
+    auto semaphore = [&](unsigned count) { return eventfd(count, EFD_NONBLOCK | EFD_CLOEXEC | EFD_SEMAPHORE); };
+    ASSERT_EQ(add(set, p.a, in_ | out_ | et_), 0);
+    ASSERT_EQ(add(set, silent.a, in_), 0);
+    EXPECT_EQ(ready(set).size(), 1u);
+    ASSERT_EQ(add_as(set, ghost.a, in_ | et_, 1000), 0);
+    int copy = e().dup(ghost.a);
+    ASSERT_EQ(e().close(ghost.a), 0);
+    put(ghost.b, 1, copy);
+    for (uint32_t flags : {in_, in_ | et_, in_ | once_, in_ | et_ | once_, in_ | exclusive_ | et_})
+        for (int i = 0; i < 40; i++) {
+            ASSERT_EQ(add_as(set, semaphore(1), flags, 2000 + (uint64_t)ready_ones), 0);
+            ready_ones++;
+        }
+    e().dup(p.a);
+    Events all = ready(set, 256);
+    ASSERT_EQ(all.size(), (size_t)ready_ones + 1) << "each once, and the edge not again";
+    for (int i = 0; i <= ready_ones; i++)
+        EXPECT_EQ(all[(size_t)i], (Event{i == 0 ? 1000 : 1999 + (uint64_t)i, in_}));
+    EXPECT_EQ(ready(set, 256).size(), 40u) << "the level-triggered ones";
+    put(silent.b, 1, silent.a);
+    EXPECT_EQ(ready(set, 256).size(), 41u);
 }
 
 TEST_P(Duplicate, AnEdgeThatNobodySawSurvivesTheClose)

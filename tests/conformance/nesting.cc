@@ -187,6 +187,65 @@ TEST_P(Nesting, RemovingTheInnerEndsIt)
     EXPECT_EQ(del(outer, inner), -ENOENT);
 }
 
+TEST_P(Nesting, AnEdgeOutOfReachThatIsPendingIsSeenByTheOuter)
+{
+    int inner = new_set(), outer = new_set();
+    Pair p = unix_stream(), q = tcp();
+    ASSERT_EQ(add_as(inner, p.b, in_ | out_ | et_, 10), 0);
+    int copy = e().dup(p.b);
+    ASSERT_EQ(e().close(p.b), 0);
+    ASSERT_EQ(add_as(inner, p.a, in_ | out_ | et_, 23), 0);
+    ASSERT_EQ(add_as(inner, q.a, in_ | out_ | et_, 24), 0);
+    EXPECT_EQ(ready(inner), (Events{{10, out_}, {23, out_}, {24, out_}}));
+    put(p.a, 1, copy);
+    for (uint32_t flags : {in_, in_ | et_}) {
+        ASSERT_EQ(add(outer, inner, flags), 0);
+        EXPECT_EQ(ready(outer), (Events{{(uint64_t)inner, in_}}));
+        EXPECT_EQ(poll_now(inner), POLLIN);
+        ASSERT_EQ(del(outer, inner), 0);
+    }
+    EXPECT_EQ(ready(inner), (Events{{10, in_ | out_}}));
+    EXPECT_EQ(poll_now(inner), 0);
+    EXPECT_EQ(ready(inner), Events());
+    ASSERT_EQ(add(outer, inner, in_ | et_), 0);
+    EXPECT_EQ(ready(outer), Events());
+    put(q.b, 1, q.a);
+    EXPECT_EQ(ready(outer), (Events{{(uint64_t)inner, in_}}));
+    EXPECT_EQ(ready(inner), (Events{{24, in_ | out_}}));
+}
+
+TEST_P(Nesting, ThroughADisabledOneShotItIsALoopStill)
+{
+    int inner = new_set(), outer = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(inner, eventfd(1), in_), 0);
+    ASSERT_EQ(add(outer, p.a, in_), 0);
+    EXPECT_EQ(ready(outer), Events());
+    ASSERT_EQ(add(outer, inner, in_ | once_), 0);
+    EXPECT_EQ(ready(outer), (Events{{(uint64_t)inner, in_}}));
+    EXPECT_EQ(ready(outer), Events());
+    EXPECT_EQ(add(inner, outer, in_), -ELOOP);
+    EXPECT_EQ(ready(outer), Events());
+    ASSERT_EQ(mod(outer, inner, in_ | once_), 0);
+    EXPECT_EQ(ready(outer), (Events{{(uint64_t)inner, in_}}));
+    ASSERT_EQ(del(outer, inner), 0);
+    EXPECT_EQ(add(inner, outer, in_), 0);
+}
+
+TEST_P(Nesting, OfASetWithEdgesIsNoDeeperThanWithout)
+{
+    int sets[5];
+    for (int &set : sets) {
+        set = new_set();
+        ASSERT_EQ(add(set, eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC | EFD_SEMAPHORE), in_ | et_), 0);
+        ASSERT_EQ(add(set, tcp().a, in_ | et_), 0);
+        EXPECT_EQ(ready(set), Events());
+    }
+    for (int i = 0; i < 4; i++)
+        EXPECT_EQ(add(sets[i + 1], sets[i], in_ | et_), 0) << i;
+    EXPECT_EQ(add(new_set(), sets[4], in_), -ELOOP);
+}
+
 /* ----------------------------------------------------------------- polled sets */
 
 TEST_P(PolledSet, IsReadableWhileItHasEvents)

@@ -97,6 +97,28 @@ TEST_P(Fork, TheParentIsNotDisturbedByAChildThatCloses)
     EXPECT_EQ(ready(set), Events());
 }
 
+TEST_P(Fork, TheParentIsNotDisturbedByAChildThatClosesBeforeItsFirstWait)
+{
+    int set = new_set();
+    Pair p = tcp();
+    int semaphore = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC | EFD_SEMAPHORE);
+    ASSERT_EQ(add(set, semaphore, in_), 0);
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    pid_t child = e().fork();
+    if (child == 0) {
+        CHECK_IN_CHILD(e().close(p.a) == 0);
+        CHECK_IN_CHILD(e().close(semaphore) == 0);
+        _exit(0);
+    }
+    EXPECT_TRUE(child_is_content(child));
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(del(set, p.a), 0);
+    EXPECT_EQ(ready(set), Events());
+    kick(semaphore);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)semaphore, in_}}));
+}
+
 TEST_P(Fork, TheParentIsNotDisturbedByAChildThatExits)
 {
     int set = new_set();

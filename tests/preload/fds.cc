@@ -545,6 +545,75 @@ SCENARIO_WITHOUT_RING(ASmallFdLimitIsEnough)
     SAME(errno, EMFILE);
 }
 
+/* As a sandbox does it: what is open stays open, and epoll does not mind. */
+SCENARIO(ALimitBelowWhatIsOpenChangesNothing)
+{
+    for (unsigned round = 0; round < 4; round++) {
+        rlim_t low = round & 1 ? 2 : 0;
+        const int count = 5;
+        int pairs[count][2], edges[2];
+        socket_pair(edges);
+        int epfd = epoll_create1(0);
+        for (int i = 0; i < count; i++) {
+            i % 2 ? tcp_pair(pairs[i]) : socket_pair(pairs[i]);
+            add(epfd, pairs[i][0], EPOLLIN);
+        }
+        add(epfd, edges[0], EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+        SAME(next_event(epfd, edges[0]), EPOLLOUT);
+        if (round & 2) /* which home is asked first alternates */
+            SAME(next_event(epfd, edges[0], 0), 0);
+        rlimit before, limit;
+        SAME(getrlimit(RLIMIT_NOFILE, &before), 0);
+        limit = before;
+        limit.rlim_cur = low;
+        SAME(setrlimit(RLIMIT_NOFILE, &limit), 0);
+        for (int turn = 0; turn < 5; turn++) {
+            for (int i = 0; i < count; i++)
+                SAME(write(pairs[i][1], "abc", 3), 3);
+            SAME(write(edges[1], "x", 1), 1);
+            bool edge = false;
+            /* Byte by byte: all are reported in one wait until all is read. */
+            for (int left = 3; left > 0; left--) {
+                int ready = 0;
+                for (int waits = 0; ready < count && waits < (left == 3 ? 100 : 1); waits++) {
+                    epoll_event events[16];
+                    int got = epoll_wait(epfd, events, 16, left == 3 ? 5000 : 0);
+                    MUST(got > 0);
+                    ready = 0;
+                    for (int i = 0; i < got; i++) {
+                        if (events[i].data.fd != edges[0]) {
+                            SAME(events[i].events, EPOLLIN);
+                            ready++;
+                            continue;
+                        }
+                        SAME(events[i].events, EPOLLIN | EPOLLOUT);
+                        MUST(!edge);
+                        edge = true;
+                    }
+                }
+                SAME(ready, count);
+                char byte;
+                for (int i = 0; i < count; i++)
+                    SAME(read(pairs[i][0], &byte, 1), 1);
+            }
+            MUST(edge);
+            char byte;
+            SAME(read(edges[0], &byte, 1), 1);
+            epoll_event event;
+            SAME(epoll_wait(epfd, &event, 1, 0), 0);
+        }
+        SAME(setrlimit(RLIMIT_NOFILE, &before), 0);
+        for (int i = 0; i < count; i++) {
+            close(pairs[i][0]);
+            must_have_fin(pairs[i][1]);
+            close(pairs[i][1]);
+        }
+        close(edges[0]);
+        close(edges[1]);
+        close(epfd);
+    }
+}
+
 SCENARIO(ManySetsLeaveNothingBehind)
 {
     auto open_fds = [] {

@@ -674,6 +674,36 @@ SCENARIO(AFilterWhileOtherThreadsServe)
         SAME(pthread_join(thread, nullptr), 0);
 }
 
+/* signal(7): it fails with EINTR although no handler ran. */
+SCENARIO_WITHOUT_RING(AWaitThatIsStoppedAndContinuedIsInterrupted)
+{
+    int ready[2];
+    SAME(pipe(ready), 0);
+    pid_t child = start_child();
+    if (child == 0) {
+        Loop loop = running_loop();
+        SAME(write(ready[1], "r", 1), 1);
+        epoll_event event = {};
+        SAME(epoll_wait(loop.epfd, &event, 1, -1), -1);
+        SAME(errno, EINTR);
+        _exit(24);
+    }
+    char byte;
+    SAME(read(ready[0], &byte, 1), 1);
+    /* It may not have been in its wait yet: again, until it was. */
+    for (int status = 0; !WIFEXITED(status);) {
+        SAME(kill(child, SIGSTOP), 0);
+        SAME(waitpid(child, &status, WUNTRACED), child);
+        if (WIFSTOPPED(status)) {
+            SAME(kill(child, SIGCONT), 0);
+            sched_yield();
+            continue;
+        }
+        MUST(WIFEXITED(status));
+        SAME(WEXITSTATUS(status), 24);
+    }
+}
+
 /* -------------------------------------------------------------------- ends */
 
 /* On an address of this process's own, so that no connection of somebody else's

@@ -10,8 +10,10 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/select.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -240,6 +242,154 @@ SCENARIO(AnotherThreadsCloseSendsFinAtOnce)
     SAME(pthread_join(thread, nullptr), 0);
     SAME(waiter.result, 1);
 }
+
+/* The ring's thread cannot be woken: that would take an fd, and there is none. */
+SCENARIO(AnotherThreadsCloseWithoutAFreeFdSendsFin)
+{
+    int fds[2], other[2];
+    tcp_pair(fds);
+    socket_pair(other);
+    Waiter waiter;
+    waiter.epfd = epoll_of(fds[0], EPOLLIN);
+    add(waiter.epfd, other[0], EPOLLIN);
+    pthread_t thread;
+    SAME(pthread_create(&thread, nullptr, waits, &waiter), 0);
+    wait_until_asleep(waiter);
+    rlimit before, limit;
+    SAME(getrlimit(RLIMIT_NOFILE, &before), 0);
+    limit = before;
+    limit.rlim_cur = 3;
+    SAME(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    SAME(close(fds[0]), 0);
+    must_have_fin(fds[1]);
+    SAME(write(other[1], "x", 1), 1);
+    SAME(pthread_join(thread, nullptr), 0);
+    SAME(waiter.result, 1);
+    SAME(setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+
+/* ----------------------------------------------- waits that are left by a jump */
+
+static sigjmp_buf out_of_the_wait;
+
+static void jumps(int)
+{
+    siglongjmp(out_of_the_wait, 1);
+}
+
+/* The wait lets a pending signal in, whose handler jumps over it. */
+static void leave_a_wait(int epfd)
+{
+    struct sigaction action = {};
+    action.sa_handler = jumps;
+    SAME(sigaction(SIGUSR1, &action, nullptr), 0);
+    sigset_t none, usr1;
+    sigemptyset(&none);
+    sigemptyset(&usr1);
+    sigaddset(&usr1, SIGUSR1);
+    SAME(pthread_sigmask(SIG_BLOCK, &usr1, nullptr), 0);
+    SAME(pthread_kill(pthread_self(), SIGUSR1), 0);
+    if (sigsetjmp(out_of_the_wait, 1) == 0) {
+        epoll_event event = {};
+        epoll_pwait(epfd, &event, 1, -1, &none);
+        MUST(!"it returned");
+    }
+}
+
+SCENARIO(AWaitThatIsLeftByAJumpLosesNothing)
+{
+    const uint32_t kinds[] = {EPOLLIN, EPOLLIN | static_cast<uint32_t>(EPOLLET), EPOLLIN | static_cast<uint32_t>(EPOLLONESHOT)};
+    for (uint32_t flags : kinds) {
+        int fds[2], later[2];
+        socket_pair(fds);
+        tcp_pair(later);
+        int epfd = epoll_of(fds[0], flags);
+        warm_up(epfd);
+        for (int turn = 0; turn < 3; turn++) {
+            leave_a_wait(epfd);
+            char taken;
+            SAME(write(fds[1], "x", 1), 1);
+            SAME(next_event(epfd, fds[0]), EPOLLIN);
+            SAME(read(fds[0], &taken, 1), 1);
+            SAME(next_event(epfd, fds[0], 0), 0);
+            epoll_event event = {};
+            event.events = flags;
+            event.data.fd = fds[0];
+            SAME(epoll_ctl(epfd, EPOLL_CTL_MOD, fds[0], &event), 0);
+        }
+        leave_a_wait(epfd);
+        add(epfd, later[0], EPOLLIN);
+        SAME(write(later[1], "x", 1), 1);
+        SAME(next_event(epfd, later[0]), EPOLLIN);
+        char byte;
+        SAME(read(later[0], &byte, 1), 1);
+        leave_a_wait(epfd);
+        close(fds[0]);
+        close(epfd);
+        must_have_fin(fds[1]);
+        close(fds[1]);
+        close(later[0]);
+        must_have_fin(later[1]);
+        close(later[1]);
+    }
+}
+
+static void *closes(void *at)
+{
+    SAME(close(*static_cast<int *>(at)), 0);
+    return nullptr;
+}
+
+/* The ring's thread seems to be in its wait, and is not. */
+SCENARIO(AnotherThreadsCloseAfterAJumpSendsFin)
+{
+    for (int family = 0; family < 2; family++) {
+        int fds[2], more[2];
+        family ? tcp_pair(fds) : socket_pair(fds);
+        socket_pair(more);
+        int epfd = epoll_of(fds[0], EPOLLIN);
+        add(epfd, more[0], EPOLLIN);
+        warm_up(epfd);
+        leave_a_wait(epfd);
+        pthread_t thread;
+        SAME(pthread_create(&thread, nullptr, closes, &fds[0]), 0);
+        SAME(pthread_join(thread, nullptr), 0);
+        must_have_fin(fds[1]);
+        close(fds[1]);
+        /* The set itself, by another one. */
+        SAME(pthread_create(&thread, nullptr, closes, &epfd), 0);
+        SAME(pthread_join(thread, nullptr), 0);
+        close(more[0]);
+        must_have_fin(more[1]);
+        close(more[1]);
+    }
+}
+
+static void *waits_a_moment(void *at)
+{
+    Waiter *waiter = static_cast<Waiter *>(at);
+    epoll_event event = {};
+    waiter->result = epoll_wait(waiter->epfd, &event, 1, 5000);
+    return nullptr;
+}
+
+SCENARIO(AnotherThreadsWaitAfterAJumpSeesEvents)
+{
+    int fds[2];
+    socket_pair(fds);
+    Waiter waiter;
+    waiter.epfd = epoll_of(fds[0], EPOLLIN);
+    warm_up(waiter.epfd);
+    leave_a_wait(waiter.epfd);
+    SAME(write(fds[1], "x", 1), 1);
+    pthread_t thread;
+    SAME(pthread_create(&thread, nullptr, waits_a_moment, &waiter), 0);
+    SAME(pthread_join(thread, nullptr), 0);
+    SAME(waiter.result, 1);
+    SAME(next_event(waiter.epfd, fds[0]), EPOLLIN);
+}
+
+/* -------------------------------------------------------------- two waiters */
 
 SCENARIO(TwoThreadsWaitOnOneSet)
 {

@@ -134,7 +134,7 @@ def text_protocol(run):
     client.conn.sendall(b"set quiet 0 0 1 noreply\r\nq\r\nincr n 1 noreply\r\nget quiet n\r\n")
     seen.append(read_until(client.conn, b"END\r\n"))
     seen.append(client.line(b"flush_all"))
-    seen.append(client.get(b"one", b"n", b"quiet"))
+    seen.append(client.get(b"one", b"n", b"quiet", b"shrinks"))  # flushed when asked for
     stats = client.stats()
     seen.append([stats[key] for key in ("threads", "cmd_get", "cmd_set", "get_hits", "get_misses", "curr_items")])
     seen.append(client.quit())

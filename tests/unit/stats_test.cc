@@ -341,6 +341,32 @@ TEST_F(Stats, TakeTheSizeOfAnOlderHeaderAndWriteNoMore)
     }
 }
 
+/* Keeping a machine awake while an event is unread is more than a poll does. */
+TEST_F(Stats, ShowThatWhatKeepsTheMachineAwakeIsKernelEpolls)
+{
+    NEEDS_A_RING();
+    int set = set_on_ring();
+    EXPECT_EQ(stats_of(set).watches_ring, 1u);
+    struct epoll_event event = {};
+    event.events = EPOLLIN | static_cast<uint32_t>(EPOLLWAKEUP);
+    event.data.fd = ends_[0];
+    EXPECT_EQ(ringpoll_ctl(set, EPOLL_CTL_MOD, ends_[0], &event), 0);
+    EXPECT_EQ(look(set), 0);
+    EXPECT_EQ(stats_of(set).watches_ring, 0u);
+    EXPECT_EQ(stats_of(set).watches_kernel, 1u);
+    event.data.fd = ends_[1];
+    EXPECT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, ends_[1], &event), 0);
+    EXPECT_EQ(stats_of(set).watches_kernel, 2u);
+    EXPECT_EQ(write(ends_[1], "x", 1), 1);
+    struct epoll_event got = {};
+    EXPECT_EQ(ringpoll_wait(set, &got, 1, &at_once, nullptr), 1);
+    EXPECT_EQ(got.events, static_cast<uint32_t>(EPOLLIN));
+    EXPECT_EQ(got.data.fd, ends_[0]);
+    char byte;
+    EXPECT_EQ(read(ends_[0], &byte, 1), 1);
+    EXPECT_EQ(look(set), 0);
+}
+
 TEST_F(Stats, OfTheProcessAreTheSumOfItsSets)
 {
     struct ringpoll_stats before = stats_of(-1);

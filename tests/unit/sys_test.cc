@@ -243,6 +243,20 @@ TEST(Sys, AFutexHoldsAndWakesAll)
     EXPECT_EQ(woken, 4);
 }
 
+TEST(Sys, AFutexTellsThatItsTimeIsUp)
+{
+    uint32_t word = 1;
+    EXPECT_TRUE(rp_sys_futex_wait_for(&word, 0, 1000)); /* another value */
+    EXPECT_FALSE(rp_sys_futex_wait_for(&word, 1, 0));
+    std::thread waker([&word] {
+        __atomic_store_n(&word, 2, __ATOMIC_RELEASE);
+        rp_sys_futex_wake_all(&word);
+    });
+    while (__atomic_load_n(&word, __ATOMIC_ACQUIRE) == 1)
+        EXPECT_TRUE(rp_sys_futex_wait_for(&word, 1, 1000));
+    waker.join();
+}
+
 TEST(Sys, NamesThisThreadAndProcess)
 {
     EXPECT_EQ(rp_sys_getpid(), getpid());

@@ -147,8 +147,9 @@ RINGPOLL_API int ringpoll_close(int fd);
  * async-signal-safe, return nothing and never fail: in doubt the library
  * serves the fd by kernel epoll. An fd that no set watches costs one table
  * look-up. The set of an fd that was duplicated, inherited by a child or passed
- * to another process keeps epoll's meaning: when such an fd is closed, its
- * registration moves to kernel epoll and lives on as long as the file does. */
+ * to another process keeps epoll's meaning: at the latest when such an fd is
+ * closed, its registration moves to kernel epoll and lives on as long as the file
+ * does. */
 
 #define RINGPOLL_FD_OTHER 0u     /* anything else: kernel epoll */
 #define RINGPOLL_FD_TCP 1u       /* AF_INET or AF_INET6 stream socket */
@@ -184,7 +185,7 @@ RINGPOLL_API void ringpoll_fd_leave(int fd);
  * fd that was seen drained. Report all reads of an fd, or none. Only for reads without flags beyond MSG_DONTWAIT
  * and MSG_NOSIGNAL; report others with `asked` 0. */
 RINGPOLL_API void ringpoll_fd_read(int fd, size_t asked, long result);
-/* 1: `fd` belongs to the library (a ring, a hidden epoll instance): a close
+/* 1: `fd` belongs to the library (a ring, a number of its own for a set): a close
  * loop must leave it alone. 0: it does not. */
 RINGPOLL_API int ringpoll_fd_is_internal(int fd);
 /* The program is about to make `fd` its own by dup2 or dup3: if the library has
