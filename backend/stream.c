@@ -250,7 +250,8 @@ bool rp_stream_may_stay(const struct rp_watch *watch)
 
 bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
 {
-    if (!(set->flags & RINGPOLL_ADOPT) || watch->adopt_in > 0 || set->alone_left || set->no_streams || !set->tells ||
+    if (!(set->flags & RINGPOLL_ADOPT) || watch->adopt_in > 0 || watch->ended || set->alone_left || set->no_streams ||
+        !set->tells ||
         (watch->kind != RINGPOLL_FD_TCP && watch->kind != RINGPOLL_FD_UNIX) || !(watch->events & EPOLLIN) ||
         !rp_stream_may_stay(watch))
         return false;
@@ -411,6 +412,13 @@ static bool take_buffer(struct rp_set *set, struct rp_stream *stream, uint32_t n
     return false;
 }
 
+static void note_ended(struct rp_stream *stream)
+{
+    stream->ended = true;
+    if (stream->watch)
+        stream->watch->ended = true;
+}
+
 void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags)
 {
     struct rp_stream *stream = op->owner;
@@ -448,7 +456,7 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
     if (!final)
         return;
     if (end) {
-        stream->ended = true;
+        note_ended(stream);
         report(set, stream, false);
         /* The poll that takes over looks at the file, and finds what was just said. */
         if (stream->watch && rp_watch_is_edge(stream->watch))
@@ -467,7 +475,7 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
         set->no_streams = true; /* this kernel's receives are not what we take them for */
     } else if (result < 0 && result != -ECANCELED && result != -EINTR && result != -EAGAIN && result != -ENOMEM) {
         stream->error = -result;
-        stream->ended = true;
+        note_ended(stream);
         report(set, stream, false);
     }
     end_if_empty(set, stream);
@@ -923,11 +931,9 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
         }
     }
     if (!stream->head) {
-        result = -stream->error;
-        if (!(flags & MSG_PEEK)) {
-            stream->error = 0;
-            end_if_empty(set, stream);
-        }
+        result = -stream->error; /* a peek takes it, too */
+        stream->error = 0;
+        end_if_empty(set, stream);
         set->stats.calls_saved++;
         rp_set_unlock(set);
         return result;

@@ -497,6 +497,8 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
     }
     if (recheck)
         watch->spent = 0;
+    else if (watch->ended && edge && !watch->op && watch->ready == RP_READY_IDLE)
+        watch->spent |= watch->mask & ~(uint32_t)(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
     if (rp_stream_wanted(set, watch)) {
         int error = adopt(set, watch);
         if (error == -EBUSY)

@@ -118,6 +118,7 @@ struct rp_watch {
     bool blocked;        /* adopted, level-triggered: OUT is wanted and was not there */
     uint32_t spent;      /* edge-triggered: bits that were reported; the next poll's first completion may
                             repeat them, having looked at the file */
+    bool ended;          /* a receive found the end or an error: no more of them */
     bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
     bool left_reported;  /* and edge-triggered: was reported */
     bool leaves;         /* dirty: the owner shall move it to kernel epoll */

@@ -213,9 +213,10 @@ EXPORT int getsockopt(int fd, int level, int name, void *restrict value, socklen
 {
     int error;
     if (level == SOL_SOCKET && name == SO_ERROR && rp_shim.adopts && rp_shim_watching() && value && length &&
-        *length >= sizeof error && (error = ringpoll_try_error(fd)) != 0) {
-        memcpy(value, &error, sizeof error);
-        *length = sizeof error;
+        (int)*length >= 0 && (error = ringpoll_try_error(fd)) != 0) {
+        if (*length > sizeof error)
+            *length = sizeof error;
+        memcpy(value, &error, *length);
         return 0;
     }
     return rp_real.getsockopt(fd, level, name, value, length);

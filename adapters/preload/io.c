@@ -281,29 +281,51 @@ EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags,
 {
     if (!RP_LATE(recvmmsg))
         return rp_fail(ENOSYS);
+    unsigned done = 0;
     if (rp_shim.adopts && rp_shim_watching() && messages) {
         ringpoll_fd_release(fd, 0);
-        unsigned done = 0;
-        for (ssize_t length; done < count; done++) {
-            if (!answered(ringpoll_try_recvmsg(fd, &messages[done].msg_hdr, flags | (done ? MSG_DONTWAIT : 0)), &length))
+        for (ssize_t length; done < count && ringpoll_fd_pending(fd); done++) {
+            int how = flags & ~MSG_WAITFORONE;
+            if (done > 0) {
+                /* An error waits for the next call where this one has something to tell. */
+                char byte;
+                if (ringpoll_try_recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0)
+                    return (int)done;
+                how |= flags & MSG_WAITFORONE ? MSG_DONTWAIT : 0;
+            }
+            if (!answered(ringpoll_try_recvmsg(fd, &messages[done].msg_hdr, how), &length))
                 break;
             if (length < 0)
-                return done ? (int)done : -1;
+                return -1;
             messages[done].msg_len = (unsigned)length;
             if (messages[done].msg_hdr.msg_controllen)
                 received_fds(&messages[done].msg_hdr);
         }
-        if (done > 0)
-            return (int)done;
+        if (done > 0) {
+            /* Beside the library's, what the kernel has. */
+            struct pollfd look = {.fd = fd, .events = POLLIN};
+            struct timespec now = {0, 0};
+            rp_raw(SYS_ppoll, (long)&look, 1, (long)&now, 0, 8, 0);
+            if (done == count || (look.revents & POLLERR))
+                return (int)done;
+            messages += done;
+            count -= done;
+            flags |= flags & MSG_WAITFORONE ? MSG_DONTWAIT : 0;
+        }
     }
+    int saved = errno;
     int result = rp_real.recvmmsg(fd, messages, count, flags, timeout);
+    if (done > 0 && result < 0) {
+        errno = saved;
+        return (int)done;
+    }
     if (rp_shim_watching()) {
         for (int i = 0; i < result; i++)
             if (messages[i].msg_hdr.msg_controllen)
                 received_fds(&messages[i].msg_hdr);
         tell(fd, 0, result);
     }
-    return result;
+    return result < 0 ? result : result + (int)done;
 }
 
 /* Fortified programs call the first five of these instead. Their own check, which

@@ -225,6 +225,12 @@ static void compose(struct text *text)
     NUMBER(cq_overflows);
     NUMBER(ops_in_flight);
     NUMBER(demotions);
+    NUMBER(adopted);
+    NUMBER(adoptions);
+    NUMBER(received);
+    NUMBER(receives_ended);
+    NUMBER(starved);
+    NUMBER(calls_saved);
 #undef NUMBER
     number_line(text, "kernel_sets", stats.kernel_sets[0]);
     for (unsigned reason = 1; reason < RINGPOLL_REASON_SLOTS; reason++) {

@@ -406,7 +406,8 @@ TEST(Stats, AreOneReportPerProcessAndAppended)
         pids.insert(report["pid"]);
         EXPECT_NE(report["program"].find("scenarios"), std::string::npos);
         for (const char *key : {"ringpoll", "engine", "reason", "error", "knob", "sets_made", "waits", "events",
-                                "enters", "cqes", "polls_armed", "ops_in_flight", "kernel_waits", "demotions"})
+                                "enters", "cqes", "polls_armed", "ops_in_flight", "kernel_waits", "demotions", "adopted",
+                                "adoptions", "received", "receives_ended", "starved", "calls_saved"})
             EXPECT_TRUE(report.count(key)) << key;
     }
     EXPECT_EQ(pids.size(), 6u);
