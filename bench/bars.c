@@ -18,15 +18,29 @@ struct list {
     unsigned count;
 };
 
-__attribute__((format(printf, 5, 6))) static void judge(struct list *list, bool at_most, double value, double wanted,
-                                                        const char *text, ...)
+/* A value that is known as it is. */
+static struct ratio exactly(double value)
+{
+    return (struct ratio){value, value, value};
+}
+
+/* How many times cheaper. */
+static struct ratio inverse(const struct ratio *ratio)
+{
+    return (struct ratio){1 / ratio->value, 1 / ratio->high, 1 / ratio->low};
+}
+
+__attribute__((format(printf, 5, 6))) static void judge(struct list *list, bool at_most, struct ratio value,
+                                                        double wanted, const char *text, ...)
 {
     va_list arguments;
     if (list->count == BARS_MAX)
         return;
     struct bar *bar = &list->bars[list->count++];
-    bar->verdict = (at_most ? value <= wanted : value >= wanted) ? VERDICT_HOLDS : VERDICT_FAILS;
-    bar->value = value;
+    bar->verdict = (at_most ? value.value <= wanted : value.value >= wanted) ? VERDICT_HOLDS : VERDICT_FAILS;
+    bar->value = value.value;
+    bar->low = value.low;
+    bar->high = value.high;
     bar->wanted = wanted;
     va_start(arguments, text);
     vsnprintf(bar->text, sizeof bar->text, text, arguments);
@@ -37,19 +51,21 @@ __attribute__((format(printf, 5, 6))) static void judge(struct list *list, bool 
 
 struct spread {
     unsigned count;
-    double worst, mean;
+    struct ratio worst;
+    double mean;
 };
 
 static struct spread ratios_of(enum group group, unsigned column, unsigned at_least)
 {
-    struct spread spread = {0, 0, 0};
+    struct spread spread = {0, {0, 0, 0}, 0};
     for (unsigned i = 0; i < points_count; i++) {
         const struct point *point = &points[i];
         if (point->group != group || !point->done || point->workload.connections < at_least)
             continue;
         double value = point->ratios[column].value;
         spread.mean = (spread.mean * spread.count + value) / (spread.count + 1);
-        spread.worst = value > spread.worst ? value : spread.worst;
+        if (value > spread.worst.value)
+            spread.worst = point->ratios[column];
         spread.count++;
     }
     return spread;
@@ -58,34 +74,35 @@ static struct spread ratios_of(enum group group, unsigned column, unsigned at_le
 static void readiness(struct list *list, const struct column *columns, unsigned column)
 {
     char profile[32] = "";
-    double worst = 0;
     if (columns[column].profile != PROFILE_READINESS)
         snprintf(profile, sizeof profile, " (%s)", profile_name(columns[column].profile));
     struct spread spread = ratios_of(GROUP_ECHO, column, 1);
     if (spread.count > 0)
         judge(list, true, spread.worst, 1.02, "echo: at most 1.02 of kernel epoll at every point%s", profile);
     if (spread.count == 8)
-        judge(list, true, spread.mean, 0.97, "echo: 3 %% below it on the mean of all points%s", profile);
+        judge(list, true, exactly(spread.mean), 0.97, "echo: 3 %% below it on the mean of all points%s", profile);
     spread = ratios_of(GROUP_RAW, column, 8);
     if (spread.count > 0)
         judge(list, true, spread.worst, 0.99, "raw: 1 to 9 %% below at 8 connections and more%s", profile);
     spread = ratios_of(GROUP_CHURN, column, 1);
     if (spread.count > 0)
         judge(list, true, spread.worst, 1.02, "churn: at most 1.02 of epoll's%s", profile);
+    struct ratio idle = exactly(0);
     for (unsigned i = 0; i < points_count; i++)
-        if (points[i].group == GROUP_IDLE && points[i].done && points[i].idle[column].value > worst)
-            worst = points[i].idle[column].value;
-    if (worst > 0)
-        judge(list, true, worst, 1.10, "idle: active connections within 10 %% of the same alone%s", profile);
-    worst = 0;
+        if (points[i].group == GROUP_IDLE && points[i].done && points[i].idle[column].value > idle.value)
+            idle = points[i].idle[column];
+    if (idle.value > 0)
+        judge(list, true, idle, 1.10, "idle: active connections within 10 %% of the same alone%s", profile);
+    double beside = 0;
     for (unsigned i = 0; i < points_count; i++) {
         const struct point *point = &points[i];
         if ((point->group == GROUP_ECHO || point->group == GROUP_RAW) && point->done &&
-            point->figures[column].counted && point->figures[column].beside > worst)
-            worst = point->figures[column].beside;
+            point->figures[column].counted && point->figures[column].beside > beside)
+            beside = point->figures[column].beside;
     }
-    if (worst > 0)
-        judge(list, true, worst, 1.0, "one system call per turn beside the program's reads and writes%s", profile);
+    if (beside > 0)
+        judge(list, true, exactly(beside), 1.0, "one system call per turn beside the program's reads and writes%s",
+              profile);
 }
 
 /* ------------------------------------------------------------- completion */
@@ -97,20 +114,20 @@ static bool is_of(const struct point *point, enum bench_kind kind, uint32_t mess
            (connections == 0 || point->workload.connections == connections);
 }
 
-/* How many times cheaper the worst such point is; 0: none was measured. */
-static double cheaper(unsigned column, bool (*wanted)(const struct point *point), const struct point **ret_worst)
+/* How many times cheaper the worst such point is; NULL: none was measured. */
+static const struct point *cheaper(unsigned column, bool (*wanted)(const struct point *point),
+                                   struct ratio *ret_worst)
 {
-    double worst = 0;
+    const struct point *worst = NULL;
     for (unsigned i = 0; i < points_count; i++) {
         const struct point *point = &points[i];
-        if (!point->done || group_bench(point->group) != BENCH_COMPLETION || !wanted(point))
+        if (!point->done || group_bench(point->group) != BENCH_COMPLETION || point->group == GROUP_HAND ||
+            !wanted(point) || (worst != NULL && point->ratios[column].value <= worst->ratios[column].value))
             continue;
-        double value = 1 / point->ratios[column].value;
-        if (worst == 0 || value < worst) {
-            worst = value;
-            *ret_worst = point;
-        }
+        worst = point;
     }
+    if (worst != NULL)
+        *ret_worst = inverse(&worst->ratios[column]);
     return worst;
 }
 
@@ -127,6 +144,28 @@ static bool large_messages(const struct point *point)
 static bool bulk(const struct point *point)
 {
     return is_of(point, BENCH_BULK, 0, 0);
+}
+
+/* At 64 connections, like all that is not told about other numbers of them. */
+static void by_hand(struct list *list)
+{
+    for (unsigned i = 0; i < points_count; i++) {
+        const struct point *point = &points[i];
+        if (point->group == GROUP_HAND && point->done && point->workload.connections == 64)
+            judge(list, true, exactly(point->ratios[1].value / point->ratios[2].value), 1.05,
+                  "a loop on our interface over %s: within 5 %% of one for a ring by hand",
+                  point->workload.family == AF_INET ? "TCP" : "AF_UNIX");
+    }
+}
+
+static void memory(struct list *list, const struct column *columns, unsigned column)
+{
+    for (unsigned i = 0; i < points_count; i++) {
+        const struct point *point = &points[i];
+        if (point->group == GROUP_MEMORY && point->done && columns[column].profile != PROFILE_READINESS)
+            judge(list, true, exactly(point->figures[column].memory - point->figures[0].memory), 512,
+                  "%s: %s: at most 512 bytes per connection", profile_name(columns[column].profile), point->name);
+    }
 }
 
 static bool churn(const struct point *point)
@@ -149,7 +188,8 @@ static void completion(struct list *list, const struct column *columns, unsigned
     };
     enum profile profile = columns[column].profile;
     const char *name = profile_name(profile);
-    const struct point *worst_point = NULL;
+    const struct point *at;
+    struct ratio worst;
     for (unsigned i = 0; i < points_count; i++) {
         const struct point *point = &points[i];
         bool tcp = point->workload.family == AF_INET;
@@ -161,11 +201,11 @@ static void completion(struct list *list, const struct column *columns, unsigned
             double safe = tcp ? echoes[e].tcp.safe : echoes[e].unix_.safe;
             double throughput = tcp ? echoes[e].tcp.throughput : echoes[e].unix_.throughput;
             double wanted = profile == PROFILE_SAFE ? safe : throughput;
-            judge(list, false, 1 / point->ratios[column].value, wanted > 1 ? wanted : NOISE,
+            judge(list, false, inverse(&point->ratios[column]), wanted > 1 ? wanted : NOISE,
                   "%s: %s over %s, 64 B, 64 connections: at least %.2f", name, echoes[e].name,
                   tcp ? "TCP" : "AF_UNIX", wanted);
             if (profile == PROFILE_THROUGHPUT && point->figures[column].counted)
-                judge(list, true, point->figures[column].calls, 0.1,
+                judge(list, true, exactly(point->figures[column].calls), 0.1,
                       "%s: %s over %s, 64 connections: at most 0.1 calls per request", name, echoes[e].name,
                       tcp ? "TCP" : "AF_UNIX");
         }
@@ -175,15 +215,13 @@ static void completion(struct list *list, const struct column *columns, unsigned
         const char *text;
     } nowhere_dearer[] = {{one_connection, "one connection"}, {large_messages, "1 to 64 KiB"}, {bulk, "one-way bulk"}};
     for (unsigned i = 0; i < 3; i++) {
-        double worst = cheaper(column, nowhere_dearer[i].wanted, &worst_point);
-        if (worst > 0)
+        if ((at = cheaper(column, nowhere_dearer[i].wanted, &worst)) != NULL)
             judge(list, false, worst, NOISE, "%s: %s: at least 1.0 (worst: %s)", name, nowhere_dearer[i].text,
-                  worst_point->name);
+                  at->name);
     }
-    double worst = cheaper(column, churn, &worst_point);
-    if (worst > 0 && profile != PROFILE_READINESS)
+    if (profile != PROFILE_READINESS && (at = cheaper(column, churn, &worst)) != NULL)
         judge(list, false, worst, profile == PROFILE_SAFE ? NOISE : 1.1, "%s: churn: at least %s (worst: %s)", name,
-              profile == PROFILE_SAFE ? "1.0" : "1.1", worst_point->name);
+              profile == PROFILE_SAFE ? "1.0" : "1.1", at->name);
 }
 
 unsigned bars_find(enum bench bench, struct bar bars[BARS_MAX])
@@ -191,15 +229,20 @@ unsigned bars_find(enum bench bench, struct bar bars[BARS_MAX])
     struct list list = {bars, 0};
     const struct point *any = NULL;
     for (unsigned i = 0; i < points_count && any == NULL; i++)
-        if (points[i].done && group_bench(points[i].group) == bench && points[i].group != GROUP_FLOOR)
+        if (points[i].done && group_bench(points[i].group) == bench && points[i].group != GROUP_FLOOR &&
+            points[i].group != GROUP_HAND)
             any = &points[i];
+    if (bench == BENCH_COMPLETION)
+        by_hand(&list);
     if (any == NULL || any->columns[0].side != SIDE_EPOLL)
-        return 0;
+        return list.count;
     for (unsigned column = 1; column < any->width; column++) {
         if (any->columns[column].side != SIDE_RING)
             continue;
         if (bench == BENCH_READINESS)
             readiness(&list, any->columns, column);
+        else if (bench == BENCH_MEMORY_USE)
+            memory(&list, any->columns, column);
         else
             completion(&list, any->columns, column);
     }

@@ -10,6 +10,7 @@
 #include "client.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -102,8 +103,20 @@ static void prepare_for_large(struct client *client, int fd)
 
 int client_connect_all(struct client *client)
 {
-    for (uint32_t i = 0; i < client->connections; i++) {
+    client->first = 0;
+    client->active = client->connections;
+    return client_connect_active(client);
+}
+
+int client_connect_active(struct client *client)
+{
+    for (uint32_t i = client->first; i < client->first + client->active; i++) {
         long fd = raw_call(SYS_socket, client->family, SOCK_STREAM | SOCK_CLOEXEC, 0, 0, 0, 0);
+        if (fd >= 0 && client->fds_above > 0) {
+            long low = fd;
+            fd = raw_call(SYS_fcntl, low, F_DUPFD_CLOEXEC, client->fds_above, 0, 0, 0);
+            raw_call(SYS_close, low, 0, 0, 0, 0, 0);
+        }
         if (fd < 0)
             return fail(client, "socket", i, fd);
         client->fds[i] = (int)fd;

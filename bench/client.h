@@ -27,6 +27,7 @@ struct client {
     int *fds;            /* -1: not connected */
     uint32_t *sent, *taken; /* bytes of this round, per connection */
     uint8_t *request, *reply;
+    int fds_above;       /* 0, or the least number of an fd: the program's are to lie close together */
     uint32_t source;     /* counts connections: spreads them over 127.0.0.0/8 */
     uint64_t round;      /* part of every request */
     char failure[128];   /* the first proof that failed; "" */
@@ -37,6 +38,8 @@ int client_init(struct client *client, int family, const struct sockaddr_storage
                 uint32_t connections, uint32_t message);
 void client_fini(struct client *client);
 int client_connect_all(struct client *client);
+/* Those of the connections that a round is of. */
+int client_connect_active(struct client *client);
 void client_close_all(struct client *client);
 /* One request on each connection of the next round. */
 int client_send_all(struct client *client);

@@ -5,7 +5,9 @@
  *  readiness   what an unmodified epoll program costs on a ring that polls for it
  *  completion  what it costs when the ring receives and sends for it, by profile
  *
- * Both are against the same program on kernel epoll. See worker.c for what is
+ *  memory      what an idle connection of such a program costs its process
+ *
+ * All are against the same program on kernel epoll. See worker.c for what is
  * measured, and point.c for how sides are compared.
  *
  * Exit status: 0 measured, 1 a proof failed (or nothing could be measured), 2 the
@@ -32,23 +34,24 @@
 #define IDLE_CONNECTIONS 10000
 
 static const char usage_text[] =
-    "Usage: ringpoll bench [all|readiness|completion] [OPTION]...\n"
+    "Usage: ringpoll bench [all|readiness|completion|memory] [OPTION]...\n"
     "Measures what epoll programs cost on a ring, and the same ones on kernel epoll:\n"
     "one thread, client and program in lock-step, only the program by the clock.\n"
     "\n"
     "  readiness       the ring polls, the program reads and writes\n"
     "  completion      the ring receives, accepts and sends, as the profile allows\n"
+    "  memory          what an idle connection costs the process, in bytes\n"
     "\n"
     "  --profile=LIST  the shim's profiles to measure, separated by commas: readiness,\n"
     "                  safe, throughput; may be given more than once (default: readiness\n"
-    "                  for the first, all of them for the second)\n"
+    "                  for the first, all of them for the others)\n"
     "  --points=LIST   only these points: names or patterns, separated by commas; a\n"
     "                  bare word stands for all points that begin with it\n"
     "  --list          print the names of the points and end\n"
     "  --quick         fewer and shorter blocks, and the most telling points unless\n"
     "                  others are asked for\n"
     "  --cpu=N         the CPU that the measured processes run on (default: the last)\n"
-    "  --idle=N        connections of the idle points (default 10000)\n"
+    "  --idle=N        connections of the points with idle ones (default 10000)\n"
     "  --self[=SIDE]   the same side twice, epoll or ring: how far the figures are to\n"
     "                  be trusted\n"
     "  --off           the shim switched off, in place of the ring: what interposing\n"
@@ -59,6 +62,7 @@ static const char usage_text[] =
     "  --json          print JSON in place of tables\n"
     "  --save=FILE     also write a dated result file (Markdown; JSON if FILE ends in\n"
     "                  .json)\n"
+    "  --report=FILE   also write a page (HTML) with plots and tables\n"
     "  --help          print this and end\n"
     "\n"
     "The shim is found beside the program; RINGPOLL_PRELOAD=PATH names another one.\n"
@@ -116,8 +120,8 @@ static int select_points(bool *selected, char *list, const char **ret_bad)
 
 /* ------------------------------------------------------------ circumstances */
 
-/* All fds that may be had: workers inherit the limit. Returns how many idle
- * connections fit beside the rest. */
+/* All fds that may be had: workers inherit the limit. Returns how many of those
+ * that are wanted fit beside the rest. */
 static uint32_t raise_fd_limit(uint32_t wanted)
 {
     struct rlimit limit;
@@ -147,25 +151,6 @@ static bool cpu_allowed(long cpu)
     return sched_getaffinity(0, sizeof cpus, &cpus) == 0 && cpu >= 0 && cpu < CPU_SETSIZE && CPU_ISSET(cpu, &cpus);
 }
 
-static int save(const char *path, const struct plan *plan, const struct circumstances *circumstances)
-{
-    size_t length = strlen(path);
-    FILE *file = fopen(path, "we");
-    if (file == NULL) {
-        fprintf(stderr, "ringpoll-bench: %s: %s\n", path, strerror(errno));
-        return 1;
-    }
-    if (length > 5 && strcmp(path + length - 5, ".json") == 0)
-        report_json(file, plan, circumstances);
-    else
-        report_markdown(file, plan, circumstances);
-    if (fclose(file) != 0) {
-        fprintf(stderr, "ringpoll-bench: %s: %s\n", path, strerror(errno));
-        return 1;
-    }
-    return 0;
-}
-
 /* ---------------------------------------------------------------- requests */
 
 struct request {
@@ -175,11 +160,11 @@ struct request {
     enum { AGAINST_RING, SELF_EPOLL, SELF_RING, AGAINST_OFF } comparison;
     bool quick, json, calls, list;
     char *points;
-    const char *save, *steps_to;
+    const char *save, *page, *steps_to;
 };
 
 enum { OPTION_POINTS = 256, OPTION_LIST, OPTION_QUICK, OPTION_CPU, OPTION_IDLE, OPTION_SELF, OPTION_OFF, OPTION_CALLS,
-       OPTION_STEPS, OPTION_JSON, OPTION_SAVE, OPTION_PROFILE };
+       OPTION_STEPS, OPTION_JSON, OPTION_SAVE, OPTION_PROFILE, OPTION_REPORT };
 
 static const struct option options[] = {
     {"points", required_argument, NULL, OPTION_POINTS}, {"list", no_argument, NULL, OPTION_LIST},
@@ -187,7 +172,7 @@ static const struct option options[] = {
     {"idle", required_argument, NULL, OPTION_IDLE},     {"self", optional_argument, NULL, OPTION_SELF},
     {"off", no_argument, NULL, OPTION_OFF},             {"calls", no_argument, NULL, OPTION_CALLS},
     {"json", no_argument, NULL, OPTION_JSON},           {"save", required_argument, NULL, OPTION_SAVE},
-    {"profile", required_argument, NULL, OPTION_PROFILE},
+    {"profile", required_argument, NULL, OPTION_PROFILE}, {"report", required_argument, NULL, OPTION_REPORT},
     {"steps", optional_argument, NULL, OPTION_STEPS},   {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
 };
@@ -215,6 +200,7 @@ static void set_columns(struct request *request)
     static const bool defaults[BENCHES][PROFILES] = {
         [BENCH_READINESS] = {[PROFILE_READINESS] = true},
         [BENCH_COMPLETION] = {[PROFILE_READINESS] = true, [PROFILE_SAFE] = true, [PROFILE_THROUGHPUT] = true},
+        [BENCH_MEMORY_USE] = {[PROFILE_READINESS] = true, [PROFILE_SAFE] = true, [PROFILE_THROUGHPUT] = true},
     };
     bool asked = false;
     for (unsigned i = 0; i < PROFILES; i++)
@@ -317,6 +303,9 @@ static int parse(int argc, char **argv, struct request *request)
         case OPTION_SAVE:
             request->save = optarg;
             break;
+        case OPTION_REPORT:
+            request->page = optarg;
+            break;
         case 'h':
             fputs(usage_text, stdout);
             return 0;
@@ -329,6 +318,37 @@ static int parse(int argc, char **argv, struct request *request)
     if (optind < argc)
         return usage_error(argv[optind], "is one argument too many");
     return -1;
+}
+
+typedef void write_results(FILE *out, const struct plan *plan, const struct circumstances *circumstances);
+
+/* A file that is opened before anything is measured: minutes are not to be lost
+ * for a path that cannot be written. NULL when none is asked for. 0 or -1. */
+static int open_file(const char *path, FILE **ret_file)
+{
+    *ret_file = NULL;
+    if (path == NULL || (*ret_file = fopen(path, "we")) != NULL)
+        return 0;
+    fprintf(stderr, "ringpoll-bench: %s: %s\n", path, strerror(errno));
+    return -1;
+}
+
+static int save(FILE *file, const char *path, write_results *write, const struct request *request,
+                const struct circumstances *circumstances)
+{
+    if (file == NULL)
+        return 0;
+    write(file, &request->plan, circumstances);
+    if (fclose(file) == 0)
+        return 0;
+    fprintf(stderr, "ringpoll-bench: %s: %s\n", path, strerror(errno));
+    return 1;
+}
+
+static bool ends_in(const char *path, const char *ending)
+{
+    size_t length = strlen(path), wanted = strlen(ending);
+    return length > wanted && strcmp(path + length - wanted, ending) == 0;
 }
 
 /* "about 3 min left", by what the points so far took. */
@@ -385,19 +405,27 @@ static void print_results(const struct request *request, const struct circumstan
     }
 }
 
+static const char *title_of(const struct request *request)
+{
+    static const char *const titles[BENCHES] = {"Readiness", "Completion", "Memory"};
+    const char *title = NULL;
+    for (unsigned i = 0; i < BENCHES; i++)
+        if (request->benches[i])
+            title = title == NULL ? titles[i] : "All measurements";
+    return title;
+}
+
 static int bench(struct request *request, const char *command)
 {
     static bool selected[POINTS_MAX];
-    struct circumstances circumstances = {.command = command, .title = "Bench"};
+    struct circumstances circumstances = {.command = command, .title = title_of(request)};
     const char *bad = NULL;
-    uint32_t idle = raise_fd_limit(request->plan.idle);
-    if (idle < request->plan.idle && request->benches[BENCH_READINESS])
-        fprintf(stderr, "ringpoll-bench: RLIMIT_NOFILE allows %u idle connections, not %u\n", idle, request->plan.idle);
-    request->plan.idle = idle;
-    if (!request->benches[BENCH_COMPLETION])
-        circumstances.title = "Readiness";
-    else if (!request->benches[BENCH_READINESS])
-        circumstances.title = "Completion";
+    FILE *saved, *page;
+    uint32_t fds = raise_fd_limit(2 * request->plan.idle);
+    uint32_t wanted = request->plan.idle;
+    request->plan.both_ends = fds / 2;
+    if (fds < request->plan.idle)
+        request->plan.idle = fds;
     set_columns(request);
     points_init(&request->plan);
     for (unsigned i = 0; i < points_count; i++)
@@ -411,6 +439,12 @@ static int bench(struct request *request, const char *command)
                 puts(points[i].name);
         return 0;
     }
+    bool idles = false;
+    for (unsigned i = 0; i < points_count; i++)
+        idles |= selected[i] && (points[i].group == GROUP_IDLE || points[i].group == GROUP_MEMORY);
+    if (idles && request->plan.both_ends < wanted)
+        fprintf(stderr, "ringpoll-bench: RLIMIT_NOFILE allows %u idle connections, and %u where both ends are in one "
+                "process\n", request->plan.idle, request->plan.both_ends);
     if (request->quick) {
         request->plan.pairs = 2;
         request->plan.blocks = 8;
@@ -420,16 +454,17 @@ static int bench(struct request *request, const char *command)
         fprintf(stderr, "ringpoll-bench: built without libevent: its points are of the hand-written loop, or missing\n");
     if (program_libuv == NULL && request->benches[BENCH_COMPLETION])
         fprintf(stderr, "ringpoll-bench: built without libuv: its points are missing\n");
-    if (request->steps_to != NULL && (request->plan.dump = fopen(request->steps_to, "we")) == NULL) {
-        fprintf(stderr, "ringpoll-bench: %s: %s\n", request->steps_to, strerror(errno));
+    if (open_file(request->steps_to, &request->plan.dump) != 0 || open_file(request->save, &saved) != 0 ||
+        open_file(request->page, &page) != 0)
         return 1;
-    }
     signal(SIGPIPE, SIG_IGN);
     circumstances_find(&circumstances);
     int status = measure_all(request, selected);
     print_results(request, &circumstances);
-    if (request->save != NULL && status == 0)
-        status = save(request->save, &request->plan, &circumstances);
+    status |= save(saved, request->save, request->save != NULL && ends_in(request->save, ".json") ? report_json
+                                                                                                 : report_markdown,
+                   request, &circumstances);
+    status |= save(page, request->page, report_page, request, &circumstances);
     if (fflush(stdout) != 0 || (request->plan.dump != NULL && fclose(request->plan.dump) != 0))
         status = 1;
     return status;
@@ -456,7 +491,7 @@ int main(int argc, char **argv)
         known |= request.benches[i];
     }
     if (!known)
-        return usage_error(argv[1], "is not a measurement; they are readiness, completion and all");
+        return usage_error(argv[1], "is not a measurement; they are readiness, completion, memory and all");
     request.plan.cpu = last_cpu();
     status = parse(argc - named, argv + named, &request);
     return status >= 0 ? status : bench(&request, command);

@@ -104,6 +104,17 @@ static int step_through(struct lane *lane, const struct point *point, const stru
     return rc < 0 ? -1 : 0;
 }
 
+static int see_ring(struct lane *lane, struct figure *figure)
+{
+    figure->held_ring = lane_holds_ring(lane);
+    memcpy(figure->program, lane->hello.program, sizeof figure->program);
+    if (lane->side == SIDE_RING && !figure->held_ring) {
+        snprintf(lane->failure, sizeof lane->failure, "ring side: the worker holds no ring: it ran on kernel epoll");
+        return -1;
+    }
+    return 0;
+}
+
 static int look_inside(struct lane *lane, const struct point *point, const struct plan *plan, struct figure *figure)
 {
     struct answer answer;
@@ -128,13 +139,7 @@ static int look_inside(struct lane *lane, const struct point *point, const struc
     figure->instructions = answer.instructions;
     if (plan->steps && step_through(lane, point, plan, figure) != 0)
         return -1;
-    figure->held_ring = lane_holds_ring(lane);
-    memcpy(figure->program, lane->hello.program, sizeof figure->program);
-    if (lane->side == SIDE_RING && !figure->held_ring) {
-        snprintf(lane->failure, sizeof lane->failure, "ring side: the worker holds no ring: it ran on kernel epoll");
-        return -1;
-    }
-    return 0;
+    return see_ring(lane, figure);
 }
 
 static int measure_pair(struct point *point, const struct plan *plan, struct lane *lanes, struct samples *samples,
@@ -199,6 +204,38 @@ static void sum_up(struct point *point, const struct samples *samples)
     point->done = true;
 }
 
+static int stop(const struct point *point, struct lane *lane, char *failure, size_t failure_size)
+{
+    int rc = lane_stop(lane);
+    if (lane->failure[0] != '\0')
+        snprintf(failure, failure_size, "%s, %s", point->name, lane->failure);
+    return rc;
+}
+
+/* Nothing is timed: one process after the other. */
+static int measure_memory(struct point *point, const struct plan *plan, char *failure, size_t failure_size)
+{
+    /* As many requests as it takes until all is as it will stay. */
+    const uint32_t rounds = 12;
+    struct lane lanes[LANES_MAX];
+    set_up_lanes(point, plan, lanes);
+    for (unsigned i = 0; i < point->lanes; i++) {
+        struct figure *figure = &point->figures[i];
+        struct answer answer;
+        int rc = lane_start(&lanes[i]);
+        if (rc == 0)
+            rc = lane_order(&lanes[i], WORKER_MEMORY, rounds, &answer);
+        if (rc == 0) {
+            figure->memory = answer.memory;
+            rc = see_ring(&lanes[i], figure);
+        }
+        if (stop(point, &lanes[i], failure, failure_size) != 0 || rc != 0)
+            return -1;
+    }
+    point->done = true;
+    return 0;
+}
+
 int point_measure(struct point *point, const struct plan *plan, char *failure, size_t failure_size)
 {
     static struct samples samples;
@@ -207,6 +244,8 @@ int point_measure(struct point *point, const struct plan *plan, char *failure, s
     random ^= wall_ns();
     samples.count = 0;
     point->lanes = point->workload.idle > 0 ? 2 * point->width : point->width;
+    if (point->workload.kind == BENCH_MEMORY)
+        return measure_memory(point, plan, failure, failure_size);
     for (unsigned pair = 0; rc == 0 && pair < plan->pairs; pair++) {
         struct lane lanes[LANES_MAX];
         unsigned order[LANES_MAX], started = 0;
@@ -220,12 +259,9 @@ int point_measure(struct point *point, const struct plan *plan, char *failure, s
         if (rc == 0)
             rc = measure_pair(point, plan, lanes, &samples, pair + 1 == plan->pairs, &random);
         for (unsigned i = 0; i < started; i++) {
-            struct lane *lane = &lanes[order[i]];
-            int stopped = lane_stop(lane);
+            int stopped = stop(point, &lanes[order[i]], failure, failure_size);
             if (rc == 0)
                 rc = stopped;
-            if (lane->failure[0] != '\0')
-                snprintf(failure, failure_size, "%s, %s", point->name, lane->failure);
         }
     }
     if (rc != 0)

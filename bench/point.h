@@ -14,7 +14,7 @@
 
 #include "lane.h"
 
-enum bench { BENCH_READINESS, BENCH_COMPLETION, BENCHES };
+enum bench { BENCH_READINESS, BENCH_COMPLETION, BENCH_MEMORY_USE, BENCHES };
 extern const char *const bench_names[BENCHES];
 
 enum group {
@@ -30,6 +30,9 @@ enum group {
     GROUP_EVENT,
     GROUP_LIBUV,
     GROUP_LOOP,
+    GROUP_HAND,    /* without the shim: on our public interface, and for a ring by hand */
+    /* memory */
+    GROUP_MEMORY,
     GROUPS,
 };
 enum bench group_bench(enum group group);
@@ -52,6 +55,7 @@ struct figure {
     double clock;           /* median over blocks, per request */
     double whole;           /* with the client's part */
     double instructions;    /* per request; 0: not available */
+    double memory;          /* GROUP_MEMORY: bytes per connection; all else here is 0 */
     bool counted;
     double calls;           /* system calls per request */
     double beside;          /* per turn, beside the program's reads and writes */
@@ -100,8 +104,9 @@ struct plan {
     double block_ms;
     int cpu;
     uint32_t idle;   /* connections of the idle points */
-    bool steps;  /* step through some rounds, too */
-    FILE *dump;  /* NULL, or where each instruction goes */
+    uint32_t both_ends; /* the same where one process has both ends of each */
+    bool steps;      /* step through some rounds, too */
+    FILE *dump;      /* NULL, or where each instruction goes */
 };
 
 /* Measures it. 0, or -1 with a sentence in `failure`. */
@@ -111,7 +116,7 @@ int point_measure(struct point *point, const struct plan *plan, char *failure, s
 #define POINTS_MAX 256
 extern struct point points[POINTS_MAX];
 extern unsigned points_count;
-/* Fills the table; `plan->idle` connections for the idle points, 0: no such points.
+/* Fills the table; idle and both_ends 0: no such points.
  * Where there is no libevent or libuv, readiness is of the hand-written loop, and
  * completion lacks the points of that library. */
 void points_init(const struct plan *plan);

@@ -14,11 +14,12 @@
 struct point points[POINTS_MAX];
 unsigned points_count;
 
-const char *const bench_names[BENCHES] = {[BENCH_READINESS] = "readiness", [BENCH_COMPLETION] = "completion"};
+const char *const bench_names[BENCHES] = {[BENCH_READINESS] = "readiness", [BENCH_COMPLETION] = "completion",
+                                          [BENCH_MEMORY_USE] = "memory"};
 
 enum bench group_bench(enum group group)
 {
-    return group < GROUP_BUFFEREVENT ? BENCH_READINESS : BENCH_COMPLETION;
+    return group < GROUP_BUFFEREVENT ? BENCH_READINESS : group < GROUP_MEMORY ? BENCH_COMPLETION : BENCH_MEMORY_USE;
 }
 
 const char *column_name(const struct column *column)
@@ -179,9 +180,41 @@ static void completion_points(const struct plan *plan)
         }
 }
 
+static void hand_points(const struct plan *plan)
+{
+    static const uint32_t connections[] = {1, 8, 64, 256};
+    for (unsigned f = 0; f < 2; f++)
+        for (unsigned n = 0; n < 4; n++) {
+            struct workload workload = {.program = BENCH_RAW, .kind = BENCH_ECHO, .family = families[f],
+                                        .message = REQUEST_SIZE, .connections = connections[n]};
+            struct point *point = add(plan, GROUP_HAND, workload);
+            snprintf(point->name, sizeof point->name, "hand/%s/%uB/%u", family_name(workload.family), REQUEST_SIZE,
+                     connections[n]);
+            point->width = 3;
+            point->columns[0] = (struct column){.side = SIDE_EPOLL};
+            point->columns[1] = (struct column){.side = SIDE_EPOLL, .other_program = true, .program = BENCH_API};
+            point->columns[2] = (struct column){.side = SIDE_EPOLL, .other_program = true, .program = BENCH_RING};
+        }
+}
+
+/* ----------------------------------------------------------------- memory */
+
+static void memory_points(const struct plan *plan)
+{
+    /* The program's own memory is the same on all sides: the least of it will do. */
+    for (unsigned f = 0; plan->both_ends >= 1000 && f < 2; f++) {
+        struct workload workload = {.program = BENCH_RAW, .kind = BENCH_MEMORY, .family = families[f],
+                                    .connections = plan->both_ends};
+        struct point *point = add(plan, GROUP_MEMORY, workload);
+        snprintf(point->name, sizeof point->name, "memory/%s/%u", family_name(families[f]), plan->both_ends);
+    }
+}
+
 void points_init(const struct plan *plan)
 {
     points_count = 0;
     readiness_points(plan);
     completion_points(plan);
+    hand_points(plan);
+    memory_points(plan);
 }

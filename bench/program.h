@@ -49,6 +49,8 @@ struct program {
 
 extern const struct program_ops program_raw;
 extern const struct program_ops program_floor;
+extern const struct program_ops program_ring;
+extern const struct program_ops program_api;
 /* NULL where the bench was built without libevent, or libuv. */
 extern const struct program_ops *const program_libevent;
 extern const struct program_ops *const program_bufferevent;

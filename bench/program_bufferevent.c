@@ -63,12 +63,14 @@ static void on_read(struct bufferevent *bufferevent, void *argument)
         program->errors++;
 }
 
-/* The output is empty. */
+/* The output is empty. (It is at the beginning, too, and that is told.) */
 static void on_written(struct bufferevent *bufferevent, void *argument)
 {
     struct connection *connection = argument;
     (void)bufferevent;
-    connection->program->unsent -= connection->unsent;
+    if (!connection->unsent)
+        return;
+    connection->program->unsent--;
     connection->unsent = false;
     if (connection->program->close_after_reply)
         end_connection(connection);

@@ -27,7 +27,14 @@ static const struct {
     [GROUP_EVENT] = {"event", "a level-triggered persistent event per connection, read() and write()"},
     [GROUP_LIBUV] = {"libuv", "uv_read_start() and uv_write() on a stream per connection"},
     [GROUP_LOOP] = {"loop", "a hand-written level-triggered epoll_wait loop, read() and write()"},
+    [GROUP_HAND] = {"hand", "no shim: that loop; one on the library's public interface; one written for a ring by hand"},
+    [GROUP_MEMORY] = {"memory", "private bytes of the process per connection that has echoed 12 requests and idles"},
 };
+
+const char *group_name(enum group group)
+{
+    return groups[group].name;
+}
 
 const char *group_title(enum group group)
 {
@@ -168,7 +175,7 @@ static void wide_table(FILE *out, enum group group)
     unsigned width = first_in(group)->width;
     head(out, group, NULL);
     fprintf(out, "  %-18s %-*s %-*s  %s\n", "", (int)(10 * width), " " BENCH_CLOCK_UNIT " per request",
-            (int)(7 * (width - 1)), " times cheaper", " calls per request");
+            (int)(7 * (width - 1)), width > 2 ? " times cheaper" : " times", " calls per request");
     fprintf(out, "  %-18s", "");
     for (unsigned c = 0; c < width; c++)
         fprintf(out, " %9s", column_short_name(&columns[c]));
@@ -201,6 +208,35 @@ static void wide_table(FILE *out, enum group group)
     fputc('\n', out);
 }
 
+/* A column's own: beyond what the program has on epoll. */
+static void memory_table(FILE *out)
+{
+    const struct column *columns = first_in(GROUP_MEMORY)->columns;
+    unsigned width = first_in(GROUP_MEMORY)->width;
+    fprintf(out, "memory: %s\n\n", groups[GROUP_MEMORY].title);
+    fprintf(out, "  %-26s %-*s  %s\n", "", (int)(8 * width), " bytes per connection", "the library's own");
+    fprintf(out, "  %-26s", "");
+    for (unsigned c = 0; c < width; c++)
+        fprintf(out, " %7s", column_short_name(&columns[c]));
+    fputs("  ", out);
+    for (unsigned c = 1; c < width; c++)
+        fprintf(out, " %7s", column_short_name(&columns[c]));
+    fputc('\n', out);
+    for (unsigned i = 0; i < points_count; i++) {
+        const struct point *point = &points[i];
+        if (point->group != GROUP_MEMORY || !point->done)
+            continue;
+        fprintf(out, "  %-26s", point->name);
+        for (unsigned c = 0; c < width; c++)
+            fprintf(out, " %7.0f", point->figures[c].memory);
+        fputs("  ", out);
+        for (unsigned c = 1; c < width; c++)
+            fprintf(out, " %7.0f", point->figures[c].memory - point->figures[0].memory);
+        fputc('\n', out);
+    }
+    fputc('\n', out);
+}
+
 static void verdicts(FILE *out, enum bench bench)
 {
     static struct bar bars[BARS_MAX];
@@ -208,9 +244,13 @@ static void verdicts(FILE *out, enum bench bench)
     if (count == 0)
         return;
     fprintf(out, "bars of %s\n\n", bench_names[bench]);
-    for (unsigned i = 0; i < count; i++)
-        fprintf(out, "  %-3s  %-72s  %.3f\n", bars[i].verdict == VERDICT_HOLDS ? "yes" : "NO", bars[i].text,
+    for (unsigned i = 0; i < count; i++) {
+        fprintf(out, "  %-3s  %-76s  %.3f", bars[i].verdict == VERDICT_HOLDS ? "yes" : "NO", bars[i].text,
                 bars[i].value);
+        if (bars[i].low < bars[i].high)
+            fprintf(out, "  %.3f-%.3f", bars[i].low, bars[i].high);
+        fputc('\n', out);
+    }
     fputc('\n', out);
 }
 
@@ -233,7 +273,7 @@ static void instructions_table(FILE *out)
     }
     fprintf(out, "\nInstructions per request\n\n");
     for (unsigned i = 0; i < points_count; i++) {
-        if (!points[i].done)
+        if (!points[i].done || points[i].group == GROUP_MEMORY)
             continue;
         fprintf(out, "  %-28s", points[i].name);
         for (unsigned c = 0; c < points[i].width; c++)
@@ -248,6 +288,10 @@ void report_table(FILE *out)
         enum group group = (enum group)i;
         if (done_in(group) == 0)
             continue;
+        if (group == GROUP_MEMORY) {
+            memory_table(out);
+            continue;
+        }
         if (group_bench(group) == BENCH_COMPLETION) {
             wide_table(out, group);
             continue;
@@ -260,6 +304,8 @@ void report_table(FILE *out)
     }
     for (unsigned bench = 0; bench < BENCHES; bench++)
         verdicts(out, (enum bench)bench);
+    if (!any_done(BENCH_READINESS) && !any_done(BENCH_COMPLETION))
+        return;
     fprintf(out,
             "%s per request: median over blocks of the median round; ratios: median of the ratios of\n"
             "neighbouring blocks. The clock runs while the program does, and every reply was taken without\n"

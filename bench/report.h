@@ -27,7 +27,12 @@ void report_steps(FILE *out);
 /* A file of docs/results/: circumstances, table and calls, as Markdown. */
 void report_markdown(FILE *out, const struct plan *plan, const struct circumstances *circumstances);
 
-/* What a group is, in a few words, and the program of its first point. */
+/* A page that needs no other file: plots, tables, circumstances. */
+void report_page(FILE *out, const struct plan *plan, const struct circumstances *circumstances);
+
+/* What a group is called, what it is in a few words, and the program of its first
+ * point. */
+const char *group_name(enum group group);
 const char *group_title(enum group group);
 const char *group_program(enum group group);
 
@@ -37,6 +42,7 @@ struct bar {
     enum verdict verdict;
     char text[128];
     double value, wanted;
+    double low, high; /* 95 % of the value; both 0: it has no such interval */
 };
 #define BARS_MAX 64
 unsigned bars_find(enum bench bench, struct bar bars[BARS_MAX]);

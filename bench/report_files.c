@@ -39,13 +39,15 @@ static void json_lane(FILE *out, const struct point *point, unsigned lane)
         fprintf(out, ", \"profile\": \"%s\"", profile_name(column->profile));
     fprintf(out, ", \"idle\": %u, \"clock\": %.1f, \"whole\": %.1f", loaded ? point->workload.idle : 0, figure->clock,
             figure->whole);
-    if (lane % point->width > 0) {
+    if (lane % point->width > 0 && point->blocks > 0) {
         json_ratio(out, "to_first", loaded ? &point->ratios[lane % point->width] : &point->alone[lane]);
         if (loaded)
             fprintf(out, ", \"whole_to_first\": %.5f", point->whole_ratios[lane % point->width]);
     }
     if (loaded && point->lanes > point->width)
         json_ratio(out, "to_without_idle", &point->idle[lane % point->width]);
+    if (figure->memory > 0)
+        fprintf(out, ", \"memory\": %.1f", figure->memory);
     fprintf(out, ", \"ring\": %s", figure->held_ring ? "true" : "false");
     if (figure->instructions > 0)
         fprintf(out, ", \"instructions\": %.1f", figure->instructions);

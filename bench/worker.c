@@ -9,7 +9,8 @@
  * A reply that is not there although the program has written it (a batched send
  * leaves with the next wait) costs the program another turn, one that does not
  * wait, with the clock running; and so on until all are there. No reply ever
- * leaves while the clock stands.
+ * leaves while the clock stands. With large messages there is one turn at a time,
+ * and the client takes what there is after each of them.
  *
  * What a round yields is ticks / N, and what a block of rounds yields is their
  * median: a round that was interrupted does not move it. A churn round has the
@@ -46,6 +47,11 @@
 #define TRACED_ORDER_LIMIT_S 600
 /* More turns than it can take to bring a reply out. */
 #define FLUSHES_MAX 64
+/* Messages above this do not come and go as a whole. */
+#define LARGE_MESSAGE 16384u
+/* Turns that read nothing (a bufferevent only writes in some) until one knows that
+ * nothing moves any more. */
+#define LARGE_IDLE_TURNS_MAX 1000
 
 enum edges { EDGES_CLOCK, EDGES_MARKS, EDGES_INSTRUCTIONS };
 
@@ -119,10 +125,36 @@ static int take_all(struct worker *worker, int (*take_some)(struct client *), co
     }
 }
 
+/* A message may be more than one write gets rid of, and an AF_UNIX socket is not
+ * writable again before its peer has read: the client takes after each turn. */
+static int round_of_large_echo(struct worker *worker)
+{
+    struct program *program = &worker->program;
+    struct client *client = &worker->client;
+    uint64_t sent = 0, received = program->received;
+    unsigned idle_turns = 0;
+    int missing;
+    client_begin(client);
+    do {
+        uint64_t before = program->received;
+        if (client_send_some(client, &sent) != 0 || measured_run(worker, NULL, 0) != 0)
+            return -1;
+        missing = client_take(client);
+        idle_turns = program->received == before ? idle_turns + 1 : 0;
+        if (missing > 0 && idle_turns > LARGE_IDLE_TURNS_MAX)
+            return client_missing(client, "a reply does not come");
+    } while (missing > 0);
+    if (missing == 0 && program->received != received + sent)
+        return fail(worker, "the program has read other bytes than were sent", 0);
+    return missing;
+}
+
 static int round_of_echo(struct worker *worker)
 {
     struct program *program = &worker->program;
     struct client *client = &worker->client;
+    if (client->message > LARGE_MESSAGE)
+        return round_of_large_echo(worker);
     if (client_send_all(client) != 0)
         return -1;
     uint64_t bytes = (uint64_t)client->active * client->message;
@@ -172,9 +204,9 @@ static int one_round(struct worker *worker)
 {
     uint64_t errors = worker->program.errors;
     worker->ticks = 0;
-    int rc = worker->workload.kind == BENCH_ECHO   ? round_of_echo(worker)
-             : worker->workload.kind == BENCH_BULK ? round_of_bulk(worker)
-                                                   : round_of_churn(worker);
+    int rc = worker->workload.kind == BENCH_ECHO || worker->workload.kind == BENCH_MEMORY ? round_of_echo(worker)
+             : worker->workload.kind == BENCH_BULK                                         ? round_of_bulk(worker)
+                                                                                           : round_of_churn(worker);
     if (rc != 0)
         return fail(worker, worker->client.failure, 0);
     if (worker->program.errors != errors)
@@ -239,6 +271,52 @@ static int run_counted(struct worker *worker, uint32_t rounds, struct answer *an
     answer->spurious = worker->program.spurious - spurious;
     answer->flushes = worker->flushes - flushes;
     return rc;
+}
+
+/* Anonymous memory of this process, bytes; 0: the kernel does not tell. */
+static uint64_t anonymous_memory(void)
+{
+    static char text[4096];
+    uint64_t bytes = 0;
+    long fd = raw_call(SYS_openat, AT_FDCWD, (long)"/proc/self/smaps_rollup", O_RDONLY | O_CLOEXEC, 0, 0, 0);
+    if (fd < 0)
+        return 0;
+    long got = raw_call(SYS_read, fd, (long)text, sizeof text - 1, 0, 0, 0);
+    raw_call(SYS_close, fd, 0, 0, 0, 0, 0);
+    text[got > 0 ? got : 0] = '\0';
+    const char *line = strstr(text, "\nAnonymous:");
+    if (line != NULL)
+        bytes = strtoull(line + strlen("\nAnonymous:"), NULL, 10) * 1024;
+    return bytes;
+}
+
+/* Some connections come first, so that what is there once is there when the
+ * counting begins: a pool of buffers is not a connection's. */
+#define MEMORY_FIRST 512u
+#define MEMORY_AT_ONCE 64u
+
+static int run_memory(struct worker *worker, uint32_t rounds, struct answer *answer)
+{
+    struct client *client = &worker->client;
+    uint64_t before = 0;
+    client->fds_above = (int)client->connections + 400;
+    for (uint32_t begin = 0; begin < client->connections; begin += MEMORY_AT_ONCE) {
+        if (begin == MEMORY_FIRST && (before = anonymous_memory()) == 0)
+            return fail(worker, "/proc/self/smaps_rollup is not to be had", 0);
+        client->first = begin;
+        client->active = client->connections - begin < MEMORY_AT_ONCE ? client->connections - begin : MEMORY_AT_ONCE;
+        if (client_connect_active(client) != 0)
+            return fail(worker, client->failure, 0);
+        int rc = program_run(&worker->program, &worker->program.accepted, begin + client->active);
+        if (rc != 0)
+            return fail(worker, "the program did not accept", rc);
+        for (uint32_t round = 0; round < rounds; round++)
+            if (one_round(worker) != 0)
+                return -1;
+    }
+    if (client->connections > MEMORY_FIRST)
+        answer->memory = ((double)anonymous_memory() - (double)before) / (client->connections - MEMORY_FIRST);
+    return 0;
 }
 
 static int run_instructions(struct worker *worker, uint32_t rounds, struct answer *answer)
@@ -321,6 +399,10 @@ const struct program_ops *bench_program(uint32_t program)
         return program_bufferevent;
     case BENCH_LIBUV:
         return program_libuv;
+    case BENCH_RING:
+        return &program_ring;
+    case BENCH_API:
+        return &program_api;
     default:
         return NULL;
     }
@@ -430,6 +512,9 @@ int worker_main(int control)
             break;
         case WORKER_COUNT:
             rc = run_counted(&worker, order.rounds, &answer);
+            break;
+        case WORKER_MEMORY:
+            rc = run_memory(&worker, order.rounds, &answer);
             break;
         case WORKER_INSTRUCTIONS:
             rc = run_instructions(&worker, order.rounds, &answer);

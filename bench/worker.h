@@ -17,6 +17,8 @@ enum bench_program {
     BENCH_FLOOR,    /* written for polls on a ring */
     BENCH_BUFFEREVENT,
     BENCH_LIBUV,
+    BENCH_RING,     /* written for completions on a ring */
+    BENCH_API,      /* on the library's public interface */
     BENCH_PROGRAMS,
 };
 struct program_ops;
@@ -28,6 +30,7 @@ enum bench_kind {
     BENCH_CHURN,     /* accept, a request, a reply, the program closes */
     BENCH_CHURN_EOF, /* accept, a request, a reply, the client closes, the program sees it and closes */
     BENCH_BULK,      /* bytes that the program reads and discards */
+    BENCH_MEMORY,    /* connections that have echoed some requests, and then idle */
 };
 
 /* What a worker does. The whole is the first message of the driver. */
@@ -55,6 +58,7 @@ enum worker_command {
     WORKER_ACCEPT, /* accept `rounds` idle connections */
     WORKER_BLOCK,  /* `rounds` rounds by the clock, after some to warm up */
     WORKER_COUNT,  /* `rounds` rounds between marks, then mark_done() */
+    WORKER_MEMORY, /* what a connection costs that has echoed and idles, in bytes */
     WORKER_INSTRUCTIONS, /* `rounds` rounds by the instruction counter */
     WORKER_QUIT,
 };
@@ -73,6 +77,7 @@ struct answer {
     double clock;       /* per request, median of the rounds: the program */
     double whole;       /* the same with the client's sending and receiving */
     double instructions; /* per request; 0: not available */
+    double memory;      /* private bytes of the process per connection */
     char message[128];
 };
 

@@ -21,7 +21,8 @@ static int print_help(void)
           "  readiness    the ring polls, the program reads and writes\n"
           "  completion   the ring receives and sends, too: by profile, program, number of\n"
           "               connections and size of messages\n"
-          "  all          both (the default)\n\n"
+          "  memory       bytes per idle connection\n"
+          "  all          all of these (the default)\n\n"
           "'ringpoll bench all --help' tells the options. See ringpoll-bench(1).\n",
           stdout);
     return finish_output();

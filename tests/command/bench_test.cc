@@ -4,6 +4,7 @@
  * is measured here.
  */
 #include "command.h"
+#include "json.h"
 
 #include <cstdlib>
 #include <sstream>
@@ -58,7 +59,7 @@ void PrintTo(const Wrong &wrong, std::ostream *to)
 class WrongBench : public testing::TestWithParam<Wrong> {};
 
 const Wrong wrong_words[] = {
-    {"Name", {"speed"}, {"'speed'", "readiness", "completion", "all"}},
+    {"Name", {"speed"}, {"'speed'", "readiness", "completion", "memory", "all"}},
     {"NameNotQuiteText", {"two\nlines\033"}, {"'two?lines?'"}},
     {"LongOption", {"completion", "--frob"}, {"'--frob'"}},
     {"ShortOption", {"completion", "-qh"}, {"'-q'"}},
@@ -71,6 +72,7 @@ const Wrong wrong_words[] = {
     {"Point", {"completion", "--points=echo"}, {"'echo'", "--list"}},
     {"PointOfTheOther", {"readiness", "--points=raw,bufferevent"}, {"'bufferevent'"}},
     {"Cpu", {"all", "--cpu=none"}, {"'none'"}},
+    {"ReportMissing", {"all", "--report"}, {"'--report'", "needs a value"}},
     {"Idle", {"all", "--idle=0"}, {"'0'"}},
     {"Side", {"all", "--self=poll"}, {"'poll'", "epoll", "ring"}},
 };
@@ -91,12 +93,13 @@ INSTANTIATE_TEST_SUITE_P(Command, WrongBench, testing::ValuesIn(wrong_words),
 TEST(BenchList, IsOfTheMeasurementThatIsNamed)
 {
     std::vector<std::string> readiness = points({"readiness"}), completion = points({"completion"});
-    std::vector<std::string> both = readiness;
-    both.insert(both.end(), completion.begin(), completion.end());
+    std::vector<std::string> all = readiness, memory = points({"memory"});
+    all.insert(all.end(), completion.begin(), completion.end());
+    all.insert(all.end(), memory.begin(), memory.end());
     EXPECT_FALSE(readiness.empty());
     EXPECT_FALSE(completion.empty());
-    EXPECT_EQ(points({"all"}), both);
-    EXPECT_EQ(points({}), both) << "without a name it is all";
+    EXPECT_EQ(points({"all"}), all);
+    EXPECT_EQ(points({}), all) << "without a name it is all";
 }
 
 TEST(BenchList, IsNarrowedByNamesAndPatterns)
@@ -106,6 +109,37 @@ TEST(BenchList, IsNarrowedByNamesAndPatterns)
     EXPECT_EQ(points({"completion", "--points=loop/*/64K/1"}),
               (std::vector<std::string>{"loop/tcp/64K/1", "loop/unix/64K/1"}));
     EXPECT_LT(points({"completion", "--quick"}).size(), points({"completion"}).size());
+}
+
+TEST(BenchReport, ThatCannotBeWrittenIsAFailureBeforeAnythingIsMeasured)
+{
+    Scratch scratch;
+    std::string path = scratch.file("nothing") + "/page.html";
+    Outcome outcome = bench({"completion", "--report", path});
+    EXPECT_TRUE(outcome.exited_with(1)) << outcome.story();
+    EXPECT_EQ(outcome.out, "");
+    EXPECT_EQ(outcome.complaints(), 1u) << outcome.story();
+    EXPECT_TRUE(contains(outcome.err, path)) << outcome.story();
+}
+
+/* Epoll against itself: it needs no ring. */
+TEST(BenchReport, IsAPageThatNeedsNothingElse)
+{
+    Scratch scratch;
+    std::string path = scratch.file("page.html");
+    Outcome outcome = bench({"completion", "--quick", "--self=epoll", "--points=loop/unix/64B/1,loop/unix/64B/8",
+                             "--json", "--report=" + path});
+    ASSERT_TRUE(outcome.exited_with(0)) << outcome.story();
+    json::Value all = json::Reader(outcome.out).whole();
+    ASSERT_EQ(all["points"].array.size(), 2u) << outcome.out;
+    EXPECT_EQ(all["points"].array[1]["name"].string, "loop/unix/64B/8");
+    EXPECT_EQ(all["points"].array[1]["lanes"].array.size(), 2u);
+    std::string page = read_file(path);
+    EXPECT_EQ(page.compare(0, 15, "<!doctype html>"), 0);
+    for (const char *part : {"<svg", "</html>", "loop/unix/64B/8", "AF_UNIX, 64 bytes: times cheaper"})
+        EXPECT_TRUE(contains(page, part)) << part;
+    for (const char *part : {"http:", "https:", "src=", "href=", "url(", "<script", "nan"})
+        EXPECT_FALSE(contains(page, part)) << part;
 }
 
 } // namespace
