@@ -5,7 +5,10 @@
 #include "set.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
+
+#include "anchor.h"
 
 struct ringpoll_stats rp_stats_retired;
 struct rp_lock rp_retired_lock;
@@ -133,3 +136,48 @@ const char *ringpoll_engine_text(uint32_t engine)
     };
     return engine < sizeof texts / sizeof texts[0] ? texts[engine] : "unknown";
 }
+
+/* ------------------------------------------------------------------ anchor */
+
+#define TEXT_OF(number) #number
+#define VERSION_TEXT(major, minor, patch) TEXT_OF(major) "." TEXT_OF(minor) "." TEXT_OF(patch)
+#define SET(member) offsetof(struct rp_set, member)
+#define WATCH(member) offsetof(struct rp_watch, member)
+#define STREAM(member) offsetof(struct rp_stream, member)
+
+/* `used`: nothing in here refers to it but the note below. */
+__attribute__((used)) const struct rp_anchor rp_anchor = {
+    .magic = RP_ANCHOR_MAGIC,
+    .version = VERSION_TEXT(RINGPOLL_VERSION_MAJOR, RINGPOLL_VERSION_MINOR, RINGPOLL_VERSION_PATCH),
+    .size = sizeof(struct rp_anchor),
+    .layout = {
+        sizeof(void *), sizeof(struct rp_set), sizeof(struct rp_watch), sizeof(struct rp_stream),
+        sizeof(struct rp_fd), sizeof(struct ringpoll_stats), RP_FD_PAGE, RP_FD_PAGES, RINGPOLL_REASON_SLOTS,
+        RP_OP_STATES, RP_STREAM_STATES, RP_SEND_STATES,
+        SET(engine), SET(reason), SET(error), SET(flags), SET(identity), SET(inherited), SET(zombie),
+        SET(buffers.made), SET(buffers.given), SET(buffers.target), SET(alone_left), SET(no_streams),
+        SET(next_set), SET(in_use), SET(tells), SET(stats), SET(ops.count), SET(ops.stale),
+        SET(ring.fd), SET(ring.enters), SET(ring.sqes_submitted), SET(ring.cqes_reaped), SET(ring.overflows),
+        WATCH(set), WATCH(events), WATCH(fd), WATCH(home), WATCH(deleted), WATCH(dirty), WATCH(next_of_fd),
+        WATCH(adopt_in), WATCH(adopt_gap), WATCH(empty),
+        STREAM(fd), STREAM(set), STREAM(state), STREAM(bytes), STREAM(error), STREAM(ended), STREAM(send.length),
+        STREAM(send.rest_length), offsetof(struct rp_fd, stream),
+        RP_FD_KNOWN | RP_FD_SHARED | RP_FD_LEAVE | RP_FD_INTERNAL | RP_FD_PLAIN,
+    },
+    .self = &rp_anchor,
+    .sets = &rp_sets,
+    .retired = &rp_stats_retired,
+    .fd_pages = rp_fd_pages,
+    .fork_epoch = &rp_fork_epoch,
+};
+_Static_assert(sizeof(struct rp_set) <= UINT16_MAX, "fits the anchor's layout");
+_Static_assert(sizeof RP_ANCHOR_NOTE == 9, "as the note says");
+
+/* A distance, so that the note needs no relocation and stays in read-only memory. */
+__asm__(".pushsection .note.ringpoll, \"a\", %note\n"
+        ".balign 4\n"
+        ".long 9, 4, 1\n" /* name and desc bytes, type */
+        ".asciz \"" RP_ANCHOR_NOTE "\"\n"
+        ".balign 4\n"
+        ".long rp_anchor - .\n"
+        ".popsection\n");

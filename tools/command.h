@@ -5,14 +5,15 @@
  * The command is a thin thing on purpose: `run` and `bench` replace their own
  * process, so that pid, exit status and signals of what they start are its own,
  * and `probe` prints what the library finds out. It uses the public header
- * alone and links the library's objects statically, so that it works from a
+ * alone (but for `stat`, see look.c) and links the library's objects statically, so that it works from a
  * build tree, a staged and a moved installation without any library path.
  *
  * Exit statuses, the same for every subcommand:
- *   0, 1   the answer of the subcommand itself (`probe`: a ring, no ring)
+ *   0, 1   the answer of the subcommand itself (`probe`: a ring, no ring; `stat`:
+ *          something, nothing to show)
  *   2      the command line or a RINGPOLL variable is wrong
  *   125    the program was not started: what was required cannot be had, or
- *          the installation is incomplete
+ *          the installation is incomplete; or it was not looked into
  *   126    the program was found and could not be started
  *   127    the program was not found
  * 125 to 127 are what env(1), nohup(1) and timeout(1) answer. From 2 on,
@@ -35,6 +36,7 @@
 /* Each gets argv[0] = its own name and returns the exit status. */
 int run_main(int argc, char **argv);
 int probe_main(int argc, char **argv);
+int stat_main(int argc, char **argv);
 int bench_main(int argc, char **argv);
 
 /* ringpoll.c: one line on stderr, "ringpoll: " and the sentence, by one
@@ -43,6 +45,8 @@ void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Flushes stdout: STATUS_OK, or STATUS_NO with a sentence when the text did not
  * get out (a full disk). Call it last. */
 int finish_output(void);
+/* To stdout, quoted; NULL is null. */
+void json_string(const char *text);
 /* What getopt_long() left behind for an option that is wrong: says so, and
  * which subcommand's help tells more. `opt` is its return value. */
 int complain_of_option(const char *subcommand, int opt, char **argv);

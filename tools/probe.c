@@ -315,24 +315,6 @@ static void print_people(const struct findings *findings)
 
 /* ----------------------------------------------------------- for programs */
 
-static void json_string(const char *text)
-{
-    if (text == NULL) {
-        fputs("null", stdout);
-        return;
-    }
-    putchar('"');
-    for (const unsigned char *c = (const unsigned char *)text; *c != '\0'; c++) {
-        if (*c == '"' || *c == '\\')
-            printf("\\%c", *c);
-        else if (*c < ' ' || *c > '~')
-            printf("\\u%04x", *c);
-        else
-            putchar(*c);
-    }
-    putchar('"');
-}
-
 static void json_number(int64_t number)
 {
     if (number == UNKNOWN || number == UNLIMITED)

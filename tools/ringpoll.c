@@ -21,6 +21,7 @@ static const struct subcommand {
 } subcommands[] = {
     {"run", run_main, "run a program with its epoll on io_uring"},
     {"probe", probe_main, "say what this kernel's io_uring can do, and why not"},
+    {"stat", stat_main, "show what ringpoll does in a running program"},
     {"bench", bench_main, "measure ringpoll against epoll on this machine"},
 };
 #define SUBCOMMANDS (sizeof(subcommands) / sizeof(subcommands[0]))
@@ -60,6 +61,24 @@ int finish_output(void)
         return STATUS_OK;
     complain("cannot write to standard output: %s.", strerror(errno));
     return STATUS_NO;
+}
+
+void json_string(const char *text)
+{
+    if (text == NULL) {
+        fputs("null", stdout);
+        return;
+    }
+    putchar('"');
+    for (const unsigned char *c = (const unsigned char *)text; *c != '\0'; c++) {
+        if (*c == '"' || *c == '\\')
+            printf("\\%c", *c);
+        else if (*c < ' ' || *c > '~')
+            printf("\\u%04x", *c);
+        else
+            putchar(*c);
+    }
+    putchar('"');
 }
 
 int complain_of_option(const char *subcommand, int opt, char **argv)
@@ -171,7 +190,7 @@ int main(int argc, char **argv)
         if (strcmp(rest[0], subcommands[i].name) == 0)
             return subcommands[i].main(count, rest);
     }
-    complain("'%s' is not a command of ringpoll; the commands are run, probe and bench (see 'ringpoll --help').",
+    complain("'%s' is not a command of ringpoll; the commands are run, probe, stat and bench (see 'ringpoll --help').",
              rest[0]);
     return STATUS_USAGE;
 }

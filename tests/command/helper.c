@@ -9,6 +9,8 @@
  *   helper maps WORD     exits with 0 if a file with WORD in its name is mapped, else 1
  *   helper secure        exits with 0 if AT_SECURE is set, else 1
  *   helper wait          prints "ready", then waits for a signal
+ *   helper serve PATH    listens there (AF_UNIX), prints "ready", and echoes for ever, by one
+ *                        epoll loop
  *   helper epoll N       N turns of an epoll loop over a socketpair, then exits with 0
  */
 #include <errno.h>
@@ -19,6 +21,7 @@
 #include <sys/auxv.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 static int print_process(void)
@@ -79,6 +82,37 @@ static int epoll_loop(int turns)
     return 0;
 }
 
+static int serve(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int epfd = epoll_create1(EPOLL_CLOEXEC), listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    struct epoll_event event = {.events = EPOLLIN, .data = {.fd = listener}};
+    if (strlen(path) >= sizeof(address.sun_path))
+        return 3;
+    strcpy(address.sun_path, path);
+    if (bind(listener, (struct sockaddr *)&address, sizeof(address)) != 0 || listen(listener, 64) != 0 ||
+        epoll_ctl(epfd, EPOLL_CTL_ADD, listener, &event) != 0)
+        return 4;
+    puts("ready");
+    fflush(stdout);
+    for (;;) {
+        char bytes[4096];
+        if (epoll_wait(epfd, &event, 1, -1) != 1)
+            return 5;
+        if (event.data.fd == listener) {
+            event.data.fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+            if (event.data.fd >= 0)
+                epoll_ctl(epfd, EPOLL_CTL_ADD, event.data.fd, &event);
+            continue;
+        }
+        ssize_t length = read(event.data.fd, bytes, sizeof(bytes));
+        if (length <= 0)
+            close(event.data.fd);
+        else if (write(event.data.fd, bytes, (size_t)length) != length)
+            return 6;
+    }
+}
+
 int main(int argc, char **argv)
 {
     const char *verb = argc > 1 ? argv[1] : "";
@@ -111,6 +145,8 @@ int main(int argc, char **argv)
         for (;;)
             pause();
     }
+    if (strcmp(verb, "serve") == 0 && argc > 2)
+        return serve(argv[2]);
     if (strcmp(verb, "epoll") == 0 && argc > 2)
         return epoll_loop(atoi(argv[2]));
     return 99;

@@ -135,6 +135,7 @@ TEST(Manual, DescribesEveryOptionAndVariableOfTheCommand)
         {"ringpoll.1", {"--help"}},
         {"ringpoll-run.1", {"run", "--help"}},
         {"ringpoll-probe.1", {"probe", "--help"}},
+        {"ringpoll-stat.1", {"stat", "--help"}},
         {"ringpoll-bench.1", {"bench", "--help"}},
         {"ringpoll-bench.1", {"bench", "readiness", "--help"}},
     };
@@ -181,6 +182,22 @@ TEST(Manual, DescribesEveryReasonOfTheReport)
     EXPECT_EQ(reasons, RINGPOLL_REASON_SHARED + 0u);
 }
 
+TEST(Manual, DescribesEveryReasonThatStatGives)
+{
+    std::string code = read_file(source("tools/look.c")), text = page("ringpoll-stat.1");
+    size_t reasons = 0;
+    for (const std::string call : {"return \"", "why = \""}) {
+        for (size_t at = 0; (at = code.find(call, at)) != std::string::npos; reasons++) {
+            at += call.size();
+            std::string reason = code.substr(at, code.find('"', at) - at);
+            bool described = text.find("Li " + reason + "\n") != std::string::npos ||
+                             text.find("Li " + reason + " , Li") != std::string::npos;
+            EXPECT_TRUE(described) << reason;
+        }
+    }
+    EXPECT_GE(reasons, 20u);
+}
+
 TEST(Manual, PagesAreWellFormed)
 {
     std::string lint;
@@ -190,7 +207,8 @@ TEST(Manual, PagesAreWellFormed)
     }
     if (lint.empty())
         GTEST_SKIP() << "no mandoc";
-    for (const char *name : {"ringpoll.1", "ringpoll-run.1", "ringpoll-probe.1", "ringpoll-bench.1", "ringpoll.3",
+    for (const char *name : {"ringpoll.1", "ringpoll-run.1", "ringpoll-probe.1", "ringpoll-stat.1",
+                             "ringpoll-bench.1", "ringpoll.3",
                              "ringpoll.7"}) {
         Start how;
         how.words = {lint, "-T", "lint", "-W", "warning", source(std::string("docs/man/") + name)};

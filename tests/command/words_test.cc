@@ -33,7 +33,7 @@ void PrintTo(const Wrong &wrong, std::ostream *to)
 }
 
 const Wrong wrong_words[] = {
-    {"Command", {"frobnicate"}, {}, {"'frobnicate'", "run", "probe", "bench"}},
+    {"Command", {"frobnicate"}, {}, {"'frobnicate'", "run", "probe", "stat", "bench"}},
     {"LongOption", {"--frobnicate"}, {}, {"'--frobnicate'"}},
     {"ShortOption", {"-q"}, {}, {"'-q'"}},
     {"RunNothing", {"run"}, {}, {"needs a program"}},
@@ -57,6 +57,17 @@ const Wrong wrong_words[] = {
     {"ProbeOption", {"probe", "--xml"}, {}, {"'--xml'", "ringpoll probe"}},
     {"ProbeArgument", {"probe", "defer"}, {}, {"'defer'"}},
     {"ProbeMask", {"probe"}, {"RINGPOLL_MASK=no-thing"}, {"'no-thing'"}},
+    {"StatNothing", {"stat"}, {}, {"needs one process id or program name"}},
+    {"StatTwo", {"stat", "1", "2"}, {}, {"needs one"}},
+    {"StatEmpty", {"stat", ""}, {}, {"needs one"}},
+    {"StatOption", {"stat", "--xml", "1"}, {}, {"'--xml'", "ringpoll stat"}},
+    {"StatNumber", {"stat", "0"}, {}, {"'0'", "process id"}},
+    {"StatNumberTooBig", {"stat", "99999999999999999999"}, {}, {"process id"}},
+    {"StatWatch", {"stat", "--watch=soon", "1"}, {}, {"--watch", "'soon'"}},
+    {"StatWatchZero", {"stat", "--watch=0", "1"}, {}, {"--watch", "'0'"}},
+    {"StatWatchNan", {"stat", "--watch=nan", "1"}, {}, {"'nan'"}},
+    {"StatWatchEmpty", {"stat", "--watch=", "1"}, {}, {"--watch"}},
+    {"StatJsonValue", {"stat", "--json=1", "1"}, {}, {"--json", "no value"}},
     {"ProbeMode", {"probe"}, {"RINGPOLL=maybe"}, {"'maybe'"}},
 };
 
@@ -104,7 +115,8 @@ TEST(Sentence, OfAVeryLongWordIsCutAndEnds)
 TEST(Help, IsOnStandardOutput)
 {
     for (const Words &words : {Words{"--help"}, {"-h"}, {"help"}, {"run", "--help"}, {"run", "-h"}, {"help", "run"},
-                               {"probe", "--help"}, {"help", "probe"}, {"bench", "--help"}, {"help", "bench"}}) {
+                               {"probe", "--help"}, {"help", "probe"}, {"stat", "--help"}, {"help", "stat"},
+                               {"bench", "--help"}, {"help", "bench"}}) {
         Outcome outcome = ringpoll(words);
         EXPECT_TRUE(outcome.exited_with(0)) << outcome.story();
         EXPECT_EQ(outcome.out.compare(0, 16, "Usage: ringpoll "), 0) << outcome.story();

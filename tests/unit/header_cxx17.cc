@@ -29,7 +29,8 @@ TEST(PublicHeader, StructuresAreLaidOutAsReleased)
     EXPECT_EQ(offsetof(struct ringpoll_options, flags), 4u);
     EXPECT_EQ(offsetof(struct ringpoll_options, sq_thread_idle_ms), 20u);
     EXPECT_EQ(offsetof(struct ringpoll_options, masked_features), 24u);
-    EXPECT_EQ(sizeof(struct ringpoll_options), 32u);
+    EXPECT_EQ(offsetof(struct ringpoll_options, buffers), 32u);
+    EXPECT_EQ(sizeof(struct ringpoll_options), 48u);
     EXPECT_EQ(offsetof(struct ringpoll_probe, kernel), 16u);
     EXPECT_EQ(offsetof(struct ringpoll_probe, feature_error), 40u);
     EXPECT_EQ(sizeof(struct ringpoll_probe), 40u + 64u * 4u);
