@@ -57,6 +57,8 @@ bool rp_set_cancel(struct rp_set *set, struct rp_watch *watch)
     for (int turn = 0; turn < 256 && op->state == RP_OP_ORPHANED && op->generation == generation; turn++)
         if (rp_set_enter_and_reap(set) < 0)
             break;
+    if (set->ring.setup_flags & RP_SETUP_SQPOLL)
+        (void)rp_set_enter_and_reap(set); /* see rp_set_await_orphans() */
     return true;
 }
 

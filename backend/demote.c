@@ -51,16 +51,15 @@ static bool is_spent_edge(const struct rp_watch *watch)
 }
 
 /* True: what has happened up to now stands in the records. Its owner can make a
- * ring tell, unless a kernel thread serves it. Others can see, while the owner is
- * outside, that there is nothing to tell, where the ring has a flag for that. */
+ * ring tell. Others can see, while the owner is outside, that there is nothing to
+ * tell, where the ring has a flag for that. */
 static bool catch_up(struct rp_set *set)
 {
     struct rp_ring *ring = &set->ring;
     bool mine = rp_set_is_mine(set);
     if (ring->fd < 0) /* nothing was reported yet */
         return true;
-    if (set->owner_inside || set->ring_options.sqpoll ||
-        (!mine && !(ring->features & RINGPOLL_FEATURE_TASKRUN_FLAG)))
+    if (set->owner_inside || (!mine && !(ring->features & RINGPOLL_FEATURE_TASKRUN_FLAG)))
         return false;
     for (int turn = 0; mine && turn < 64; turn++)
         if (rp_set_enter_and_reap(set) < 0 || !rp_ring_wants_enter(ring))

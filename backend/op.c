@@ -88,7 +88,7 @@ static inline struct rp_op *op_at(const struct rp_op_table *table, uint32_t slot
 
 struct rp_op *rp_op_new(struct rp_op_table *table, enum rp_op_kind kind, void *owner)
 {
-    assert(kind != RP_OP_NONE);
+    assert(kind != RP_OP_NONE && kind != RP_OP_FENCE);
     if (table->free_head == 0 && !grow(table))
         return NULL;
     struct rp_op *op = op_at(table, table->free_head - 1);
@@ -109,6 +109,10 @@ struct rp_op *rp_op_find_slowly(struct rp_op_table *table, uint64_t user_data)
     if ((uint8_t)user_data == RP_OP_NONE)
         return NULL;
     uint32_t slot = (uint32_t)(user_data >> KIND_BITS);
+    if ((uint8_t)user_data == RP_OP_FENCE) {
+        table->fence_passed = slot;
+        return NULL;
+    }
     if (slot / RP_OP_PAGE < table->pages_used) {
         struct rp_op *op = op_at(table, slot);
         /* A FREE op's generation has never been handed out, but its number could be guessed. */

@@ -27,6 +27,7 @@ enum rp_op_kind {
     RP_OP_RECV,     /* owner: struct rp_stream */
     RP_OP_SEND,     /* owner: struct rp_stream; a send, or the poll of a blocked one */
     RP_OP_KERNEL,   /* the set's identity; owner: struct rp_set */
+    RP_OP_FENCE,    /* no slot: its number stands in its place, see rp_ring_fence() */
     RP_OP_TEST,     /* unit tests */
 };
 
@@ -45,6 +46,7 @@ struct rp_op_table {
     uint32_t free_head;   /* slot + 1, 0: none */
     uint32_t count[RP_OP_STATES];
     uint64_t stale;
+    uint32_t fence_passed; /* the last that completed */
 };
 #define RP_OP_PAGE 256u
 
@@ -53,8 +55,12 @@ void rp_op_table_fini(struct rp_op_table *table);
 /* A slot in state QUEUED, or NULL (no memory). */
 struct rp_op *rp_op_new(struct rp_op_table *table, enum rp_op_kind kind, void *owner);
 uint64_t rp_op_user_data(const struct rp_op_table *table, const struct rp_op *op);
-/* The op that this user_data names, or NULL when it is stale (counted) or of
- * kind NONE (not counted). */
+static inline uint64_t rp_op_fence_user_data(uint32_t number)
+{
+    return (uint64_t)number << 8 | RP_OP_FENCE;
+}
+/* The op that this user_data names, or NULL when it is stale (counted), of kind
+ * NONE (not counted) or a fence (noted). */
 struct rp_op *rp_op_find_slowly(struct rp_op_table *table, uint64_t user_data);
 static inline struct rp_op *rp_op_find(struct rp_op_table *table, uint64_t user_data)
 {

@@ -75,14 +75,22 @@ static struct rp_lock kept_lock; /* leaf */
 static bool same_options(const struct rp_ring_options *a, const struct rp_ring_options *b)
 {
     return a->sq_entries == b->sq_entries && a->cq_entries == b->cq_entries && a->features == b->features &&
-           !a->sqpoll && !b->sqpoll;
+           a->sqpoll == b->sqpoll &&
+           (!a->sqpoll || (a->sq_aff == b->sq_aff && a->sq_thread_cpu == b->sq_thread_cpu &&
+                           a->sq_thread_idle_ms == b->sq_thread_idle_ms && a->credentials == b->credentials));
+}
+
+/* The kernel's thread of such a ring goes on with them. */
+static bool has_old_credentials(const struct rp_ring_options *options)
+{
+    return options->sqpoll && options->credentials != RP_READ_ONCE(rp_process_credentials);
 }
 
 static bool keep_ring(struct rp_set *set, bool with_fd)
 {
     struct rp_ring *ring = &set->ring;
     if (rp_op_busy(&set->ops) > 0 || rp_ring_queued(ring) > 0 ||
-        set->ring_options.sqpoll || RP_READ_ONCE(rp_process_no_rings) || !thread_key_made)
+        RP_READ_ONCE(rp_process_no_rings) || !thread_key_made || has_old_credentials(&set->ring_options))
         return false;
     if (ring->fd != RP_RING_NO_FD && !with_fd) {
         if (ring->enter_fd == ring->fd)
@@ -115,16 +123,29 @@ static bool keep_ring(struct rp_set *set, bool with_fd)
     return done;
 }
 
+static void end_kept_ring(unsigned i)
+{
+    if (kept[i].ring.fd != RP_RING_NO_FD)
+        rp_fd_internal(kept[i].ring.fd, false);
+    rp_ring_fini(&kept[i].ring);
+    kept[i].owner = 0;
+}
+
 static bool take_kept_ring(struct rp_set *set)
 {
     bool found = false;
     rp_lock(&kept_lock);
-    for (unsigned i = 0; i < KEPT_RINGS && !found; i++)
-        if (kept[i].owner == rp_self_id() && same_options(&kept[i].options, &set->ring_options)) {
+    for (unsigned i = 0; i < KEPT_RINGS; i++) {
+        if (kept[i].owner != rp_self_id())
+            continue;
+        if (has_old_credentials(&kept[i].options)) {
+            end_kept_ring(i);
+        } else if (!found && same_options(&kept[i].options, &set->ring_options)) {
             set->ring = kept[i].ring;
             kept[i].owner = 0;
             found = true;
         }
+    }
     rp_unlock(&kept_lock);
     return found;
 }
@@ -133,12 +154,8 @@ static void end_kept_rings(void)
 {
     rp_lock(&kept_lock);
     for (unsigned i = 0; i < KEPT_RINGS; i++)
-        if (kept[i].owner == rp_self.id) {
-            if (kept[i].ring.fd != RP_RING_NO_FD)
-                rp_fd_internal(kept[i].ring.fd, false);
-            rp_ring_fini(&kept[i].ring);
-            kept[i].owner = 0;
-        }
+        if (kept[i].owner == rp_self.id)
+            end_kept_ring(i);
     rp_unlock(&kept_lock);
 }
 
@@ -267,6 +284,7 @@ static void await_late_interrupt(void)
 static int get_ring(struct rp_set *set)
 {
     static bool unfit; /* this kernel's rings, found out the hard way */
+    set->ring_options.credentials = RP_READ_ONCE(rp_process_credentials);
     struct rp_ring_options options = set->ring_options;
     if (!fits_sets(options.features, set->flags) || RP_READ_ONCE(unfit))
         return -EOPNOTSUPP;
@@ -378,6 +396,7 @@ void rp_set_end_ring(struct rp_set *set)
     for (int turns = 0; turns < 4096 && rp_op_busy(&set->ops) > 0; turns++)
         if (rp_set_enter_and_reap(set) < 0)
             break;
+    (void)rp_set_await_orphans(set, 1); /* there are none; their files are free then */
     rp_stream_keep_pool(set);
     rp_buffers_fini(&set->buffers, ring);
     rp_send_arena_free(set);

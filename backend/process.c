@@ -412,6 +412,7 @@ void ringpoll_process_restricted(int for_good)
     rp_process_check();
     if (for_good)
         __atomic_store_n(&rp_process_no_rings, true, __ATOMIC_RELEASE);
+    __atomic_fetch_add(&rp_process_credentials, 1, __ATOMIC_RELAXED);
     if (rp_self.locks_held)
         return;
     rp_lock(&rp_sets_lock);

@@ -272,8 +272,13 @@ void rp_ring_unregister_fd(struct rp_ring *ring)
     if (!(ring->enter_flags & RP_ENTER_REGISTERED_RING))
         return;
     struct rp_rsrc_update update = {.offset = (uint32_t)ring->enter_fd};
-    /* It can only fail for a thread that never registered; the plain fd works for all. */
-    (void)rp_sys->uring_register(ring->fd, RP_UNREGISTER_RING_FDS, &update, 1);
+    /* It can only fail for a thread that never registered; the plain fd works for
+     * all. Without one, before 6.3, the slot is given up when the thread ends. */
+    if (ring->fd != RP_RING_NO_FD)
+        (void)rp_sys->uring_register(ring->fd, RP_UNREGISTER_RING_FDS, &update, 1);
+    else if (ring->kernel_features & RP_FEAT_REG_REG_RING)
+        (void)rp_sys->uring_register(ring->enter_fd, RP_UNREGISTER_RING_FDS | RP_REGISTER_USE_REGISTERED_RING,
+                                     &update, 1);
     ring->enter_fd = ring->fd;
     ring->enter_flags &= ~RP_ENTER_REGISTERED_RING;
     ring->features &= ~RINGPOLL_FEATURE_REGISTERED_RING;
@@ -333,6 +338,8 @@ int rp_ring_init(struct rp_ring *ring, const struct rp_ring_options *options)
     if (!has(options->features, RINGPOLL_FEATURE_URING))
         return -ENOSYS; /* masked: as a kernel without it would say */
     unsigned sq_entries = options->sq_entries ? options->sq_entries : 1;
+    if (options->sqpoll && sq_entries < 2)
+        sq_entries = 2; /* room for a fence */
     if (sq_entries > MAX_SQ_ENTRIES)
         sq_entries = MAX_SQ_ENTRIES;
     unsigned cq_entries = options->cq_entries > sq_entries ? options->cq_entries : sq_entries;
@@ -389,6 +396,27 @@ struct rp_sqe *rp_ring_get_sqe(struct rp_ring *ring)
     memset(sqe, 0, sizeof(*sqe));
     ring->sqe_tail++;
     return sqe;
+}
+
+/* Two NOPs, the second linked to the first. The kernel's thread takes SQEs, then
+ * runs the work that is due, first come, first served (tctx->task_list). A linked
+ * request becomes such work when its predecessor is done: behind what the SQEs
+ * before the first made, and behind every wake-up that came before it. */
+bool rp_ring_fence(struct rp_ring *ring, uint64_t user_data)
+{
+    struct rp_sqe *first = rp_ring_get_sqe(ring);
+    if (!first)
+        return false;
+    first->opcode = RP_IORING_OP_NOP; /* alone it makes the SQ full, which can be waited for */
+    struct rp_sqe *second = rp_ring_get_sqe(ring);
+    if (!second)
+        return false;
+    second->opcode = RP_IORING_OP_NOP;
+    first->flags = RP_SQE_IO_LINK;
+    if (ring->features & RINGPOLL_FEATURE_CQE_SKIP)
+        first->flags |= RP_SQE_CQE_SKIP_SUCCESS;
+    second->user_data = user_data;
+    return true;
 }
 
 /* What io_uring_enter answers, and what it means here:
@@ -448,9 +476,10 @@ static int enter_sqpoll(struct rp_ring *ring, unsigned min_complete, const struc
      * tail, then look at its word. One of the two sees the other. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     uint32_t state = __atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED);
-    if (state & RP_SQ_NEED_WAKEUP)
+    uint32_t waiting = ring->sqe_tail - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
+    if ((state & RP_SQ_NEED_WAKEUP) && waiting > 0) /* wake-ups of files wake it by themselves */
         flags |= RP_ENTER_SQ_WAKEUP;
-    if (ring->sqe_tail - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE) >= ring->sq_entries)
+    if (waiting >= ring->sq_entries)
         flags |= RP_ENTER_SQ_WAIT;
     if (state & RP_SQ_CQ_OVERFLOW) {
         RP_COUNT(ring->overflows, 1);

@@ -7,6 +7,7 @@
 #ifndef RP_RING_H
 #define RP_RING_H
 
+#include <limits.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -20,10 +21,13 @@ struct rp_ring_options {
     unsigned sq_thread_cpu, sq_thread_idle_ms;
     uint64_t features; /* RINGPOLL_FEATURE_* that may be used */
     bool single_thread; /* the process has one thread: register the ring fd */
+    uint32_t credentials; /* SQPOLL: those its thread has, by rp_process_credentials */
 };
 
+#define RP_RING_NO_FD INT_MAX
+
 struct rp_ring {
-    int fd;              /* -1: not made */
+    int fd;              /* -1: not made; RP_RING_NO_FD: closed, and reached as a registered ring */
     int enter_fd;        /* fd, or the registered index */
     unsigned enter_flags; /* always or-ed in: REGISTERED_RING, NO_IOWAIT */
     unsigned setup_flags;
@@ -88,12 +92,29 @@ static inline unsigned rp_ring_queued(const struct rp_ring *ring)
 int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct timespec *timeout,
                   const sigset_t *sigmask);
 
+/* SQPOLL: the kernel's thread takes SQEs and runs what wake-ups left for it
+ * later than they come, and nothing tells that it has. A fence is queued like an
+ * SQE; its completion, with this user_data, comes after those of everything that
+ * was queued or had happened before it was handed over. False: the SQ is full. */
+bool rp_ring_fence(struct rp_ring *ring, uint64_t user_data);
+/* SQPOLL: its thread is up, and may be spun for. */
+static inline bool rp_ring_thread_is_awake(const struct rp_ring *ring)
+{
+    return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & RP_SQ_NEED_WAKEUP) == 0;
+}
+
 /* Work waits that only an enter with GETEVENTS runs (TASKRUN), or the kernel
  * holds completions back (CQ_OVERFLOW). Always false on a ring without
  * TASKRUN_FLAG and overflow. */
 static inline bool rp_ring_wants_enter(const struct rp_ring *ring)
 {
     return (__atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE) & (RP_SQ_TASKRUN | RP_SQ_CQ_OVERFLOW)) != 0;
+}
+
+/* Completions did not fit into the CQ, and the kernel keeps them. */
+static inline bool rp_ring_is_overflown(const struct rp_ring *ring)
+{
+    return (__atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE) & RP_SQ_CQ_OVERFLOW) != 0;
 }
 
 /* The CQE at the head or NULL. It stays valid until rp_ring_seen(). */

@@ -58,6 +58,7 @@ struct rp_lock rp_sets_lock;
 struct rp_set *rp_sets;
 struct rp_set *rp_newest_set;
 bool rp_process_no_rings;
+uint32_t rp_process_credentials;
 
 static int sets_in_use; /* under rp_wake_lock */
 

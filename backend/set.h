@@ -74,7 +74,9 @@ struct rp_set {
     unsigned ready_count;
     uint32_t wait_serial;
     bool in_company;    /* a wait has found that there are other threads */
+    uint32_t fence; /* SQPOLL: the last that was queued */
     bool tells;         /* DEFER_TASKRUN and its flag: wake-ups run in our enters, and show before */
+    bool edge_ended;    /* !tells: a full CQ ended the poll of an edge-triggered watch */
     bool hidden_armed, hidden_ready, hidden_first;
     struct rp_op *hidden_op;
     uint32_t unfit_kernel, unfit_total; /* events since the last look */
@@ -136,6 +138,7 @@ void rp_process_made_set(void);
 /* What signal handlers left behind; nothing locked. */
 void rp_process_deferred(void);
 extern bool rp_process_no_rings;
+extern uint32_t rp_process_credentials; /* grows when they change */
 /* Locks and unlocks as rp_lock(), and sees to deferred work. */
 static inline void rp_set_lock(struct rp_set *set)
 {
@@ -185,7 +188,6 @@ static inline epoll_data_t rp_set_mark(struct rp_set *set)
     return (epoll_data_t){.ptr = &rp_wake_fd};
 }
 /* owner.c */
-#define RP_RING_NO_FD INT_MAX /* ring.fd of a ring that is registered, and has no number */
 extern struct rp_lock rp_wake_lock;    /* leaf: rp_wake_fd, the number of sets */
 extern struct rp_lock rp_retired_lock; /* leaf: rp_stats_retired, rp_newest_set */
 int rp_set_make_ring(struct rp_set *set);
@@ -200,9 +202,12 @@ void rp_set_wake_owner(struct rp_set *set);
 void rp_set_take_wake(struct rp_set *set);
 void rp_set_say_serviced(struct rp_set *set);
 bool rp_set_ask_owner(struct rp_set *set);
-/* wait.c: enters without blocking, and reaps. 0, or a negative errno that means
- * that this ring is of no use any more. Owner thread. */
+/* wait.c: enters without blocking, and reaps: what had happened before is in the
+ * lists after it (of a ring that tells, as much of it as one enter runs). 0, or a
+ * negative errno that means that this ring is of no use any more. Owner thread. */
 int rp_set_enter_and_reap(struct rp_set *set);
+/* The same until no canceled poll is left, so that no file is held. */
+int rp_set_await_orphans(struct rp_set *set, int turns);
 /* stats.c */
 /* As the stats tell it: a set that has waited without anything for a ring in it is
  * on kernel epoll so far. */

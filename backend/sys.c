@@ -395,6 +395,11 @@ void rp_sys_futex_wake_all(uint32_t *word)
 
 /* ------------------------------------------------------- process and time */
 
+void rp_sys_set_sigmask(const sigset_t *mask, sigset_t *ret_before)
+{
+    call4(SYS_rt_sigprocmask, SIG_SETMASK, (long)mask, (long)ret_before, RP_SIGSET_BYTES);
+}
+
 int rp_sys_gettid(void)
 {
     return (int)call4(SYS_gettid, 0, 0, 0, 0);

@@ -60,6 +60,17 @@ int rp_sys_epoll_wait(int epfd, struct epoll_event *events, int max, const struc
                       const sigset_t *sigmask);
 int rp_sys_gettid(void);
 int rp_sys_getpid(void);
+/* For loops that watch another processor's memory. */
+static inline void rp_sys_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+/* SIG_SETMASK; *ret_before may be NULL. */
+void rp_sys_set_sigmask(const sigset_t *mask, sigset_t *ret_before);
 uint64_t rp_sys_now_ns(void); /* CLOCK_MONOTONIC, through the vDSO (libc's clock_gettime) */
 void *rp_sys_pages(size_t length);          /* zeroed anonymous private memory, NULL on failure */
 void *rp_sys_pages_wipe_on_fork(size_t length);

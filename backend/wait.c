@@ -65,10 +65,49 @@ static void recheck_all(struct rp_set *set)
     set->hidden_ready = true;
 }
 
-/* Enters without blocking, and reaps. 0, or a negative errno that means that
- * this ring is of no use any more. */
+/* This ring is of no use any more. */
+static bool is_fatal(int entered)
+{
+    return entered < 0 && entered != -EINTR && entered != -ETIME && entered != -EBUSY && entered != -EAGAIN;
+}
+
+/* SQPOLL: another thread does it all, so what it is to have done is followed by
+ * a fence, and that is waited for. */
+static int pass_fence(struct rp_set *set)
+{
+    struct rp_ring *ring = &set->ring;
+    bool queued = false, handed_over = false, passed = false;
+
+    for (unsigned attempts = 0; attempts < 1000000; attempts++) {
+        if (!queued)
+            queued = rp_ring_fence(ring, rp_op_fence_user_data(set->fence + 1));
+        int result = rp_ring_enter(ring, handed_over && !passed, NULL, NULL);
+        if (queued && !handed_over) {
+            handed_over = true;
+            set->fence++;
+            /* It mostly takes less time than a call that sleeps. */
+            for (unsigned spins = 0; spins < 300 && rp_ring_thread_is_awake(ring); spins++) {
+                rp_sys_relax();
+                if (rp_ring_peek(ring) && reap(set) > 0 && set->ops.fence_passed == set->fence)
+                    break;
+            }
+        }
+        reap(set);
+        if (result == -EBADR)
+            recheck_all(set);
+        else if (is_fatal(result))
+            return result;
+        passed = handed_over && set->ops.fence_passed == set->fence;
+        if (passed && !rp_ring_is_overflown(ring))
+            return 0;
+    }
+    return -EAGAIN;
+}
+
 int rp_set_enter_and_reap(struct rp_set *set)
 {
+    if (set->ring.setup_flags & RP_SETUP_SQPOLL)
+        return pass_fence(set);
     for (int attempts = 0; attempts < 1000; attempts++) {
         if (set->leaving) /* as far as there is room; the rest after this enter */
             (void)rp_stream_flush_leaving(set);
@@ -93,11 +132,25 @@ int rp_set_enter_and_reap(struct rp_set *set)
         default:
             if (result < 0)
                 return result;
-            if (rp_ring_queued(&set->ring) == 0 && !set->leaving && !set->batched)
+            if (rp_ring_queued(&set->ring) == 0 && !set->leaving && !set->batched &&
+                (set->tells || !rp_ring_is_overflown(&set->ring)))
                 return 0;
         }
     }
     return -EAGAIN;
+}
+
+int rp_set_await_orphans(struct rp_set *set, int turns)
+{
+    int result = 0;
+    for (; result == 0 && turns > 0 &&
+           (set->leaving || set->ops.count[RP_OP_ORPHANED] + set->ops.count[RP_OP_CANCELING] > 0);
+         turns--)
+        result = rp_set_enter_and_reap(set);
+    /* SQPOLL: its thread lets go of a file after it has posted the completion. */
+    if (result == 0 && (set->ring.setup_flags & RP_SETUP_SQPOLL))
+        result = rp_set_enter_and_reap(set);
+    return result;
 }
 
 /* The dirty list: what is armed becomes what is wanted. */
@@ -363,11 +416,54 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
     }
 }
 
+#define AGAIN (-4095)
+
+/* What other threads asked of the owner. 0, AGAIN (the set is on another engine
+ * now) or a negative errno. */
+static int serve_requests(struct rp_set *set)
+{
+    int result = 0;
+    bool asked = set->requests;
+    rp_set_take_wake(set);
+    set->requests = false;
+    if (set->demote_reason != RINGPOLL_REASON_NONE && !set->zombie && !rp_set_is_ending(set))
+        rp_set_demote(set, set->demote_reason, 0);
+    if (rp_set_engine(set) != RINGPOLL_ENGINE_RING || rp_set_is_ending(set)) {
+        rp_set_say_serviced(set);
+        return AGAIN;
+    }
+    if (asked) {
+        result = flush_dirty(set);
+        if (result == 0)
+            result = rp_set_await_orphans(set, 64);
+        rp_set_say_serviced(set);
+    }
+    return result;
+}
+
+/* While the owner was inside: is the ring gone, or to go? */
+static bool is_no_more(struct rp_set *set)
+{
+    if (set->ring.fd >= 0 && !set->zombie && !rp_set_is_ending(set))
+        return false;
+    rp_set_take_wake(set);
+    if (set->requests) {
+        set->requests = false;
+        rp_set_say_serviced(set);
+    }
+    return true;
+}
+
+/* A filter, another kernel's idea: the set goes on without its ring. */
+static void give_up_ring(struct rp_set *set, int error)
+{
+    rp_set_demote(set, error == -EPERM || error == -EACCES ? RINGPOLL_REASON_RESTRICTED : RINGPOLL_REASON_NO_RING,
+                  error);
+}
+
 /* One wait of the owner on its ring. Locked, and unlocked only inside the
  * blocking enter. Returns events, 0, a negative errno, or AGAIN when the set is
  * on another engine now. */
-#define AGAIN (-4095)
-
 static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max, const struct timespec *timeout,
                         uint64_t deadline_ns, const sigset_t *sigmask)
 {
@@ -385,25 +481,11 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         bool blocked = false, got_any = false;
         int entered = 0;
         if (set->requests || set->wake_sent) {
-            bool asked = set->requests;
-            rp_set_take_wake(set);
-            set->requests = false;
-            if (set->demote_reason != RINGPOLL_REASON_NONE && !set->zombie && !rp_set_is_ending(set))
-                rp_set_demote(set, set->demote_reason, 0);
-            if (rp_set_engine(set) != RINGPOLL_ENGINE_RING || rp_set_is_ending(set)) {
-                rp_set_say_serviced(set);
+            result = serve_requests(set);
+            if (result == AGAIN)
                 return AGAIN;
-            }
-            if (asked) {
-                result = flush_dirty(set);
-                for (int turn = 0; result == 0 && turn < 64 &&
-                                   (set->leaving || set->ops.count[RP_OP_ORPHANED] + set->ops.count[RP_OP_CANCELING] > 0);
-                     turn++)
-                    result = rp_set_enter_and_reap(set);
-                rp_set_say_serviced(set);
-                if (result < 0)
-                    break;
-            }
+            if (result < 0)
+                break;
         }
         if (set->dirty && (result = flush_dirty(set)) < 0)
             break;
@@ -420,8 +502,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         if ((result = arm_hidden(set)) < 0)
             break;
         if (set->ready_count || set->hidden_ready || poll_only) {
-            if (rp_ring_queued(ring) || rp_ring_wants_enter(ring) ||
-                (!set->ready_count && !set->hidden_ready && !(ring->features & RINGPOLL_FEATURE_TASKRUN_FLAG))) {
+            if (rp_ring_queued(ring) || rp_ring_wants_enter(ring)) {
                 uint64_t before = ring->cqes_reaped;
                 result = rp_set_enter_and_reap(set);
                 if (result < 0)
@@ -447,22 +528,15 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             set->owner_inside = false;
             if (!enters)
                 continue;
-            if (ring->fd < 0 || set->zombie || rp_set_is_ending(set)) {
-                rp_set_take_wake(set);
-                if (set->requests) {
-                    set->requests = false;
-                    rp_set_say_serviced(set);
-                }
+            if (is_no_more(set))
                 return AGAIN;
-            }
             reaped = reap(set);
             if (set->sending)
                 rp_send_settle(set);
             got_any = reaped > 0;
             if (entered == -EBADR) {
                 recheck_all(set);
-            } else if (entered < 0 && entered != -EINTR && entered != -ETIME && entered != -EBUSY &&
-                       entered != -EAGAIN) {
+            } else if (is_fatal(entered)) {
                 result = entered;
                 break;
             }
@@ -513,10 +587,80 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         }
         set->wait_serial++;
     }
-    /* This ring is of no use any more (a filter, another kernel's idea): the
-     * set goes on without it. */
-    rp_set_demote(set, result == -EPERM || result == -EACCES ? RINGPOLL_REASON_RESTRICTED : RINGPOLL_REASON_NO_RING,
-                  result);
+    give_up_ring(set, result);
+    return AGAIN;
+}
+
+/* Edge-triggered polls that the kernel ended because the CQ was full are armed
+ * anew here, so that the look which comes with that goes into the same report. */
+static int settle(struct rp_set *set)
+{
+    int result = 0;
+    for (unsigned turn = 0; turn < 64; turn++) {
+        set->edge_ended = false;
+        if ((set->dirty && (result = flush_dirty(set)) < 0) || (result = arm_hidden(set)) < 0 ||
+            (result = rp_set_enter_and_reap(set)) < 0 || !set->edge_ended)
+            break;
+    }
+    return result;
+}
+
+/* The same on a ring that does not tell what is on its way: whether anything has
+ * happened is asked before each report, and before each sleep. Nothing is queued
+ * when it sleeps, so the kernel says EINTR and ETIME when it means them. */
+static int wait_on_mute_ring(struct rp_set *set, struct epoll_event *events, int max, const struct timespec *timeout,
+                             uint64_t deadline_ns, const sigset_t *sigmask)
+{
+    struct rp_ring *ring = &set->ring;
+    bool over = timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0;
+    struct timespec left = timeout ? *timeout : no_time;
+    int result = 0, entered = 0;
+
+    if (!set->in_company && !rp_single_threaded())
+        rp_set_has_company(set);
+    for (;;) {
+        set->wait_serial++;
+        if (set->requests || set->wake_sent) {
+            result = serve_requests(set);
+            if (result == AGAIN)
+                return AGAIN;
+            if (result < 0)
+                break;
+        }
+        if ((result = settle(set)) < 0)
+            break;
+        unsigned count = collect(set, events, (unsigned)max);
+        if (count > 0)
+            return (int)count;
+        if (over)
+            return entered == -EINTR ? -EINTR : 0;
+        /* Not with a poll to arm, or with what poll(2) had no memory to look at. */
+        if (!set->dirty && set->hidden_armed && set->ready_count == 0) {
+            set->owner_inside = true;
+            rp_set_unlock(set);
+            /* What a signal handler left (see ctl_in_handler) is dirty now. */
+            bool enters = RP_READ_ONCE(set->dirty) == NULL;
+            if (enters)
+                entered = rp_ring_enter(ring, 1, timeout ? &left : NULL, sigmask);
+            rp_set_lock(set);
+            set->owner_inside = false;
+            if (!enters)
+                continue;
+            if (is_no_more(set))
+                return AGAIN;
+            reap(set);
+            if (entered == -EBADR) {
+                recheck_all(set);
+            } else if (is_fatal(entered)) {
+                result = entered;
+                break;
+            }
+        }
+        if (timeout)
+            left = time_left(deadline_ns);
+        over = entered == -EINTR || entered == -ETIME || (timeout && (left.tv_sec | left.tv_nsec) == 0);
+    }
+    give_up_ring(set, result);
     return AGAIN;
 }
 
@@ -527,6 +671,20 @@ static bool mostly_kernel_watches(const struct rp_set *set)
     for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         kernel += watch->home == RP_HOME_KERNEL && !watch->deleted;
     return kernel > set->ring_watches;
+}
+
+/* SQPOLL: a fence may sleep. A signal that comes meanwhile is kept for the sleep
+ * that it shall interrupt, and one that comes with an event for after the call,
+ * as the kernel's epoll does. What the program does wrong itself is not held. */
+static const sigset_t *hold_signals(sigset_t *ret_before, const sigset_t *sigmask)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
+    sigset_t all;
+    sigfillset(&all);
+    for (unsigned i = 0; i < sizeof faults / sizeof faults[0]; i++)
+        sigdelset(&all, faults[i]);
+    rp_sys_set_sigmask(&all, ret_before);
+    return sigmask ? sigmask : ret_before;
 }
 
 int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
@@ -553,6 +711,10 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     if (rp_self.locks_held)
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     rp_process_check();
+    bool holds_signals = (set->flags & RINGPOLL_SQPOLL) != 0;
+    sigset_t before;
+    if (holds_signals)
+        sigmask = hold_signals(&before, sigmask);
     if (timeout && (timeout->tv_sec | timeout->tv_nsec) != 0)
         deadline_ns = deadline_of(timeout);
 
@@ -576,7 +738,10 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
             continue;
         }
         if (engine == RINGPOLL_ENGINE_RING) {
-            result = wait_on_ring(set, events, max, timeout, deadline_ns, sigmask);
+            if (set->tells)
+                result = wait_on_ring(set, events, max, timeout, deadline_ns, sigmask);
+            else
+                result = wait_on_mute_ring(set, events, max, timeout, deadline_ns, sigmask);
             continue;
         }
         if (rp_set_is_ending(set)) {
@@ -612,6 +777,8 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     rp_set_unlock(set);
     if (RP_READ_ONCE(rp_zombies))
         rp_set_end_zombies();
+    if (holds_signals)
+        rp_sys_set_sigmask(&before, NULL);
     return result;
 
 kernel:

@@ -323,8 +323,10 @@ void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, 
         if (watch->op->state == RP_OP_QUEUED)
             rp_op_step(&set->ops, watch->op, RP_OP_INFLIGHT);
         rp_op_step(&set->ops, watch->op, RP_OP_FREE);
-        if (!watch->armed_oneshot)
+        if (!watch->armed_oneshot) {
             set->stats.rearms++;
+            set->edge_ended |= rp_watch_is_edge(watch);
+        }
         watch->op = NULL;
         watch->armed = 0;
         watch->armed_oneshot = false;

@@ -429,6 +429,26 @@ TEST_P(Duplicate, AnEdgeThatNobodySawSurvivesTheClose)
     ASSERT_EQ(e().close(copy), 0);
 }
 
+TEST_P(Duplicate, TheCloseLeavesAnExclusiveEdgeOfAnotherFdAlone)
+{
+    int set = new_set();
+    Pair p = tcp(), q = udp(), r = udp();
+    ASSERT_EQ(add(set, p.a, in_ | et_), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    int copy = e().dup(p.a);
+    ASSERT_EQ(add(set, q.a, out_ | et_ | exclusive_), 0);
+    ASSERT_EQ(add(set, r.a, out_ | et_ | exclusive_), 0);
+    Events seen = ready(set, 1);
+    ASSERT_EQ(seen.size(), 1u);
+    ASSERT_EQ(e().close(p.a), 0);
+    Events others = ready(set);
+    seen.insert(seen.end(), others.begin(), others.end());
+    std::sort(seen.begin(), seen.end());
+    EXPECT_EQ(seen, (Events{{(uint64_t)q.a, out_}, {(uint64_t)r.a, out_}}));
+    ASSERT_EQ(e().close(copy), 0);
+}
+
 TEST_P(Duplicate, Dup2OverAWatchedFdEndsItsRegistration)
 {
     int set = new_set();

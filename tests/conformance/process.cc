@@ -345,18 +345,25 @@ TEST_P(Fork, AnExitingProcessEndsItsConnections)
     int server_end;
     struct sockaddr_in address;
     int listening = listener(&address);
+    int report[2];
+    ASSERT_EQ(::pipe(report), 0);
     pid_t child = e().fork();
     if (child == 0) {
         int set = new_set();
         int fd = connected_to(address);
         CHECK_IN_CHILD(add(set, fd, in_) == 0);
         CHECK_IN_CHILD(ready(set) == Events());
+        CHECK_IN_CHILD(::write(report[1], "r", 1) == 1);
         next(set);
         _exit(0);
     }
     ASSERT_TRUE(settle(listening, POLLIN));
     server_end = e().accept(listening);
     ASSERT_GE(server_end, 0);
+    char byte; /* SQPOLL: a wait without time may sleep too */
+    EXPECT_EQ(::read(report[0], &byte, 1), 1);
+    ::close(report[0]);
+    ::close(report[1]);
     EXPECT_TRUE(until_process_waits(child));
     put(server_end, 1, -1);
     EXPECT_TRUE(child_is_content(child));

@@ -20,8 +20,8 @@ unset RINGPOLL RINGPOLL_STATS RINGPOLL_PROFILE
 # ask for it.
 case $engine/$RINGPOLL_MASK in
 kernel/* | */no-uring) expect=kernel ;;
-anyring/as-5.10 | sqpoll/as-5.10) expect=either ;;
-anyring/* | sqpoll/* | */ | */as-6.1) expect=ring ;;
+anyring/as-5.10 | sq*/as-5.10) expect=either ;;
+anyring/* | sq*/* | */ | */as-6.1) expect=ring ;;
 *) expect=kernel ;;
 esac
 [ -n "${RINGPOLL_TEST_NO_URING-}" ] && expect=kernel # built --with-uring=no
@@ -36,20 +36,12 @@ export RINGPOLL_TEST_EXPECT
 # list shrinks.
 #  - The driver leaves out other threads than the ring's: they move edge-triggered
 #    registrations to kernel epoll without the owner's knowledge.
-#  - A ring without DEFER_TASKRUN (asked for by RINGPOLL_ANY_RING) spills wake-ups
-#    of an overflown CQ into the next wait, and cannot tell spent edges apart.
 case $program in
 *differential)
     without=threads
     [ "$engine" = native ] && without=$without,rawread # it reports all reads, or none
     RINGPOLL_DIFFERENTIAL_WITHOUT=${RINGPOLL_DIFFERENTIAL_WITHOUT-$without}
     export RINGPOLL_DIFFERENTIAL_WITHOUT
-    ;;
-*)
-    case $engine/$RINGPOLL_MASK in
-    anyring/as-5.19 | anyring/as-5.13)
-        set -- "$@" --gtest_filter='-Scale.M*:Waiters.*:Timeout.*:Timerfd.*:Signals.*:Concurrent.*' ;;
-    esac
     ;;
 esac
 

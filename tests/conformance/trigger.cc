@@ -1007,6 +1007,30 @@ TEST_P(Fairness, ABusyFdDoesNotHideAQuietOne)
     EXPECT_EQ(seen.size(), 2u);
 }
 
+TEST_P(Fairness, AWaitAfterOneThatFilledItsRoomIsWoken)
+{
+    for (uint32_t flags : {0u, et_}) {
+        int set = new_set();
+        Pair streams = tcp(), datagrams = udp();
+        ASSERT_EQ(add(set, streams.a, in_ | flags), 0);
+        ASSERT_EQ(add(set, datagrams.a, in_ | flags), 0);
+        std::promise<void> done;
+        Waiter waiter([&] {
+            for (Pair &p : {std::ref(streams), std::ref(datagrams)}) {
+                put(p.b, 1, p.a);
+                EXPECT_EQ(ready(set, 1), (Events{{(uint64_t)p.a, in_}}));
+                EXPECT_EQ(drain(p.a), 1u);
+            }
+            done.set_value();
+            return next(set, 1);
+        });
+        done.get_future().wait();
+        ASSERT_TRUE(waiter.asleep());
+        put(datagrams.b, 1, -1);
+        EXPECT_EQ(waiter.result(), (Events{{(uint64_t)datagrams.a, in_}}));
+    }
+}
+
 TEST_P(Fairness, EdgesAndLevelsShareTheRoom)
 {
     int set = new_set();

@@ -639,7 +639,16 @@ int FakeKernel::table_register(int fd, unsigned opcode, const void *arg, unsigne
 
 int FakeKernel::do_register(int fd, unsigned opcode, const void *arg, unsigned nr_args)
 {
-    auto ring = ring_of(fd);
+    std::shared_ptr<Ring> ring;
+    if (opcode & RP_REGISTER_USE_REGISTERED_RING) {
+        auto found = registered_.find(static_cast<unsigned>(fd));
+        if (!(features & RP_FEAT_REG_REG_RING))
+            return -EINVAL;
+        ring = found == registered_.end() ? nullptr : found->second;
+        opcode &= ~RP_REGISTER_USE_REGISTERED_RING;
+    } else {
+        ring = ring_of(fd);
+    }
     if (!ring)
         return -EBADF;
     switch (opcode) {

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,7 +86,10 @@ private:
 
 class NativeEngine : public Engine {
 public:
-    NativeEngine(const char *name, uint32_t flags) : name_(name), flags_(flags) {}
+    NativeEngine(const char *name, uint32_t flags, uint32_t sq_thread_idle_ms = 0)
+        : name_(name), flags_(flags), sq_thread_idle_ms_(sq_thread_idle_ms)
+    {
+    }
     const char *name() const override { return name_; }
     bool native() const override { return true; }
 
@@ -94,6 +98,9 @@ public:
         struct ringpoll_options options = {};
         options.size = sizeof options;
         options.flags = flags_;
+        options.sq_thread_idle_ms = sq_thread_idle_ms_;
+        if (flags_ & RINGPOLL_SQ_AFF)
+            options.sq_thread_cpu = first_cpu();
         if (flags & EPOLL_CLOEXEC)
             options.flags |= RINGPOLL_CLOEXEC;
         if (flags & ~EPOLL_CLOEXEC)
@@ -197,9 +204,19 @@ protected:
 
 private:
     bool tracked() const { return (flags_ & RINGPOLL_TRACKED) != 0; }
+    static uint32_t first_cpu()
+    {
+        cpu_set_t allowed;
+        sched_getaffinity(0, sizeof allowed, &allowed);
+        uint32_t cpu = 0;
+        while (cpu < CPU_SETSIZE && !CPU_ISSET(cpu, &allowed))
+            cpu++;
+        return cpu;
+    }
 
     const char *name_;
     uint32_t flags_;
+    uint32_t sq_thread_idle_ms_;
 };
 
 #endif
@@ -219,6 +236,8 @@ std::unique_ptr<Engine> make_engine(const std::string &name)
         return std::make_unique<NativeEngine>("anyring", RINGPOLL_TRACKED | RINGPOLL_ANY_RING);
     if (name == "sqpoll")
         return std::make_unique<NativeEngine>("sqpoll", RINGPOLL_TRACKED | RINGPOLL_SQPOLL);
+    if (name == "sqaff") /* whose thread shares a processor with the test, and mostly sleeps */
+        return std::make_unique<NativeEngine>("sqaff", RINGPOLL_TRACKED | RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF, 1);
 #endif
     return nullptr;
 }

@@ -149,6 +149,17 @@ TEST_F(Op, AStaleGenerationIsCountedAndNotFound)
     EXPECT_EQ(rp_op_find(&table, rp_op_user_data(&table, next)), next);
 }
 
+TEST_F(Op, AFenceIsNotedAndNeitherFoundNorStale)
+{
+    make();
+    EXPECT_EQ(table.fence_passed, 0u);
+    for (uint32_t number : {1u, 2u, 0x12345678u, 0xffffffffu, 0u}) {
+        EXPECT_EQ(rp_op_find(&table, rp_op_fence_user_data(number)), nullptr);
+        EXPECT_EQ(table.fence_passed, number);
+    }
+    EXPECT_EQ(table.stale, 0u);
+}
+
 TEST_F(Op, AFreeSlotIsNotFoundByAGuess)
 {
     rp_op *op = make();
@@ -186,7 +197,7 @@ TEST_F(Op, AnySixtyFourBitsAreSafeToAsk)
         rp_op *op = rp_op_find(&table, user_data);
         if (op) {
             EXPECT_EQ(rp_op_user_data(&table, op), user_data);
-        } else if (user_data & 0xff) {
+        } else if ((user_data & 0xff) != RP_OP_NONE && (user_data & 0xff) != RP_OP_FENCE) {
             asked++;
         }
     }

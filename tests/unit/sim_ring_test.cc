@@ -778,6 +778,20 @@ TEST_F(SimRing, TheRegisteredFdIsUsedWhileThereIsOneThread)
     EXPECT_EQ(kernel.ring_fds(), 0u);
 }
 
+TEST_F(SimRing, ARingWithoutAnFdGivesUpItsSlotByItself)
+{
+    rp_ring_options options = plain_options();
+    options.single_thread = true;
+    start(options);
+    close(ring.fd);
+    ring.fd = RP_RING_NO_FD;
+    nop(1);
+    EXPECT_EQ(rp_ring_enter(&ring, 1, nullptr, nullptr), 1);
+    rp_ring_fini(&ring);
+    EXPECT_EQ(kernel.ring_fds(), 0u);
+    EXPECT_EQ(ring.fd, -1);
+}
+
 TEST_F(SimRing, WithSeveralThreadsTheFdIsNotRegistered)
 {
     start();
@@ -912,6 +926,68 @@ TEST_F(SimSqpoll, AFullQueueIsWaitedFor)
     EXPECT_EQ(kernel.enters[0].flags & RP_ENTER_SQ_WAIT, RP_ENTER_SQ_WAIT);
     EXPECT_NE(nop(8), nullptr);
     EXPECT_EQ(reap().size(), 8u);
+}
+
+TEST_F(SimSqpoll, AThreadThatSleepsWithNothingToTakeIsLeftAsleep)
+{
+    start_sqpoll();
+    kernel.run_sq_thread(true);
+    struct timespec time = {0, 1000};
+    EXPECT_EQ(rp_ring_enter(&ring, 1, &time, nullptr), -ETIME);
+    ASSERT_EQ(kernel.enters.size(), 1u);
+    EXPECT_EQ(kernel.enters[0].flags & RP_ENTER_SQ_WAKEUP, 0u) << "what it waits for wakes it";
+}
+
+TEST_F(SimSqpoll, AFenceIsALinkBehindAllThatIsQueued)
+{
+    start_sqpoll();
+    nop(7);
+    ASSERT_TRUE(rp_ring_fence(&ring, 99));
+    ASSERT_EQ(rp_ring_queued(&ring), 3u);
+    EXPECT_EQ(ring.sqes[1].opcode, RP_IORING_OP_NOP);
+    EXPECT_EQ(ring.sqes[1].flags, RP_SQE_IO_LINK | RP_SQE_CQE_SKIP_SUCCESS);
+    EXPECT_EQ(ring.sqes[2].opcode, RP_IORING_OP_NOP);
+    EXPECT_EQ(ring.sqes[2].flags, 0);
+    rp_ring_enter(&ring, 0, nullptr, nullptr);
+    kernel.run_sq_thread(false);
+    EXPECT_EQ(reap(), (std::vector<uint64_t>{7, 99}));
+}
+
+TEST_F(SimSqpoll, WithoutCqeSkipAFencesFirstHalfIsOfNoKind)
+{
+    rp_ring_options options = plain_options();
+    options.sqpoll = true;
+    options.features &= ~RINGPOLL_FEATURE_CQE_SKIP;
+    start(options);
+    ASSERT_TRUE(rp_ring_fence(&ring, 99));
+    rp_ring_enter(&ring, 0, nullptr, nullptr);
+    kernel.run_sq_thread(false);
+    EXPECT_EQ(reap(), (std::vector<uint64_t>{0, 99}));
+}
+
+TEST_F(SimSqpoll, AFenceWithoutRoomFillsTheQueueSoThatItCanBeWaitedFor)
+{
+    start_sqpoll();
+    for (uint64_t i = 1; i < 8; i++)
+        ASSERT_NE(nop(i), nullptr);
+    EXPECT_FALSE(rp_ring_fence(&ring, 99));
+    EXPECT_FALSE(rp_ring_fence(&ring, 99));
+    EXPECT_EQ(rp_ring_queued(&ring), 8u);
+    rp_ring_enter(&ring, 0, nullptr, nullptr);
+    ASSERT_EQ(kernel.enters.size(), 1u);
+    EXPECT_EQ(kernel.enters[0].flags & RP_ENTER_SQ_WAIT, RP_ENTER_SQ_WAIT);
+    ASSERT_TRUE(rp_ring_fence(&ring, 99));
+    rp_ring_enter(&ring, 0, nullptr, nullptr);
+    kernel.run_sq_thread(false);
+    EXPECT_EQ(reap().back(), 99u);
+}
+
+TEST_F(SimSqpoll, TheSmallestQueueHasRoomForAFence)
+{
+    rp_ring_options options = plain_options(1, 1);
+    options.sqpoll = true;
+    start(options);
+    EXPECT_TRUE(rp_ring_fence(&ring, 99));
 }
 
 TEST_F(SimSqpoll, WaitsLikeAnyOther)

@@ -69,11 +69,11 @@ RINGPOLL_API const char *ringpoll_version(void);
  * return EINTR, so only a program that expects that should ask for it.
  * Without this flag such kernels serve the set by kernel epoll. */
 #define RINGPOLL_ANY_RING (1u << 4)
-/* A kernel thread submits (IORING_SETUP_SQPOLL). It spins for
+/* A kernel thread submits and polls (IORING_SETUP_SQPOLL). It spins for
  * sq_thread_idle_ms and keeps the credentials of the ring's creator; on most
- * machines it costs more than it saves. Events arrive when that thread has
- * posted them: a wait with a zero timeout may not yet see what has just
- * happened. Implies RINGPOLL_ANY_RING. */
+ * machines it costs more than it saves, since each wait first sees to it that the
+ * thread has come up with what has happened. No call of the program is
+ * interrupted by it. Implies RINGPOLL_ANY_RING. */
 #define RINGPOLL_SQPOLL (1u << 5)
 /* With RINGPOLL_SQPOLL: bind that thread to sq_thread_cpu. */
 #define RINGPOLL_SQ_AFF (1u << 6)
