@@ -19,8 +19,12 @@ struct rp_stashed {
 };
 
 struct rp_set {
-    /* --- under `lock`; those marked * are looked at without it, see once.h */
     struct rp_lock lock;
+    /* --- of the place, not of the set that has it: these outlive it */
+    struct rp_set *next_set;  /* all sets; under rp_sets_lock */
+    bool in_use;        /* changed under `lock` and rp_sets_lock */
+    uint32_t serviced;  /* futex: grows when the owner has seen to requests */
+    /* --- under `lock`; those marked * are looked at without it, see once.h */
     uint32_t engine; /* * RINGPOLL_ENGINE_*; only ever goes up */
     uint32_t reason;
     int error;
@@ -34,7 +38,6 @@ struct rp_set {
     bool raised;        /* the wake fd stands in the identity: for that, or for the stash */
     bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
     uint32_t demote_reason; /* the owner is asked to demote it; 0: not */
-    uint32_t serviced;  /* futex: grows when the owner has seen to requests */
     struct rp_watch *watches; /* all */
     struct rp_watch *dirty; /* * */
     struct rp_watch *dirty_tail;
@@ -46,8 +49,6 @@ struct rp_set {
     uint32_t stash_room;
     bool inherited;     /* a fork's child has yet to make it its own */
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
-    struct rp_set *next_set;  /* all sets; under rp_sets_lock */
-    bool in_use;            /* changed under `lock` and rp_sets_lock */
     /* --- the owner thread's */
     uint64_t owner;    /* * rp_self.id, 0: nobody yet. Written once, under `lock` */
     struct rp_ring ring;
