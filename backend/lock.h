@@ -32,6 +32,7 @@ struct rp_lock {
 struct rp_thread {
     uint64_t id;           /* unique for ever, never 0 once rp_self_id() ran */
     int locks_held;
+    bool forking;          /* all locks are held for a fork */
     volatile int deferred; /* a signal handler left work for us */
 };
 extern __thread struct rp_thread rp_self;

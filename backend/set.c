@@ -334,13 +334,15 @@ int ringpoll_create(const struct ringpoll_options *given)
         rp_sys_close(fd);
         return -ENOMEM;
     }
+    rp_lock(&set->lock); /* it stands in the list of all sets */
     set->flags = options.flags;
     set->ring_options = ring_options;
     set->identity = fd;
     set->names = 1;
     set->reason = reason;
     set->error = error;
-    set->engine = kernel ? RINGPOLL_ENGINE_KERNEL : RINGPOLL_ENGINE_NEW;
+    __atomic_store_n(&set->engine, kernel ? RINGPOLL_ENGINE_KERNEL : RINGPOLL_ENGINE_NEW, __ATOMIC_RELEASE);
+    rp_unlock(&set->lock);
     rp_process_made_set();
     if (options.flags & RINGPOLL_REQUIRE) {
         /* Made to see whether it can be, and kept for the first wait. */

@@ -141,6 +141,14 @@ static inline bool rp_set_is_ending(const struct rp_set *set)
 void rp_set_free(struct rp_set *set); /* everything has been cancelled, no name is left */
 void rp_set_link_watch(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry);
 void rp_set_undirty(struct rp_set *set, struct rp_watch *watch);
+/* Nobody but the owner, if there is one, may know of it: who is not the owner must
+ * not forget the others, but leaves them, deleted and dirty, to the owner's next wait. */
+static inline bool rp_set_may_forget(const struct rp_set *set, const struct rp_watch *watch)
+{
+    return set->ring.fd < 0 || (!watch->op && rp_set_is_mine(set)) ||
+           (!watch->op && !watch->dirty && watch->home == RP_HOME_KERNEL &&
+            RP_READ_ONCE(watch->ready) == RP_READY_IDLE);
+}
 /* Engine KERNEL, no ring: all records but those of `leftovers`. */
 void rp_set_forget_watches(struct rp_set *set);
 struct rp_watch *rp_set_find(struct rp_set *set, int fd);

@@ -204,7 +204,7 @@ static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsig
             uint32_t mask = watch->mask & rp_watch_interest(watch);
             bool certain = watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial;
             rp_watch_to_idle(set, watch);
-            if (watch->deleted)
+            if (watch->deleted || watch->home != RP_HOME_RING) /* another thread did that */
                 continue;
             if (!certain) { /* poll(2) failed: another time */
                 rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
@@ -297,6 +297,16 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
  * on another engine now. */
 #define AGAIN (-4095)
 
+/* Where there is nothing to be done for who asked, but that it shall know. */
+static void answer_requests(struct rp_set *set)
+{
+    rp_set_take_wake(set);
+    if (set->requests) {
+        set->requests = false;
+        rp_set_say_serviced(set);
+    }
+}
+
 static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max, const struct timespec *timeout,
                         uint64_t deadline_ns, const sigset_t *sigmask)
 {
@@ -304,6 +314,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
     bool poll_only = timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0;
     struct timespec left = timeout ? *timeout : no_time;
     int result = 0;
+    bool interrupted = false;
 
     set->wait_serial++;
     if (!set->in_company && !rp_single_threaded())
@@ -320,7 +331,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
                 rp_set_demote(set, set->demote_reason, 0);
             if (rp_set_engine(set) != RINGPOLL_ENGINE_RING || rp_set_is_ending(set)) {
                 rp_set_say_serviced(set);
-                return AGAIN;
+                return interrupted ? -EINTR : AGAIN;
             }
             if (asked) {
                 result = flush_dirty(set);
@@ -335,7 +346,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             break;
         if ((result = arm_hidden(set)) < 0)
             break;
-        if (set->ready_count || set->hidden_ready || poll_only) {
+        if (set->ready_count || set->hidden_ready || poll_only || interrupted) {
             if (rp_ring_queued(ring) || rp_ring_wants_enter(ring) ||
                 (!set->ready_count && !set->hidden_ready && !(ring->features & RINGPOLL_FEATURE_TASKRUN_FLAG))) {
                 uint64_t before = ring->cqes_reaped;
@@ -360,13 +371,12 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             set->owner_inside = false;
             if (!enters)
                 continue;
-            if (ring->fd < 0 || set->zombie || rp_set_is_ending(set)) {
-                rp_set_take_wake(set);
-                if (set->requests) {
-                    set->requests = false;
-                    rp_set_say_serviced(set);
-                }
-                return AGAIN;
+            /* Was it a signal, and maybe its handler that demoted the set, or closed it? */
+            interrupted = entered == -EINTR;
+            if (set->zombie || rp_set_is_ending(set)) {
+                interrupted = interrupted || (entered >= 0 && !rp_ring_peek(ring));
+                answer_requests(set);
+                return interrupted ? -EINTR : AGAIN;
             }
             reaped = reap(set);
             got_any = reaped > 0;
@@ -399,9 +409,9 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             return (int)count;
         if (poll_only)
             return 0;
+        if (interrupted)
+            return -EINTR;
         if (blocked) {
-            if (entered == -EINTR)
-                return -EINTR;
             if (entered == -ETIME)
                 return 0;
             if (timeout) {
@@ -422,6 +432,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
     }
     /* This ring is of no use any more (a filter, another kernel's idea): the
      * set goes on without it. */
+    answer_requests(set);
     rp_set_demote(set, result == -EPERM || result == -EACCES ? RINGPOLL_REASON_RESTRICTED : RINGPOLL_REASON_NO_RING,
                   result);
     return AGAIN;
