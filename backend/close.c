@@ -88,7 +88,7 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
         return; /* we are called again */
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && watch->disabled && !watch->deleted)
         RP_COUNT(set->leftovers, -1u);
-    if ((!watch->op && !receives) || set->ring.fd < 0) {
+    if (!receives && rp_set_may_forget(set, watch)) {
         rp_set_forget_watch(set, watch);
         return;
     }
@@ -105,6 +105,8 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
     rp_fd_unlink(entry, watch);
     int fd = watch->fd;
     RP_WRITE_ONCE(watch->fd, -1);
+    if (!watch->op && !receives)
+        return;
     set->stats.cancels_on_close++;
     uint8_t kind = watch->kind;
     if (set->owner_inside && rp_set_ask_owner(set))
@@ -129,12 +131,17 @@ void rp_set_name_closing(struct rp_set *set, int fd)
         return;
     }
     uint32_t engine = rp_set_engine(set);
-    if (engine == RINGPOLL_ENGINE_RING && !rp_set_is_mine(set)) {
+    bool mine = rp_set_is_mine(set);
+    if (engine == RINGPOLL_ENGINE_RING && (!mine || set->owner_inside)) {
         RP_WRITE_ONCE(set->zombie, true);
         __atomic_fetch_add(&rp_zombies, 1, __ATOMIC_RELAXED);
         __atomic_store_n(&set->engine, RINGPOLL_ENGINE_KERNEL, __ATOMIC_RELEASE);
-        if (set->owner_inside)
-            rp_set_ask_owner(set);
+        if (set->owner_inside) {
+            if (mine)
+                rp_set_wake_owner(set); /* a signal handler: the wait ends by itself */
+            else
+                rp_set_ask_owner(set);
+        }
         return;
     }
     if (set->zombie) /* its owner will end it */

@@ -175,7 +175,7 @@ static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
 {
     if (watch->home == RP_HOME_KERNEL) {
         int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, fd, NULL);
-        if (!watch->op)
+        if (rp_set_may_forget(set, watch))
             rp_set_forget_watch(set, watch);
         else {
             RP_WRITE_ONCE(watch->deleted, true);

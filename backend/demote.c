@@ -309,7 +309,9 @@ static void harvest(struct rp_set *set)
 
 /* ---------------------------------------------------------------- the moves */
 
-/* It is the kernel's now. Its poll, if any, is cancelled with the owner's next wait. */
+/* It is the kernel's now. Its poll, if any, is cancelled with the owner's next wait,
+ * and it is the owner who takes it out of the ready list: that may be in use, since
+ * reads are reported without the lock. */
 static void moved(struct rp_set *set, struct rp_watch *watch)
 {
     set->stats.handovers++;
@@ -317,8 +319,10 @@ static void moved(struct rp_set *set, struct rp_watch *watch)
     set->ring_watches--;
     watch->disabled = watch->recheck = watch->leaves = false;
     watch->silent = SILENT_NOT;
-    rp_watch_to_idle(set, watch);
-    watch->quiet = watch->single = false;
+    if (set->ring.fd < 0 || rp_set_is_mine(set)) {
+        rp_watch_to_idle(set, watch);
+        watch->quiet = watch->single = false;
+    }
     rp_set_note_left(set, watch);
     rp_set_dirty(set, watch);
 }

@@ -33,6 +33,7 @@ struct rp_thread {
     uint64_t id;           /* unique for ever, never 0 once rp_self_id() ran */
     int locks_held;
     unsigned batched;      /* sets of this thread that hold writes back, see send.h */
+    bool forking;          /* all locks are held for a fork */
     volatile int deferred; /* a signal handler left work for us */
 };
 extern __thread struct rp_thread rp_self;

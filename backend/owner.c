@@ -33,8 +33,11 @@ static void thread_ends(void *unused)
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {
         rp_lock(&set->lock);
-        if (set->in_use && rp_set_is_mine(set) && rp_set_engine(set) == RINGPOLL_ENGINE_RING)
-            rp_set_demote(set, RINGPOLL_REASON_WAITERS, 0);
+        if (set->in_use && rp_set_is_mine(set)) {
+            set->owner_inside = false; /* left by siglongjmp, if at all */
+            if (rp_set_engine(set) == RINGPOLL_ENGINE_RING)
+                rp_set_demote(set, RINGPOLL_REASON_WAITERS, 0);
+        }
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);

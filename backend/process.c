@@ -315,9 +315,12 @@ static void become_child(void)
 {
     rp_sets_lock.word = rp_fdtab_lock.word = alive_lock.word = 0;
     rp_stream_limbo_fork(RP_STREAM_FORK_CHILD);
-    rp_self.locks_held = 0;
-    rp_self.deferred = 0;
     rp_self.batched = 0;
+    if (rp_self.forking) { /* else a signal handler forked, and who it interrupted will let go of them */
+        rp_self.locks_held = 0;
+        rp_self.deferred = 0;
+        rp_self.forking = false;
+    }
     __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
     rp_self.id = 0;
     rp_set_forget_kept_rings();
@@ -362,13 +365,15 @@ void ringpoll_fork_prepare(void)
         rp_lock(&set->lock);
     rp_stream_limbo_fork(RP_STREAM_FORK_PREPARE);
     rp_lock(&rp_fdtab_lock);
+    rp_self.forking = true;
 }
 
 void ringpoll_fork_parent(void)
 {
     __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
-    if (RP_READ_ONCE(rp_fdtab_lock.word) == 0 || rp_self.locks_held == 0)
+    if (!rp_self.forking)
         return;
+    rp_self.forking = false;
     rp_unlock(&rp_fdtab_lock);
     rp_stream_limbo_fork(RP_STREAM_FORK_PARENT);
     for (struct rp_set *set = rp_sets; set; set = set->next_set)

@@ -376,6 +376,7 @@ int ringpoll_create(const struct ringpoll_options *given)
         rp_sys_close(fd);
         return -ENOMEM;
     }
+    rp_lock(&set->lock); /* it stands in the list of all sets */
     set->flags = options.flags;
     set->buffer_count = options.buffers;
     set->send_limit = options.send_bytes ? (options.send_bytes + 4095u) & ~4095u : DEFAULT_SEND_BYTES;
@@ -385,7 +386,8 @@ int ringpoll_create(const struct ringpoll_options *given)
     set->names = 1;
     set->reason = reason;
     set->error = error;
-    set->engine = kernel ? RINGPOLL_ENGINE_KERNEL : RINGPOLL_ENGINE_NEW;
+    __atomic_store_n(&set->engine, kernel ? RINGPOLL_ENGINE_KERNEL : RINGPOLL_ENGINE_NEW, __ATOMIC_RELEASE);
+    rp_unlock(&set->lock);
     rp_process_made_set();
     if (options.flags & RINGPOLL_REQUIRE) {
         /* Made to see whether it can be, and kept for the first wait. */

@@ -22,8 +22,12 @@ struct rp_stashed {
 };
 
 struct rp_set {
-    /* --- under `lock`; those marked * are looked at without it, see once.h */
     struct rp_lock lock;
+    /* --- of the place, not of the set that has it: these outlive it */
+    struct rp_set *next_set;  /* all sets; under rp_sets_lock */
+    bool in_use;        /* changed under `lock` and rp_sets_lock */
+    uint32_t serviced;  /* futex: grows when the owner has seen to requests */
+    /* --- under `lock`; those marked * are looked at without it, see once.h */
     uint32_t engine; /* * RINGPOLL_ENGINE_*; only ever goes up */
     uint32_t reason;
     int error;
@@ -37,7 +41,6 @@ struct rp_set {
     bool raised;        /* the wake fd stands in the identity: for that, or for the stash */
     bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
     uint32_t demote_reason; /* the owner is asked to demote it; 0: not */
-    uint32_t serviced;  /* futex: grows when the owner has seen to requests */
     struct rp_watch *watches; /* all */
     struct rp_watch *dirty; /* * */
     struct rp_watch *dirty_tail;
@@ -64,8 +67,6 @@ struct rp_set {
     bool unpolled;      /* a BLOCKED stream has no poll yet */
     bool no_streams;    /* this ring cannot */
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
-    struct rp_set *next_set;  /* all sets; under rp_sets_lock */
-    bool in_use;            /* changed under `lock` and rp_sets_lock */
     /* --- the owner thread's */
     uint64_t owner;    /* * rp_self.id, 0: nobody yet. Written once, under `lock` */
     struct rp_ring ring;
@@ -163,6 +164,14 @@ static inline bool rp_set_is_ending(const struct rp_set *set)
 void rp_set_free(struct rp_set *set); /* everything has been cancelled, no name is left */
 void rp_set_link_watch(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry);
 void rp_set_undirty(struct rp_set *set, struct rp_watch *watch);
+/* Nobody but the owner, if there is one, may know of it: who is not the owner must
+ * not forget the others, but leaves them, deleted and dirty, to the owner's next wait. */
+static inline bool rp_set_may_forget(const struct rp_set *set, const struct rp_watch *watch)
+{
+    return set->ring.fd < 0 || (!watch->op && rp_set_is_mine(set)) ||
+           (!watch->op && !watch->dirty && watch->home == RP_HOME_KERNEL &&
+            RP_READ_ONCE(watch->ready) == RP_READY_IDLE);
+}
 /* Engine KERNEL, no ring: all records but those of `leftovers`. */
 void rp_set_forget_watches(struct rp_set *set);
 struct rp_watch *rp_set_find(struct rp_set *set, int fd);

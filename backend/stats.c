@@ -86,15 +86,16 @@ int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
         rp_lock(&rp_sets_lock);
         rp_lock(&rp_retired_lock);
         sum = rp_stats_retired;
-        if (rp_newest_set) {
-            sum.engine = rp_stats_engine(rp_newest_set, &sum.reason);
-            sum.error = rp_newest_set->error;
-        }
+        const struct rp_set *newest = rp_newest_set;
         rp_unlock(&rp_retired_lock);
         for (struct rp_set *set = rp_sets; set; set = set->next_set) {
             rp_lock(&set->lock);
             if (set->in_use) {
                 rp_stats_add(&sum, set);
+                if (set == newest) {
+                    sum.engine = rp_stats_engine(set, &sum.reason);
+                    sum.error = set->error;
+                }
                 sum.sets++;
                 sum.rings += set->ring.fd >= 0;
                 for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)

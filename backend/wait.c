@@ -327,7 +327,7 @@ static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsig
             uint32_t mask = watch->mask & rp_watch_interest(watch);
             bool certain = watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial;
             rp_watch_to_idle(set, watch);
-            if (watch->deleted)
+            if (watch->deleted || watch->home != RP_HOME_RING) /* another thread did that */
                 continue;
             if (!certain) { /* poll(2) failed: another time */
                 rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
@@ -471,7 +471,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
     bool poll_only = timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0;
     struct timespec left = timeout ? *timeout : no_time;
     int result = 0;
-    bool looked_again = false;
+    bool looked_again = false, interrupted = false;
 
     set->wait_serial++;
     if (!set->in_company && !rp_single_threaded())
@@ -483,7 +483,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         if (set->requests || set->wake_sent) {
             result = serve_requests(set);
             if (result == AGAIN)
-                return AGAIN;
+                return interrupted ? -EINTR : AGAIN;
             if (result < 0)
                 break;
         }
@@ -501,7 +501,7 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             rp_buffers_collect(&set->buffers);
         if ((result = arm_hidden(set)) < 0)
             break;
-        if (set->ready_count || set->hidden_ready || poll_only) {
+        if (set->ready_count || set->hidden_ready || poll_only || interrupted) {
             if (rp_ring_queued(ring) || rp_ring_wants_enter(ring)) {
                 uint64_t before = ring->cqes_reaped;
                 result = rp_set_enter_and_reap(set);
@@ -528,8 +528,12 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             set->owner_inside = false;
             if (!enters)
                 continue;
-            if (is_no_more(set))
-                return AGAIN;
+            /* Was it a signal, and maybe its handler that demoted the set, or closed it? */
+            interrupted = entered == -EINTR;
+            if (is_no_more(set)) {
+                interrupted = interrupted || (entered >= 0 && ring->fd >= 0 && !rp_ring_peek(ring));
+                return interrupted ? -EINTR : AGAIN;
+            }
             reaped = reap(set);
             if (set->sending)
                 rp_send_settle(set);
@@ -566,9 +570,9 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             looked_again = true; /* a receive has just ended: what takes over looks at the file */
             continue;
         }
+        if (interrupted)
+            return -EINTR;
         if (blocked) {
-            if (entered == -EINTR)
-                return -EINTR;
             if (entered == -ETIME)
                 return 0;
             if (timeout) {
@@ -749,10 +753,18 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
             break;
         }
         struct timespec left = timeout ? (deadline_ns ? time_left(deadline_ns) : no_time) : no_time;
+        /* A wait of our own that is not over: we are a signal handler inside it, or
+         * have jumped out of it. Its wake-up is not for this one, which would turn
+         * round it for ever. */
+        bool wakes_outer = set->wake_sent && set->owner_inside && rp_set_is_mine(set);
+        if (wakes_outer)
+            rp_set_take_wake(set);
         rp_set_unlock(set);
         rp_set_end_zombies();
         result = wait_in_kernel(set, epfd, events, max, timeout ? &left : NULL, sigmask);
         rp_set_lock(set);
+        if (wakes_outer && set->zombie && set->owner_inside)
+            rp_set_wake_owner(set);
     }
     set->waiters--;
     if (set->waiters == 0 && rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie && set->hidden >= 0) {

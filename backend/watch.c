@@ -495,6 +495,10 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
         int error = rp_watch_disarm(set, watch, NULL);
         if (error == 0)
             watch->recheck = false;
+        if (watch->home != RP_HOME_RING) {
+            rp_watch_to_idle(set, watch);
+            watch->quiet = watch->single = false;
+        }
         return error;
     }
     if (recheck)

@@ -155,6 +155,30 @@ TEST_P(Fork, TheParentIsNotDisturbedByAChildThatIsKilled)
     EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
 }
 
+TEST_P(Fork, AChildSeesWhatIsReadyInASetOlderThanOthersThatCameAndWent)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    for (int i = 0; i < 3; i++) {
+        int other = new_set();
+        ASSERT_EQ(add(other, p.a, in_), 0);
+        EXPECT_EQ(ready(other), Events());
+        EXPECT_EQ(e().close(other), 0);
+    }
+    int last = new_set();
+    put(p.b, 1, p.a);
+    pid_t child = e().fork();
+    if (child == 0) {
+        CHECK_IN_CHILD(ready(set) == (Events{{(uint64_t)p.a, in_}}));
+        CHECK_IN_CHILD(ready(last) == Events());
+        _exit(0);
+    }
+    EXPECT_TRUE(child_is_content(child));
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+}
+
 TEST_P(Fork, AChildMayCloseAndAddItsOwn)
 {
     int set = new_set();

@@ -156,6 +156,97 @@ TEST_P(Concurrent, NoWakeUpIsLostBetweenThreads)
     EXPECT_EQ(waiter.result(), Events());
 }
 
+TEST_P(Concurrent, ADuplicatedFdIsClosedBeforeTheWaiterReadsOthers)
+{
+    int set = new_set();
+    std::vector<Pair> pairs;
+    Events all, left;
+    for (int i = 0; i < 20; i++) {
+        pairs.push_back(i % 2 ? tcp() : unix_stream());
+        int fd = pairs.back().a;
+        ASSERT_EQ(add(set, fd, in_), 0);
+        all.push_back({(uint64_t)fd, in_});
+        if (i % 2 == 0)
+            left.push_back(all.back());
+    }
+    std::sort(all.begin(), all.end());
+    std::sort(left.begin(), left.end());
+    /* `closed` orders nothing: a race detector shall see what the library leaves unordered. */
+    std::atomic<bool> reported{false}, closed{false};
+    Waiter waiter([&] {
+        for (int round = 0; round < 4; round++) { /* polls stay armed from the second on */
+            for (auto &p : pairs) {
+                drain(p.a);
+                put(p.b, 1, p.a);
+            }
+            EXPECT_EQ(gather(set, all.size()), all);
+        }
+        reported = true;
+        while (!closed.load(std::memory_order_relaxed))
+            sched_yield();
+        for (size_t i = 1; i < pairs.size(); i += 2)
+            drain(pairs[i].a);
+        Events some = gather(set, left.size());
+        for (size_t i = 0; i < pairs.size(); i += 2)
+            EXPECT_EQ(e().close(pairs[i].b), 0);
+        return some;
+    });
+    while (!reported)
+        sched_yield();
+    std::vector<int> copies;
+    for (size_t i = 0; i < pairs.size(); i += 2) {
+        copies.push_back(e().dup(pairs[i].a));
+        EXPECT_EQ(e().close(pairs[i].a), 0);
+    }
+    closed.store(true, std::memory_order_relaxed);
+    EXPECT_EQ(waiter.result(), left) << "a registration lasts as long as its file";
+    for (int copy : copies)
+        EXPECT_EQ(e().close(copy), 0);
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Concurrent, AllIsChangedBeforeTheWaiterReadsOthers)
+{
+    for (bool is_polled : {false, true}) {
+        int set = new_set();
+        std::vector<Pair> pairs;
+        Events expected;
+        for (int i = 0; i < 20; i++) {
+            pairs.push_back(i % 2 ? tcp() : unix_stream());
+            put(pairs.back().b, 1, pairs.back().a);
+            if (i % 4 == 3)
+                expected.push_back({(uint64_t)pairs.back().a, in_ | out_});
+        }
+        std::sort(expected.begin(), expected.end());
+        std::atomic<bool> reported{false}, changed{false}; /* as above */
+        Waiter waiter([&] {
+            for (auto &p : pairs)
+                EXPECT_EQ(add(set, p.a, in_), 0);
+            EXPECT_EQ(next(set, 4).size(), 4u); /* the others are known, and not reported yet */
+            reported = true;
+            while (!changed.load(std::memory_order_relaxed))
+                sched_yield();
+            for (size_t i = 0; i < pairs.size(); i += 4)
+                drain(pairs[i].a);
+            return gather(set, expected.size());
+        });
+        while (!reported)
+            sched_yield();
+        for (size_t i = 0; i < pairs.size(); i += 4) {
+            EXPECT_EQ(del(set, pairs[i + 1].a), 0);
+            EXPECT_EQ(e().close(pairs[i + 2].a), 0);
+            EXPECT_EQ(mod(set, pairs[i + 3].a, in_ | out_), 0);
+        }
+        if (is_polled) {
+            e().will_be_polled(set);
+            EXPECT_EQ(poll_now(set) & POLLIN, POLLIN);
+        }
+        changed.store(true, std::memory_order_relaxed);
+        EXPECT_EQ(waiter.result(), expected);
+        EXPECT_EQ(e().close(set), 0);
+    }
+}
+
 TEST_P(Concurrent, AReadByAnotherThreadLeavesNoStaleEvent)
 {
     int set = new_set();
@@ -227,6 +318,57 @@ TEST_P(Waiters, AZeroTimeoutWaitBesideASleepingOneSeesWhatIsThere)
     ASSERT_EQ(add(set, p.a, in_), 0);
     put(p.b, 1, p.a);
     EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Waiters, ASecondOneComesAsTheFirstIsInterruptedAndNothingIsLost)
+{
+    /* The first one's wait ends while the second one has everything moved to kernel
+     * epoll, which many spent edges make a matter of milliseconds: what the first
+     * one's wait had brought to the kernel becomes known in the middle of it. */
+    constexpr uint64_t many = 1000, late = many + 1, stopped = ~0ull;
+    struct sigaction action = {}, before;
+    action.sa_handler = [](int) {};
+    sigaction(SIGUSR1, &action, &before);
+    for (int round = 0; round < 8; round++) {
+        int set = new_set(), last = eventfd();
+        std::vector<int> counters;
+        for (uint64_t i = 0; i < many; i++) {
+            counters.push_back(eventfd(1));
+            ASSERT_EQ(add_as(set, counters.back(), in_ | et_, i), 0);
+        }
+        Waiter waiter([&] {
+            EXPECT_EQ(gather(set, many).size(), many);
+            EXPECT_EQ(add_as(set, last, in_ | et_, late), 0);
+            for (;;)
+                for (auto &event : next(set))
+                    if (event.data == late || (event.data == stopped && event.events != EINTR))
+                        return Events{event};
+        });
+        ASSERT_TRUE(waiter.asleep());
+        std::atomic<bool> go{false};
+        std::thread interrupter([&] {
+            while (!go)
+                continue;
+            for (int64_t start = now_ns(); now_ns() < start + round * 50000;)
+                continue;
+            pthread_kill(waiter.handle(), SIGUSR1);
+        });
+        go = true;
+        Events again = ready(set, many);
+        interrupter.join();
+        if (!e().ringpoll()) { /* docs/design.md, "Known differences", 1 */
+            EXPECT_EQ(again, Events());
+        }
+        kick(last);
+        EXPECT_EQ(waiter.result(), (Events{{late, in_}}));
+        if (Waiter::lost)
+            return;
+        for (int counter : counters)
+            EXPECT_EQ(e().close(counter), 0);
+        EXPECT_EQ(e().close(last), 0);
+        EXPECT_EQ(e().close(set), 0);
+    }
+    sigaction(SIGUSR1, &before, nullptr);
 }
 
 TEST_P(Waiters, TakingTurnsLoseNothing)

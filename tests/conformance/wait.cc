@@ -501,6 +501,66 @@ TEST_P(Signals, AHandlerMayChangeTheSetItInterrupts)
     EXPECT_EQ(ready(set), (Events{{(uint64_t)counter, in_}}));
 }
 
+TEST_P(Signals, AHandlerMayPollTheSetItInterrupts)
+{
+    static int set;
+    static Engine *engine;
+    set = new_set();
+    engine = &e();
+    Pair p = tcp(), q = unix_stream();
+    struct sockaddr_in address;
+    int listening = listener(&address);
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    ASSERT_EQ(add(set, q.a, in_ | et_), 0);
+    ASSERT_EQ(add(set, listening, in_ | et_), 0);
+    struct sigaction action = {}, before;
+    action.sa_handler = [](int) {
+        int saved = errno;
+        engine->will_be_polled(set);
+        poll_now(set);
+        errno = saved;
+    };
+    sigaction(SIGUSR2, &action, &before);
+    Waiter waiter([&] { return next(set); });
+    ASSERT_TRUE(waiter.asleep());
+    pthread_kill(waiter.handle(), SIGUSR2);
+    EXPECT_EQ(waiter.result(), (Events{{~0ull, EINTR}}));
+    sigaction(SIGUSR2, &before, nullptr);
+    EXPECT_EQ(ready(set), Events());
+    put(q.b, 1, q.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)q.a, in_}}));
+    connected_to(address);
+    EXPECT_EQ(next(set), (Events{{(uint64_t)listening, in_}}));
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Signals, AHandlerMayCloseTheSetItInterrupts)
+{
+    static int set;
+    static Engine *engine;
+    set = new_set();
+    engine = &e();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    struct sigaction action = {}, before;
+    action.sa_handler = [](int) {
+        int saved = errno;
+        engine->close_in_handler(set);
+        errno = saved;
+    };
+    sigaction(SIGUSR2, &action, &before);
+    Waiter waiter([&] { return next(set); });
+    ASSERT_TRUE(waiter.asleep());
+    pthread_kill(waiter.handle(), SIGUSR2);
+    EXPECT_EQ(waiter.result(), (Events{{~0ull, EINTR}}));
+    sigaction(SIGUSR2, &before, nullptr);
+    e().forget(set);
+    EXPECT_EQ(ready(set), (Events{{~0ull, EBADF}}));
+    ASSERT_EQ(e().close(p.a), 0);
+    EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
+}
+
 TEST_P(Signals, ATimerOfTheProcessInterruptsTheOnlyThread)
 {
     Handler handler(0);

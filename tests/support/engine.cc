@@ -450,6 +450,12 @@ int Engine::close(int fd)
     return (int)result_of(::close(fd));
 }
 
+int Engine::close_in_handler(int fd)
+{
+    on_closing(fd);
+    return (int)result_of(::close(fd));
+}
+
 int Engine::close_range(unsigned first, unsigned last)
 {
     {

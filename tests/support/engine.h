@@ -84,6 +84,9 @@ public:
     int dup2(int from, int to);
     int dupfd(int fd, int least); /* F_DUPFD_CLOEXEC */
     int close(int fd);
+    /* The same from a signal handler; the test says forget() when that is over. */
+    int close_in_handler(int fd);
+    void forget(int fd);
     int close_range(unsigned first, unsigned last);
     /* Over an AF_UNIX socket, with `bytes` of data. */
     int send_fd(int over, int fd, const void *bytes, size_t length);
@@ -112,7 +115,6 @@ public:
 protected:
     int made(int fd, Kind kind, unsigned nonblock, bool connected);
     int copied(int from, int to);
-    void forget(int fd);
 
     virtual void on_opened(int, Kind, bool /*nonblock*/, bool /*connected*/) {}
     virtual void on_connected(int) {}
