@@ -481,6 +481,7 @@ SCENARIO(AFailedExecChangesNothing)
     SAME(errno, ENOENT);
     SAME(execl(name, name, static_cast<char *>(nullptr)), -1);
     SAME(errno, ENOENT);
+    SAME(setenv("PATH", "/usr/bin:/bin", 1), 0); /* one of another user's would be EACCES */
     SAME(execvp("no-such-program-at-all", argv), -1);
     SAME(errno, ENOENT);
     still_works(loop.epfd, loop.fds);
