@@ -163,7 +163,7 @@ __attribute__((used)) const struct rp_anchor rp_anchor = {
         WATCH(adopt_in), WATCH(adopt_gap), WATCH(empty),
         STREAM(fd), STREAM(set), STREAM(state), STREAM(bytes), STREAM(error), STREAM(ended), STREAM(send.length),
         STREAM(send.rest_length), offsetof(struct rp_fd, stream),
-        RP_FD_KNOWN | RP_FD_SHARED | RP_FD_LEAVE | RP_FD_INTERNAL | RP_FD_PLAIN,
+        RP_FD_KNOWN | RP_FD_SHARED | RP_FD_LEAVE | RP_FD_INTERNAL, RP_FD_ALONG, RP_FD_PLAIN,
     },
     .self = &rp_anchor,
     .sets = &rp_sets,

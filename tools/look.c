@@ -139,8 +139,10 @@ static const char *why_on_kernel(const struct subject *subject, const struct rp_
     uint32_t kind = entry->flags & RINGPOLL_FD_KIND;
     if (entry->set != NULL)
         return "an epoll instance";
-    if (watch != NULL && (watch->events & EPOLLEXCLUSIVE))
+    if (watch->events & EPOLLEXCLUSIVE)
         return "EPOLLEXCLUSIVE";
+    if (watch->events & EPOLLWAKEUP)
+        return "EPOLLWAKEUP";
     if (!(entry->flags & RP_FD_KNOWN))
         return "birth not seen";
     if (kind == RINGPOLL_FD_OTHER)
@@ -151,6 +153,10 @@ static const char *why_on_kernel(const struct subject *subject, const struct rp_
         return "used in a way that needs the kernel";
     if ((entry->flags & RP_FD_SHARED) || entry->epoch != subject->epoch)
         return "shared";
+    if (entry->flags & RP_FD_ALONG)
+        return "read by several threads";
+    if (kind == RINGPOLL_FD_PIPE)
+        return "a pipe, and several threads";
     return "changed by another thread";
 }
 
