@@ -441,22 +441,29 @@ static int serve_requests(struct rp_set *set)
     return result;
 }
 
-/* While the owner was inside: is the ring gone, or to go? */
-static bool is_no_more(struct rp_set *set)
+/* Where there is nothing to be done for who asked, but that it shall know. */
+static void answer_requests(struct rp_set *set)
 {
-    if (set->ring.fd >= 0 && !set->zombie && !rp_set_is_ending(set))
-        return false;
     rp_set_take_wake(set);
     if (set->requests) {
         set->requests = false;
         rp_set_say_serviced(set);
     }
+}
+
+/* While the owner was inside: is the ring gone, or to go? */
+static bool is_no_more(struct rp_set *set)
+{
+    if (set->ring.fd >= 0 && !set->zombie && !rp_set_is_ending(set))
+        return false;
+    answer_requests(set);
     return true;
 }
 
 /* A filter, another kernel's idea: the set goes on without its ring. */
 static void give_up_ring(struct rp_set *set, int error)
 {
+    answer_requests(set);
     rp_set_demote(set, error == -EPERM || error == -EACCES ? RINGPOLL_REASON_RESTRICTED : RINGPOLL_REASON_NO_RING,
                   error);
 }
@@ -627,7 +634,7 @@ static int wait_on_mute_ring(struct rp_set *set, struct epoll_event *events, int
         if (set->requests || set->wake_sent) {
             result = serve_requests(set);
             if (result == AGAIN)
-                return AGAIN;
+                return entered == -EINTR ? -EINTR : AGAIN;
             if (result < 0)
                 break;
         }
@@ -650,8 +657,9 @@ static int wait_on_mute_ring(struct rp_set *set, struct epoll_event *events, int
             set->owner_inside = false;
             if (!enters)
                 continue;
+            /* A signal, whose handler demoted the set, or closed it: that is EINTR. */
             if (is_no_more(set))
-                return AGAIN;
+                return entered == -EINTR ? -EINTR : AGAIN;
             reap(set);
             if (entered == -EBADR) {
                 recheck_all(set);

@@ -336,14 +336,19 @@ TEST_P(Waiters, ASecondOneComesAsTheFirstIsInterruptedAndNothingIsLost)
             counters.push_back(eventfd(1));
             ASSERT_EQ(add_as(set, counters.back(), in_ | et_, i), 0);
         }
+        std::atomic<bool> gathered{false};
         Waiter waiter([&] {
             EXPECT_EQ(gather(set, many).size(), many);
+            gathered = true;
             EXPECT_EQ(add_as(set, last, in_ | et_, late), 0);
             for (;;)
                 for (auto &event : next(set))
                     if (event.data == late || (event.data == stopped && event.events != EINTR))
                         return Events{event};
         });
+        /* It may sleep while it gathers, too: where another thread fills the queue. */
+        for (int64_t start = now_ns(); !gathered && now_ns() < start + INT64_C(20000000000);)
+            std::this_thread::yield();
         ASSERT_TRUE(waiter.asleep());
         std::atomic<bool> go{false};
         std::thread interrupter([&] {
