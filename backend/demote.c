@@ -513,11 +513,15 @@ int ringpoll_demote(int epfd)
     struct rp_set *set = rp_set_of(epfd);
     if (!set)
         return rp_sys_fcntl(epfd, 1 /* F_GETFD */, 0) < 0 ? -EBADF : -EINVAL;
-    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL || rp_self.locks_held)
+    if ((rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && RP_READ_ONCE(set->stash_count) == 0) || rp_self.locks_held)
         return 0;
     rp_process_check();
     rp_set_lock(set);
     rp_set_demote(set, RINGPOLL_REASON_NESTED, 0);
+    /* Whoever looks at the identity now shall not find it readable for events whose
+     * files have gone since they were kept. */
+    if (set->stash_count > 0)
+        (void)rp_set_take_stash(set, NULL, 0);
     rp_set_unlock(set);
     return 0;
 }

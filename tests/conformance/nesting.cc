@@ -321,3 +321,25 @@ TEST_P(PolledSet, IsNeverWritable)
     struct pollfd one = {set, POLLOUT, 0};
     EXPECT_EQ(::poll(&one, 1, 0), 0);
 }
+
+TEST_P(PolledSet, IsNotReadableForAnEventWhoseFileHasGone)
+{
+    /* One-shot and edge-triggered: what moves the first to kernel epoll takes the
+     * second's event along, which nobody can put back: its number is closed. */
+    int set = new_set();
+    Pair p = tcp(), q = tcp();
+    int copy = e().dup(p.a);
+    ASSERT_EQ(add(set, q.a, out_ | et_ | once_), 0);
+    ASSERT_EQ(add(set, p.a, out_ | rdhup_ | et_), 0);
+    EXPECT_EQ(ready(set).size(), 2u);
+    EXPECT_EQ(e().close(p.b), 0);
+    EXPECT_TRUE(settle(p.a, POLLRDHUP));
+    EXPECT_EQ(e().close(p.a), 0);
+    EXPECT_EQ(e().close(q.b), 0);
+    EXPECT_TRUE(settle(q.a, POLLRDHUP));
+    e().dup(q.a);
+    EXPECT_EQ(e().close(copy), 0);
+    e().will_be_polled(set);
+    EXPECT_EQ(poll_now(set), 0);
+    EXPECT_EQ(ready(set), Events());
+}
