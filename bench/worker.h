@@ -21,10 +21,6 @@ enum bench_program {
     BENCH_API,      /* on the library's public interface */
     BENCH_PROGRAMS,
 };
-struct program_ops;
-/* NULL: not built. */
-const struct program_ops *bench_program(uint32_t program);
-
 enum bench_kind {
     BENCH_ECHO,      /* a request, a reply, on connections that stay */
     BENCH_CHURN,     /* accept, a request, a reply, the program closes */
@@ -84,6 +80,10 @@ struct answer {
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+struct program_ops;
+/* NULL: not built. */
+const struct program_ops *bench_program(uint32_t program);
 
 /* The worker's main(): speaks on `control` until told to quit. */
 int worker_main(int control);

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include <gtest/gtest.h>
+#include <ringpoll/ringpoll.h>
 
 #include "bench/count.h"
 #include "bench/lane.h"
@@ -106,12 +107,13 @@ struct Counted {
 };
 
 /* Runs a worker of the bench on one side and counts `rounds` rounds. */
-Counted count(enum side side, struct workload workload, uint32_t rounds)
+Counted count(enum side side, struct workload workload, uint32_t rounds, enum profile profile = PROFILE_READINESS)
 {
     Counted counted;
     struct lane lane = {};
     struct answer answer = {};
     lane.side = side;
+    lane.profile = profile;
     lane.workload = workload;
     EXPECT_EQ(lane_start(&lane), 0) << lane.failure;
     if (lane.failure[0] == '\0') {
@@ -241,6 +243,82 @@ TEST_P(Families, APartialReadCostsOneRecheckPerTurnForAllConnectionsTogether)
     EXPECT_LE(ring.counts.total - count_reads_and_writes(&ring.counts), 2 * ring.answer.turns) << calls;
     EXPECT_EQ(ring.answer.spurious, 0u) << "what was read to its end is not reported again";
 }
+
+/* -------------------------------------------------------------- completion */
+
+struct Stream {
+    enum bench_program program;
+    uint32_t family;
+};
+
+class Completion : public testing::TestWithParam<Stream> {
+protected:
+    static constexpr uint32_t connections = 64, rounds = 20;
+    /* "" if the ring can receive for a program here, or what is not. */
+    static std::string lacks()
+    {
+        struct ringpoll_probe probe = {};
+        probe.size = sizeof probe;
+        const uint64_t wanted = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV;
+        if (missing() != "")
+            return missing();
+        if (ringpoll_get_probe(&probe) != 0 || (probe.usable & wanted) != wanted)
+            return "this kernel, or the mask, has no multishot receives";
+        return "";
+    }
+    Counted run(enum profile profile)
+    {
+        return count(SIDE_RING, echo(GetParam().program, GetParam().family, connections), rounds, profile);
+    }
+};
+
+TEST_P(Completion, SafeReceivesWithoutACall)
+{
+    if (!lacks().empty())
+        GTEST_SKIP() << lacks();
+    Counted ring = run(PROFILE_SAFE);
+    COUNT_OR_SKIP(ring);
+    const std::string calls = calls_by_name(ring.counts);
+    EXPECT_TRUE(ring.held_ring);
+    EXPECT_EQ(count_reads_and_writes(&ring.counts), (uint64_t)rounds * connections) << "the replies alone\n" << calls;
+    EXPECT_LE(ring.counts.total - count_reads_and_writes(&ring.counts), ring.answer.turns) << calls;
+    EXPECT_EQ(ring.answer.flushes, 0u) << "a direct send is there when the call returns";
+    EXPECT_EQ(ring.answer.spurious, 0u);
+}
+
+TEST_P(Completion, ThroughputMakesAtMostOneCallForTenRequests)
+{
+    if (!lacks().empty())
+        GTEST_SKIP() << lacks();
+    Counted ring = run(PROFILE_THROUGHPUT);
+    COUNT_OR_SKIP(ring);
+    const std::string calls = calls_by_name(ring.counts);
+    EXPECT_TRUE(ring.held_ring);
+    EXPECT_LE(ring.counts.total, (uint64_t)rounds * connections / 10) << calls;
+    EXPECT_LE(ring.answer.flushes, (uint64_t)rounds) << "replies leave with the next turn at the latest";
+    EXPECT_EQ(ring.answer.spurious, 0u);
+}
+
+const char *stream_name(enum bench_program program)
+{
+    return program == BENCH_RAW          ? "Raw"
+           : program == BENCH_LIBEVENT   ? "Libevent"
+           : program == BENCH_LIBUV      ? "Libuv"
+                                         : "Bufferevent";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Programs, Completion, testing::ValuesIn([] {
+        std::vector<Stream> streams;
+        for (uint32_t family : {AF_INET, AF_UNIX})
+            for (enum bench_program program : {BENCH_RAW, BENCH_LIBEVENT, BENCH_BUFFEREVENT, BENCH_LIBUV})
+                if (bench_program(program) != nullptr)
+                    streams.push_back({program, family});
+        return streams;
+    }()),
+    [](const testing::TestParamInfo<Stream> &tested) {
+        return std::string(stream_name(tested.param.program)) + (tested.param.family == AF_INET ? "Tcp" : "Unix");
+    });
 
 /* ------------------------------------------------------------------- churn */
 
