@@ -214,9 +214,10 @@ void ringpoll_fd_read(int fd, size_t asked, long result)
         return;
     if (!(rp_fd_flags(entry) & RP_FD_HINTED))
         rp_fd_set_flags(entry, RP_FD_HINTED, 0);
-    if (!set || rp_set_engine(set) != RINGPOLL_ENGINE_RING || RP_READ_ONCE(watch->home) != RP_HOME_RING)
+    bool others = RP_READ_ONCE(watch->next_of_fd) != NULL; /* of whatever engine: any of them may be on a ring */
+    if (!others && (!set || rp_set_engine(set) != RINGPOLL_ENGINE_RING || RP_READ_ONCE(watch->home) != RP_HOME_RING))
         return;
-    if (!rp_set_is_mine(set) || RP_READ_ONCE(watch->next_of_fd) || rp_self.locks_held) {
+    if (others || !rp_set_is_mine(set) || rp_self.locks_held) {
         /* Somebody else reads along: its wake-ups prove nothing from now on. */
         rp_fd_set_flags(entry, RP_FD_ALONG, 0);
         return;

@@ -967,6 +967,7 @@ public:
         Script script;
         used_ = 6 + below(slots - 6);
         kinds_.fill(Kind_::empty);
+        copied_.fill(false);
         nesting_ = one_in(8);
         sharing_ = one_in(4);
         threads_ = one_in(4) ? 3 + below(20) : 0;
@@ -994,6 +995,7 @@ private:
     std::mt19937_64 random_;
     int used_ = 0;
     std::array<Kind_, slots> kinds_;
+    std::array<bool, slots> copied_{};
     bool nesting_ = false, sharing_ = false, foreign_waits_ = false, odd_flags_ = false;
     int threads_ = 0, edge_bias_ = 0;
     uint64_t data_ = 1;
@@ -1099,6 +1101,10 @@ private:
             return true;
         if (without("dup") && (verb == "dup" || verb == "dup2"))
             return true;
+        /* A number is closed, or given to another file, while its own file lives on. */
+        if (without("ghosts") && (verb == "close" || verb == "reset" || verb == "dup2") &&
+            copied_[(size_t)(verb == "dup2" ? second : first) % slots])
+            return true;
         return without(verb.c_str());
     }
 
@@ -1107,10 +1113,25 @@ private:
         std::string text = pick();
         for (int i = 0; i < 100 && left_out(text); i++)
             text = pick();
+        note_copies(text);
         bool waits = text.compare(0, 4, "wait") == 0 || text.compare(0, 6, "rounds") == 0;
         if (threads_ != 0 && below(100) < threads_ && (!waits || (foreign_waits_ && one_in(6))))
             text = "@" + text;
         return text;
+    }
+
+    /* Numbers that share their file, or did once: the flag goes with the next file. */
+    void note_copies(const std::string &text)
+    {
+        std::stringstream words(text);
+        std::string verb;
+        int first = 0, second = 0;
+        words >> verb >> first >> second;
+        if (verb == "dup" || verb == "dup2") {
+            copied_[(size_t)first % slots] = copied_[(size_t)second % slots] = true;
+        } else if (verb == "close" || verb == "reset") {
+            copied_[(size_t)first % slots] = false;
+        }
     }
 
     static std::string s(int number) { return " " + std::to_string(number); }

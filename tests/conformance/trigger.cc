@@ -1051,3 +1051,16 @@ TEST_P(Fairness, EdgesAndLevelsShareTheRoom)
     EXPECT_EQ(edges, 20);
     EXPECT_EQ(ready(set).size(), 10u);
 }
+
+TEST_P(Edge, IsGoneWithItsBytesThoughASecondSetWatchesThem)
+{
+    int set = new_set(), second = new_set();
+    Pair p = unix_stream();
+    ASSERT_EQ(add(set, p.a, in_ | et_ | once_), 0);
+    EXPECT_EQ(ready(set), Events());
+    EXPECT_EQ(ready(set), Events());
+    put(p.b, 1, p.a);
+    ASSERT_EQ(add(second, p.a, out_ | et_), 0);
+    drain(p.a);
+    EXPECT_EQ(ready(set), Events());
+}
