@@ -19,6 +19,11 @@
  *    and with a wake-up, what was sent by shutdown: that is hurried.
  *  - The order of events is free, so a wait has room for all, or is repeated
  *    with little room until everything has had its turn; sets are compared.
+ *  - Of docs/design.md's known differences two can be met here, by operations of
+ *    another thread than a ring's: an edge that was reported may be reported again,
+ *    once per such an operation (explained() sees to that, and lets nothing be
+ *    missing); and a socket of AF_UNIX with unread bytes ends instead of resetting
+ *    its peer, so such a close is preceded by a read of them.
  *  - What the kernel does not answer alike twice (a race in spite of the above)
  *    is no difference: before it is called one, the kernel's world plays the
  *    script ten times more and must never have given ringpoll's answers.
@@ -188,6 +193,7 @@ public:
         arguments.resize(5);
         std::string answer;
         std::function<void()> job = [&] { answer = operation(verb, arguments); };
+        elsewhere_ = elsewhere;
         if (!elsewhere) {
             job();
         } else {
@@ -222,6 +228,7 @@ private:
     std::array<Slot, slots> slots_;
     std::vector<std::unique_ptr<File>> files_;
     std::unique_ptr<OtherThread> other_;
+    bool elsewhere_ = false; /* this operation is another thread's */
 
     File *new_file(What what)
     {
@@ -538,6 +545,8 @@ private:
         }
         if (from->fd < 0 || to->fd < 0)
             return "none";
+        if (elsewhere_ && from->file != to->file)
+            empty(to);
         int result = e.dup2(from->fd, to->fd);
         if (result != to->fd)
             return result_text(result);
@@ -548,6 +557,14 @@ private:
         return "0";
     }
 
+    void empty(Slot *which)
+    {
+        static thread_local char bytes[70000];
+        if (which->file->what == What::unix_stream && which->file->refs == 1)
+            while (e.recv(which->fd, bytes, sizeof bytes, MSG_DONTWAIT) > 0)
+                ;
+    }
+
     std::string close(const std::string &verb, const Arguments &a)
     {
         Slot *which = slot(a[0]);
@@ -555,6 +572,8 @@ private:
             return "none";
         File *file = which->file;
         struct linger linger = {1, 0};
+        if (elsewhere_)
+            empty(which);
         if (verb == "reset" && (file->what == What::tcp || file->what == What::fresh))
             setsockopt(which->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
         int fd = which->fd;
@@ -1211,6 +1230,52 @@ private:
 
 /* -------------------------------------------------------------- the comparison */
 
+/* Which answers of a script are those of the kernel, or as good: see the file's head. */
+class Judge {
+public:
+    bool explained(const std::string &line, const std::string &kernels, const std::string &ours)
+    {
+        std::stringstream words(line);
+        std::string verb, set, fd, events, data;
+        words >> verb >> set >> fd >> events >> data;
+        bool elsewhere = verb[0] == '@';
+        verb.erase(0, elsewhere);
+        if (elsewhere)
+            for (auto &one : edges_)
+                one.second.again++;
+        if ((verb == "add" || verb == "mod") && (event_bits(events) & (EPOLLET | EPOLLONESHOT)) == EPOLLET)
+            edges_[data] = {};
+        if (verb != "wait" && verb != "rounds")
+            return kernels == ours;
+        std::set<std::string> theirs = parts(kernels), mine = parts(ours);
+        bool fine = std::includes(mine.begin(), mine.end(), theirs.begin(), theirs.end());
+        for (auto &part : mine) {
+            auto edge = edges_.find(part.substr(0, part.find(':')));
+            if (theirs.count(part) == 0 && (edge == edges_.end() || !edge->second.reported || edge->second.again-- <= 0))
+                fine = false;
+            if (edge != edges_.end())
+                edge->second.reported = true;
+        }
+        return fine;
+    }
+
+private:
+    struct Edge {
+        bool reported = false;
+        int again = 0; /* at most so often */
+    };
+    std::map<std::string, Edge> edges_; /* by data */
+
+    static std::set<std::string> parts(const std::string &answer)
+    {
+        std::stringstream words(answer);
+        std::set<std::string> all;
+        for (std::string word; words >> word;)
+            all.insert(word);
+        return all;
+    }
+};
+
 class Comparison {
 public:
     Comparison(const std::string &engine) : kernel("kernel"), other(engine) {}
@@ -1222,11 +1287,7 @@ public:
         other.send(script);
         kernel_log = kernel.receive();
         other_log = other.receive();
-        size_t lines = std::max(kernel_log.size(), other_log.size());
-        for (size_t i = 0; i < lines; i++)
-            if (i >= kernel_log.size() || i >= other_log.size() || kernel_log[i] != other_log[i])
-                return (long)i;
-        return -1;
+        return compare(script, kernel_log, other_log);
     }
 
     /* A difference that the kernel has with itself is none. */
@@ -1236,7 +1297,7 @@ public:
             return false;
         Log theirs = other_log;
         for (int i = 0; i < 10; i++)
-            if (kernel.play(script) == theirs) {
+            if (compare(script, kernel.play(script), theirs) < 0) {
                 unsettled++;
                 return false;
             }
@@ -1283,9 +1344,23 @@ public:
             printf("# (played again just now it showed no difference)\n");
     }
 
+    long compare(const Script &script, const Log &kernels, const Log &ours)
+    {
+        Judge judge;
+        for (size_t i = 0; i < std::max(kernels.size(), ours.size()); i++) {
+            if (i >= kernels.size() || i >= ours.size())
+                return (long)i;
+            bool same = kernels[i] == ours[i];
+            if (!(i < script.size() ? judge.explained(script[i], kernels[i], ours[i]) : same))
+                return (long)i;
+            explained += !same;
+        }
+        return -1;
+    }
+
     Remote kernel, other;
     Log kernel_log, other_log;
-    uint64_t unsettled = 0;
+    uint64_t unsettled = 0, explained = 0;
 };
 
 uint64_t number_from(const char *name, uint64_t otherwise)
@@ -1342,9 +1417,10 @@ TEST(Differential, TheSameScriptHasTheSameAnswers)
         fflush(stdout);
         ADD_FAILURE() << "the kernel and " << engine << " differ";
     }
-    printf("%llu operations in %llu episodes, %d differences, %llu unsettled, %llu completions\n",
+    printf("%llu operations in %llu episodes, %d differences, %llu explained, %llu unsettled, "
+           "%llu completions\n",
            (unsigned long long)played, (unsigned long long)episodes, differences,
-           (unsigned long long)comparison.unsettled, (unsigned long long)comparison.other.completions);
+           (unsigned long long)comparison.explained, (unsigned long long)comparison.unsettled, (unsigned long long)comparison.other.completions);
     EXPECT_LT(comparison.unsettled, episodes / 20 + 3) << "the kernel often disagrees with itself";
     const char *expected = getenv("RINGPOLL_TEST_EXPECT");
     if (differences == 0 && engine != "shim" && expected != nullptr && strcmp(expected, "ring") == 0) {
