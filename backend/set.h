@@ -45,6 +45,7 @@ struct rp_set {
     bool marked;        /* * there was a registration of our own in the identity, see rp_set_mark() */
     int annexes[RP_ANNEXES]; /* kernel epoll instances in the identity, see demote.c */
     unsigned annex_count; /* * */
+    unsigned annex_first; /* whose turn it is */
     bool inherited;     /* a fork's child has yet to make it its own */
     struct rp_stream *streams, *leaving; /* all; those whose cancel has yet to go out */
     struct rp_buffers buffers;

@@ -32,7 +32,7 @@
  * RINGPOLL_DIFFERENTIAL_SEED, RINGPOLL_DIFFERENTIAL_OPS (50,000 when unset),
  * RINGPOLL_DIFFERENTIAL_SCRIPT (a file with a script, as printed: replayed, and
  * nothing else), RINGPOLL_TEST_PRELOAD (the shim, for the engine "shim"),
- * RINGPOLL_DIFFERENTIAL_WITHOUT ("nesting,threads,dup,VERB…": to look beyond a
+ * RINGPOLL_DIFFERENTIAL_PROFILE (of the shim), RINGPOLL_DIFFERENTIAL_WITHOUT ("nesting,threads,dup,VERB…": to look beyond a
  * known difference).
  */
 #include <errno.h>

@@ -39,6 +39,10 @@ case $program in
     [ "$engine" = native ] && without=rawread # it reports all reads, or none
     RINGPOLL_DIFFERENTIAL_WITHOUT=${RINGPOLL_DIFFERENTIAL_WITHOUT-$without}
     export RINGPOLL_DIFFERENTIAL_WITHOUT
+    if [ -n "${RINGPOLL_DIFFERENTIAL_PROFILE-}" ]; then
+        RINGPOLL_PROFILE=$RINGPOLL_DIFFERENTIAL_PROFILE
+        export RINGPOLL_PROFILE
+    fi
     ;;
 esac
 
