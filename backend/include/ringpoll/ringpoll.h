@@ -177,6 +177,9 @@ RINGPOLL_API void ringpoll_fd_duplicated(int from, int to);
 /* Another process may have it from now on (SCM_RIGHTS), or the library may
  * miss what is done to it. */
 RINGPOLL_API void ringpoll_fd_shared(int fd);
+/* The same for every fd that stands in this message (SCM_RIGHTS), before it is sent,
+ * or after it was received. ringpoll_sendmsg() and ringpoll_recvmsg() do so. */
+RINGPOLL_API void ringpoll_fds_shared(const struct msghdr *message);
 /* It will be closed, or used, in ways that nobody reports (fdopen), or is a
  * listener now: kernel epoll serves it for good. */
 RINGPOLL_API void ringpoll_fd_leave(int fd);
@@ -207,7 +210,9 @@ RINGPOLL_API int ringpoll_fd_is_set(int fd);
  * which means that the library has nothing of this fd and the caller shall make
  * the call itself (and may report it by ringpoll_fd_read). They never block, but
  * for MSG_WAITALL on a blocking fd. The functions without "try" make the system
- * call, too.
+ * call, too, and report it: they stand for the call of their name on any fd, known
+ * to the library or not, with a negative errno where that has -1. They are no
+ * cancellation points.
  *
  * Any thread may call them. The thread that waits on the set is answered from the
  * queue; when another one reads, the socket is given back to the kernel for good.
@@ -215,6 +220,15 @@ RINGPOLL_API int ringpoll_fd_is_set(int fd);
  * fd). */
 
 #define RINGPOLL_PASS ((long)-4096)
+
+RINGPOLL_API long ringpoll_read(int fd, void *buffer, size_t length);
+RINGPOLL_API long ringpoll_readv(int fd, const struct iovec *iov, int count);
+RINGPOLL_API long ringpoll_recv(int fd, void *buffer, size_t length, int flags);
+RINGPOLL_API long ringpoll_recvmsg(int fd, struct msghdr *message, int flags);
+RINGPOLL_API long ringpoll_write(int fd, const void *buffer, size_t length);
+RINGPOLL_API long ringpoll_writev(int fd, const struct iovec *iov, int count);
+RINGPOLL_API long ringpoll_send(int fd, const void *buffer, size_t length, int flags);
+RINGPOLL_API long ringpoll_sendmsg(int fd, const struct msghdr *message, int flags);
 
 RINGPOLL_API long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags);
 RINGPOLL_API long ringpoll_try_readv(int fd, const struct iovec *iov, int count);
