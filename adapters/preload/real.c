@@ -356,7 +356,8 @@ void rp_shim_start(void)
     bool off = word && strcmp(word, "off") == 0;
     RP_SHIM_SET(require, word && strcmp(word, "require") == 0);
     word = secure_getenv("RINGPOLL_PROFILE");
-    RP_SHIM_SET(adopts, word && (strcmp(word, "safe") == 0 || strcmp(word, "throughput") == 0));
+    /* "safe" is the default, and what a word that is none means. */
+    RP_SHIM_SET(adopts, !word || strcmp(word, "readiness") != 0);
     RP_SHIM_SET(batches, word && strcmp(word, "throughput") == 0);
     rp_report_start();
     /* Without the handlers a child would take its parent's sets for its own. */
