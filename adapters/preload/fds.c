@@ -112,6 +112,7 @@ EXPORT int socketpair(int domain, int type, int protocol, int fds[2])
 
 EXPORT int accept(int fd, __SOCKADDR_ARG address, socklen_t *restrict length)
 {
+    rp_shim_flush_if_blocking(fd);
     int made = rp_real.accept(fd, address, length);
     if (made >= 0 && rp_shim_active())
         rp_shim_after_accept(fd, made, 0);
@@ -120,6 +121,7 @@ EXPORT int accept(int fd, __SOCKADDR_ARG address, socklen_t *restrict length)
 
 EXPORT int accept4(int fd, __SOCKADDR_ARG address, socklen_t *restrict length, int flags)
 {
+    rp_shim_flush_if_blocking(fd);
     int made = rp_real.accept4(fd, address, length, flags);
     if (made >= 0 && rp_shim_active())
         rp_shim_after_accept(fd, made, flags);
@@ -212,6 +214,8 @@ EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t 
 EXPORT int getsockopt(int fd, int level, int name, void *restrict value, socklen_t *restrict length)
 {
     int error;
+    if (level == SOL_TCP && name == TCP_INFO) /* how much is on its way */
+        rp_shim_flush();
     if (level == SOL_SOCKET && name == SO_ERROR && rp_shim.adopts && rp_shim_watching() && value && length &&
         (int)*length >= 0 && (error = ringpoll_try_error(fd)) != 0) {
         if (*length > sizeof error)
@@ -337,6 +341,8 @@ EXPORT int dup3(int from, int to, int flags)
 
 bool rp_shim_before_fcntl(int fd, int command)
 {
+    if (command == F_SETLKW || command == F_OFD_SETLKW)
+        rp_shim_flush();
     if (UNLIKELY(ringpoll_fd_is_internal(fd)))
         return false;
     if (command == F_SETOWN || command == F_SETOWN_EX || command == F_SETSIG) {
@@ -400,7 +406,7 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
             *(int *)argument = unread;
             return 0;
         }
-        if (request == SIOCOUTQ)
+        if (request == SIOCOUTQ || request == SIOCOUTQNSD)
             rp_shim_flush();
         if (request == SIOCATMARK || request == FIOASYNC)
             ringpoll_fd_release(fd, 1);
@@ -500,6 +506,7 @@ int rp_shim_close_range(unsigned first, unsigned last, unsigned flags)
     int possible = close_piece(~0u, ~0u, 0);
     if (possible < 0)
         return possible;
+    rp_shim_flush();
     for (unsigned fd = first; fd <= last && fd < LISTENERS; fd++)
         forget_listener((int)fd);
     ringpoll_fd_closing_range(first, last);

@@ -87,8 +87,7 @@ static inline bool answered(long result, ssize_t *ret_result)
 /* A read that may block waits for what somebody else does with our bytes. */
 static inline void before_real_read(int fd)
 {
-    if (UNLIKELY(rp_shim.batches) && rp_shim_watching() && !ringpoll_fd_is_nonblock(fd))
-        ringpoll_flush();
+    rp_shim_flush_if_blocking(fd);
 }
 
 static inline bool answers_recv(int fd, void *buffer, size_t length, int flags, ssize_t *ret_result)
@@ -297,6 +296,8 @@ EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags,
             flags |= flags & MSG_WAITFORONE ? MSG_DONTWAIT : 0;
         }
     }
+    if (!(flags & MSG_DONTWAIT))
+        before_real_read(fd);
     int saved = errno;
     int result = rp_real.recvmmsg(fd, messages, count, flags, timeout);
     if (done > 0 && result < 0) {
@@ -382,6 +383,8 @@ EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
     } else if (message && !message->msg_name && message->msg_iovlen > 0 && message->msg_iovlen <= 1024 &&
                answers_sendv(fd, message->msg_iov, (int)message->msg_iovlen, flags, &taken)) {
         return taken;
+    } else if (message && message->msg_name) {
+        rp_shim_flush();
     }
     ssize_t result = rp_real.sendmsg(fd, message, flags);
     return wrote(fd, UNLIKELY(rp_shim.batches) && result >= 0 ? length_of(message->msg_iov, message->msg_iovlen) : 0,
@@ -415,8 +418,9 @@ EXPORT ssize_t sendto(int fd, const void *buffer, size_t length, int flags, __CO
                       socklen_t address_length)
 {
     ssize_t taken;
-    if (*(const struct sockaddr *const *)(const void *)&address == NULL &&
-        answers_send(fd, buffer, length, flags, &taken))
+    if (*(const struct sockaddr *const *)(const void *)&address != NULL)
+        rp_shim_flush();
+    else if (answers_send(fd, buffer, length, flags, &taken))
         return taken;
     return wrote(fd, length, rp_real.sendto(fd, buffer, length, flags, address, address_length));
 }
@@ -497,11 +501,11 @@ EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset
 bool rp_shim_before_poll(const struct pollfd *fds, nfds_t count)
 {
     bool pending = false;
-    if (LIKELY(!rp_shim_watching()) || !fds)
+    if (LIKELY(!rp_shim_watching()))
         return false;
     if (rp_shim.batches)
         ringpoll_flush();
-    for (nfds_t i = 0; i < count; i++) {
+    for (nfds_t i = 0; fds && i < count; i++) {
         if (fds[i].fd < 0)
             continue;
         if (UNLIKELY(ringpoll_fd_is_set(fds[i].fd)))
