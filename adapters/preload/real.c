@@ -358,6 +358,7 @@ void rp_shim_start(void)
     word = secure_getenv("RINGPOLL_PROFILE");
     RP_SHIM_SET(adopts, word && (strcmp(word, "safe") == 0 || strcmp(word, "throughput") == 0));
     RP_SHIM_SET(batches, word && strcmp(word, "throughput") == 0);
+    RP_SHIM_SET(accepts, RP_SHIM_IS(batches));
     rp_report_start();
     /* Without the handlers a child would take its parent's sets for its own. */
     if (pthread_atfork(fork_prepare, fork_parent, fork_child))
