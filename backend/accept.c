@@ -827,15 +827,18 @@ void rp_accept_limbo_fork(enum rp_accept_fork when)
 
 /* The peer's address, as accept gives it, where getpeername refuses to (a peer that has
  * gone). -ENOTCONN: accept would not have given the connection. */
-static int peer_address(const struct rp_acceptor *acceptor, int fd, struct sockaddr_storage *ret_address)
+static int peer_address(struct rp_acceptor *acceptor, int fd, struct sockaddr_storage *ret_address)
 {
     unsigned length = sizeof *ret_address;
     if (acceptor->kind == RINGPOLL_FD_TCP) {
         int error = -EINVAL;
-        for (unsigned size = 28; error == -EINVAL && size >= 16; size -= 12) { /* sockaddr_in6, sockaddr_in */
+        for (unsigned size = acceptor->inet_length ? acceptor->inet_length : 28; error == -EINVAL && size >= 16;
+             size -= 12) { /* sockaddr_in6, sockaddr_in */
             length = size;
             error = rp_sys_getsockopt(fd, SOL_SOCKET, SO_PEERNAME_, ret_address, &length);
         }
+        if (error == 0)
+            acceptor->inet_length = length;
         return error < 0 ? error : (int)length;
     }
     long error = rp_sys_call(SYS_getpeername, fd, (long)ret_address, (long)&length, 0, 0, 0);

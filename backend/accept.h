@@ -91,6 +91,7 @@ struct rp_acceptor {
      * at `addressed` in the queue, if it is known at all. */
     struct sockaddr_storage address;
     unsigned address_length, known_length;
+    unsigned inet_length;   /* of a TCP listener's addresses, once known */
     uint32_t addressed, in_enter;
     uint64_t came_at;       /* enters of the ring when it came */
 };
