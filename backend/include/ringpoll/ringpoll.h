@@ -87,6 +87,10 @@ RINGPOLL_API const char *ringpoll_version(void);
  * by ringpoll_flush(), which the caller calls before anything that can block, or
  * that tells somebody else. Implies RINGPOLL_ADOPT. */
 #define RINGPOLL_BATCH (1u << 8)
+/* Accepts by the ring: listeners of the set whose connections the program takes by
+ * ringpoll_try_accept() are adopted, see there. Implies RINGPOLL_ADOPT. Without
+ * multishot accepts (before Linux 5.19) none is. */
+#define RINGPOLL_ACCEPT (1u << 9)
 
 struct ringpoll_options {
     uint32_t size;              /* sizeof(struct ringpoll_options) */
@@ -281,6 +285,26 @@ RINGPOLL_API uint32_t ringpoll_fd_pending(int fd);
  * again, otherwise after a while. */
 RINGPOLL_API void ringpoll_fd_release(int fd, int for_good);
 
+/* ------------------------------------------------------- adopted listeners
+ *
+ * A set made with RINGPOLL_ACCEPT takes connections out of the backlog before the
+ * program accepts them. The caller reports listen() and each accept that it makes
+ * itself, asks ringpoll_try_accept() first, and calls ringpoll_fd_release() before
+ * poll(2), shutdown(2) and whatever else these functions do not cover. Only a listener
+ * that is non-blocking, in one set, level- or edge-triggered without EPOLLEXCLUSIVE,
+ * and that nobody else may have (no duplicate, no child) is adopted. A connection that
+ * waits in the library has an fd number already; ringpoll_fd_is_internal() says so. */
+
+/* listen(2) succeeded, with this backlog. Instead of ringpoll_fd_leave(). */
+RINGPOLL_API void ringpoll_fd_listening(int fd, int backlog);
+/* accept4(2) was called on it with these flags, and with room for the peer's address or
+ * not; `result` is the new fd or a negative errno. The caller reports the new fd by
+ * ringpoll_fd_opened(). */
+RINGPOLL_API void ringpoll_fd_accepted(int fd, int result, int flags, int with_address);
+/* accept4(2), from the queue: the new fd, whose birth is known, or a negative errno.
+ * RINGPOLL_PASS: make the call, and report it. Never blocks. */
+RINGPOLL_API long ringpoll_try_accept(int fd, struct sockaddr *address, socklen_t *length, int flags);
+
 /* ------------------------------------------------------------ the process */
 
 /* Around fork(2), in the forking thread: prepare before, then parent in the
@@ -437,6 +461,9 @@ struct ringpoll_stats {
     uint64_t starved;                  /* those that found no buffer */
     uint64_t calls_saved;              /* calls that were answered without the kernel */
     uint64_t sends_batched;
+    uint64_t accepting;                /* adopted listeners, now */
+    uint64_t listeners_adopted;        /* ever, and anew */
+    uint64_t accepted;                 /* connections that the ring accepted */
 };
 
 /* Counters of one set, or, with epfd -1, of the whole process (engine, reason
