@@ -14,8 +14,11 @@
 #include "stream.h"
 
 #define ARENA_BYTES (256u * 1024u)
-/* A write of this size pays its own call: copying it costs as much. */
-#define DIRECT_BYTES 16384u
+/* A write of this size pays its own call: copying it costs as much (measured with
+ * `ringpoll bench completion --sizes=…`). */
+#define DIRECT_BYTES 2048u
+/* One that stands behind a small one would pay two: the most that is queued of one. */
+#define QUEUED_BYTES 16384u
 /* How long the end of a ring, and a fork, wait for a peer that does not read. */
 #define LAST_WAIT_NS UINT64_C(5000000000)
 
@@ -379,8 +382,8 @@ static uint32_t total(const struct iovec *iov, size_t count)
 {
     size_t sum = 0;
     for (size_t i = 0; i < count; i++)
-        sum += iov[i].iov_len < DIRECT_BYTES ? iov[i].iov_len : DIRECT_BYTES;
-    return sum < DIRECT_BYTES ? (uint32_t)sum : DIRECT_BYTES;
+        sum += iov[i].iov_len < QUEUED_BYTES ? iov[i].iov_len : QUEUED_BYTES;
+    return sum < QUEUED_BYTES ? (uint32_t)sum : QUEUED_BYTES;
 }
 
 static void gather(unsigned char *to, const struct iovec *iov, uint32_t length)
@@ -473,10 +476,10 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
         }
         gather(send->rest + send->rest_at + send->rest_length, iov, length);
         send->rest_length += length;
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         return length;
     }
-    if (send->state == RP_SEND_BLOCKED || length >= DIRECT_BYTES ||
+    if (send->state == RP_SEND_BLOCKED || length >= (send->state == RP_SEND_IDLE ? DIRECT_BYTES : QUEUED_BYTES) ||
         (send->state == RP_SEND_IDLE && set->turn_events <= 1)) {
         if (set->batched)
             (void)rp_send_flush(set);
@@ -496,7 +499,8 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
     }
     if (send->state == RP_SEND_IDLE)
         step(set, stream, RP_SEND_BATCHED);
-    set->stats.calls_saved++;
+    stream->gain -= (int32_t)length;
+    rp_stream_saved(set, stream);
     return length;
 }
 
