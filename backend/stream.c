@@ -20,10 +20,6 @@
 #define DEFAULT_BUFFERS 512u
 #define CONTROL_AT ((uint32_t)sizeof(struct rp_recvmsg_out))
 #define UNIX_PAYLOAD_AT (CONTROL_AT + RP_BUFFER_CONTROL)
-/* What a stream has gained, at first (an adoption and its end cost as much as some
- * calls), and at most, see stream.h. */
-#define GAIN_FIRST 8192
-#define GAIN_MOST 16384
 /* ----------------------------------------------------------------- records */
 
 static struct rp_lock pool_lock; /* leaf */
@@ -86,7 +82,7 @@ static struct rp_stream *stream_new(struct rp_set *set, struct rp_watch *watch, 
     stream->pool = set->buffers.pool;
     stream->fd = watch->fd;
     stream->is_unix = watch->kind == RINGPOLL_FD_UNIX;
-    stream->gain = GAIN_FIRST;
+    stream->gain = RP_STREAM_GAIN_FIRST;
     step(stream, RP_STREAM_PLAIN);
     stream->next = set->streams;
     if (set->streams)
@@ -158,16 +154,6 @@ struct rp_stream *rp_stream_lock(int fd)
         stream = now;
     }
     return NULL;
-}
-
-void rp_stream_saved(struct rp_set *set, struct rp_stream *stream)
-{
-    set->stats.calls_saved++;
-    stream->gain += (int32_t)rp_stream_worth(stream->is_unix);
-    if (stream->gain > GAIN_MOST) {
-        stream->gain = GAIN_MOST;
-        stream->pays = true;
-    }
 }
 
 uint32_t rp_stream_bits(const struct rp_stream *stream)

@@ -101,8 +101,10 @@ static inline uint32_t rp_stream_worth(bool is_unix)
 {
     return is_unix ? 768 : 1280;
 }
-/* A call was answered without the kernel. */
-void rp_stream_saved(struct rp_set *set, struct rp_stream *stream);
+
+/* `gain` at first (as much as an adoption and its end cost), and at most. */
+#define RP_STREAM_GAIN_FIRST 8192
+#define RP_STREAM_GAIN_MOST 16384
 
 /* Whether this watch's fd should be adopted, now that it is armed anew. */
 bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch);
