@@ -114,6 +114,17 @@ static inline bool rp_set_is_mine(const struct rp_set *set)
     return RP_READ_ONCE(set->owner) == rp_self.id && rp_self.id != 0;
 }
 
+/* A call on the stream was answered without the kernel; see stream.h. Locked. */
+static inline void rp_stream_saved(struct rp_set *set, struct rp_stream *stream)
+{
+    set->stats.calls_saved++;
+    stream->gain += (int32_t)rp_stream_worth(stream->is_unix);
+    if (stream->gain > RP_STREAM_GAIN_MOST) {
+        stream->gain = RP_STREAM_GAIN_MOST;
+        stream->pays = true;
+    }
+}
+
 /* All of these: set locked. */
 void rp_set_demote(struct rp_set *set, uint32_t reason, int error);
 /* Engine KERNEL: another process shall wait on the identity, and see nothing of ours

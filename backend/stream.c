@@ -82,6 +82,7 @@ static struct rp_stream *stream_new(struct rp_set *set, struct rp_watch *watch, 
     stream->pool = set->buffers.pool;
     stream->fd = watch->fd;
     stream->is_unix = watch->kind == RINGPOLL_FD_UNIX;
+    stream->gain = RP_STREAM_GAIN_FIRST;
     step(stream, RP_STREAM_PLAIN);
     stream->next = set->streams;
     if (set->streams)
@@ -182,6 +183,7 @@ static void append(struct rp_stream *stream, uint32_t number, uint32_t at, uint3
         stream->head = (uint16_t)(number + 1);
     stream->tail = (uint16_t)(number + 1);
     stream->bytes += length;
+    stream->gain -= (int32_t)length;
 }
 
 /* The fds that came with a segment nobody will ask for: closed, as the kernel does. */
@@ -447,7 +449,10 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
         set->stats.received++;
         report(set, stream, true);
         if (stream->state == RP_STREAM_ARMED &&
-            (stream->bytes >= set->stream_bytes || !watch || watch->disabled || !(watch->events & EPOLLIN))) {
+            (stream->bytes >= set->stream_bytes || stream->gain < 0 || !watch || watch->disabled ||
+             !(watch->events & EPOLLIN))) {
+            if (watch && stream->pays)
+                watch->adopt_gap = 1;
             put_off(watch);
             step(stream, RP_STREAM_LEAVING);
         }
@@ -914,7 +919,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
         bool armed = stream->state == RP_STREAM_ARMED && in_flight(set, stream);
         if (armed && nonblocking && wanted > 0) {
             note_drained(set, stream);
-            set->stats.calls_saved++;
+            rp_stream_saved(set, stream);
             result = -EAGAIN;
         } else {
             if (armed)
@@ -934,7 +939,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
         result = -stream->error; /* a peek takes it, too */
         stream->error = 0;
         end_if_empty(set, stream);
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         rp_set_unlock(set);
         return result;
     }
@@ -967,7 +972,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     } else {
         if (!stream->head && rp_set_is_mine(set))
             note_drained(set, stream);
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         end_if_empty(set, stream);
     }
     rp_set_unlock(set);
@@ -988,7 +993,7 @@ static inline bool receive_as_usual(struct rp_set *set, struct rp_stream *stream
             !is_nonblocking(stream->fd, flags))
             return false;
         note_drained(set, stream);
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         *ret_result = -EAGAIN;
         return true;
     }
@@ -1018,7 +1023,7 @@ static inline bool receive_as_usual(struct rp_set *set, struct rp_stream *stream
             note_drained(set, stream);
         }
     }
-    set->stats.calls_saved++;
+    rp_stream_saved(set, stream);
     return true;
 }
 
@@ -1108,9 +1113,10 @@ long ringpoll_borrow(int fd, struct ringpoll_buffer *ret_buffer, int flags)
                 .number = number,
             };
             long length = segment->length;
+            stream->gain += segment->length; /* nobody copies it */
             if (!stream->head)
                 note_drained(set, stream);
-            set->stats.calls_saved++;
+            rp_stream_saved(set, stream);
             end_if_empty(set, stream);
             rp_set_unlock(set);
             return length;
@@ -1151,7 +1157,7 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
     if (mine && stream->state == RP_STREAM_ARMED && in_flight(set, stream) && !rp_ring_wants_enter(&set->ring) &&
         !rp_ring_peek(&set->ring)) {
         *ret_bytes = (int)stream->bytes;
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         rp_set_unlock(set);
         return 2;
     }
@@ -1164,7 +1170,8 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
     }
     *ret_bytes = (int)stream->bytes;
     int whole = stream->state == RP_STREAM_ARMED && in_flight(set, stream);
-    set->stats.calls_saved += (unsigned)whole;
+    if (whole)
+        rp_stream_saved(set, stream);
     end_if_empty(set, stream);
     rp_set_unlock(set);
     return whole ? 2 : 1;
