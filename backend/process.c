@@ -199,7 +199,13 @@ void ringpoll_fd_closing(int fd)
         }
     }
     /* Bytes of an fd that no set watches any more. */
-    if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) && !rp_self.locks_held) {
+    if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) && rp_self.locks_held) {
+        struct rp_stream *stream = __atomic_exchange_n(&entry->stream, NULL, __ATOMIC_ACQ_REL);
+        if (stream) {
+            RP_WRITE_ONCE(stream->closed_in_handler, true);
+            rp_self.deferred = 1;
+        }
+    } else if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED)) {
         struct rp_stream *stream = rp_stream_lock(fd);
         if (stream) {
             struct rp_set *owner = stream->set;
@@ -211,7 +217,11 @@ void ringpoll_fd_closing(int fd)
         }
     }
     struct rp_set *set = __atomic_load_n(&entry->set, __ATOMIC_ACQUIRE);
-    if (set && !rp_self.locks_held) {
+    if (set && rp_self.locks_held) {
+        __atomic_store_n(&entry->set, NULL, __ATOMIC_RELEASE);
+        __atomic_fetch_add(&set->closed_in_handler, 1, __ATOMIC_ACQ_REL);
+        rp_self.deferred = 1;
+    } else if (set) {
         rp_process_check();
         __atomic_store_n(&entry->set, NULL, __ATOMIC_RELEASE);
         rp_set_lock(set);
@@ -243,6 +253,27 @@ int ringpoll_close(int fd)
         return -EBADF;
     ringpoll_fd_closing(fd);
     return rp_sys_close(fd);
+}
+
+/* Names of sets that a handler closed: with one lock at a time, since the end of a
+ * set may have to wait for its owner. */
+static void close_names(void)
+{
+    for (;;) {
+        rp_lock(&rp_sets_lock);
+        struct rp_set *set = rp_sets;
+        while (set && __atomic_load_n(&set->closed_in_handler, __ATOMIC_ACQUIRE) == 0)
+            set = set->next_set;
+        rp_unlock(&rp_sets_lock);
+        if (!set)
+            return;
+        rp_lock(&set->lock);
+        if (__atomic_load_n(&set->closed_in_handler, __ATOMIC_ACQUIRE) > 0) {
+            __atomic_fetch_sub(&set->closed_in_handler, 1, __ATOMIC_ACQ_REL);
+            rp_set_name_closing(set, rp_set_of(set->identity) == set ? -1 : set->identity);
+        }
+        rp_unlock(&set->lock);
+    }
 }
 
 void rp_process_deferred(void)
@@ -289,9 +320,18 @@ void rp_process_deferred(void)
                 }
             }
         }
+        for (struct rp_stream *stream = set->streams, *next; stream && set->in_use; stream = next) {
+            next = stream->next;
+            if (RP_READ_ONCE(stream->closed_in_handler)) {
+                RP_WRITE_ONCE(stream->closed_in_handler, false);
+                rp_send_forget(set, stream);
+                rp_stream_orphan(set, stream);
+            }
+        }
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);
+    close_names();
 }
 
 /* ---------------------------------------------------------------- children */

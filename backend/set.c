@@ -41,8 +41,9 @@
  * a blocking enter finds the set unlocked and the queues whole: it is treated
  * like another thread as far as changes go (the enter may not have begun), and
  * as the owner for cancels. One that interrupts a critical section of its own
- * thread (rp_self.locks_held) leaves a mark on the fd's watches and
- * rp_self.deferred; the work is done when the section ends.
+ * thread (rp_self.locks_held) leaves a mark on the fd's watches, its stream or
+ * the set that it names, and rp_self.deferred; the work is done when the section
+ * ends.
  *
  * Where things are: set.h, "between the files of the set".
  */

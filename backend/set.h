@@ -34,6 +34,7 @@ struct rp_set {
     uint32_t flags; /* RINGPOLL_* options */
     int identity;       /* lowest fd number that names the set; -1: ending */
     uint32_t names;     /* fd numbers that do */
+    uint32_t closed_in_handler; /* * of these, closed while the lock could not be had */
     int hidden;         /* * the library's own number of the identity's file, or -1 */
     int waiters;        /* threads inside a wait */
     bool owner_inside;  /* the owner is about to be, or is, inside a blocking enter */
