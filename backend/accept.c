@@ -452,7 +452,9 @@ static void note_address(struct rp_set *set, struct rp_acceptor *acceptor)
      * the length of the one before it. */
     if (acceptor->with_address && (alone || acceptor->kind == RINGPOLL_FD_TCP)) {
         acceptor->addressed = acceptor->tail;
-        acceptor->known_length = acceptor->address_length;
+        if (alone && acceptor->kind == RINGPOLL_FD_TCP) /* the others of this enter find it reset */
+            acceptor->inet_length = acceptor->address_length;
+        acceptor->known_length = acceptor->kind == RINGPOLL_FD_TCP ? acceptor->inet_length : acceptor->address_length;
     }
     acceptor->address_length = sizeof acceptor->address;
 }

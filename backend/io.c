@@ -5,6 +5,7 @@
  * told of it. A program under the shim never comes here.
  */
 #include <errno.h>
+#include <netinet/in.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -159,4 +160,37 @@ long ringpoll_sendmsg(int fd, const struct msghdr *message, int flags)
         return result;
     result = rp_sys_call(SYS_sendmsg, fd, (long)message, flags, 0, 0, 0);
     return after_write(fd, result >= 0 ? room_of(message->msg_iov, message->msg_iovlen) : 0, result);
+}
+
+/* What the connections of this listener are. */
+static uint32_t kind_of_connections(int listener)
+{
+    const struct rp_fd *entry = rp_fd_peek(listener);
+    if (entry && (rp_fd_flags(entry) & RP_FD_KNOWN))
+        return rp_fd_flags(entry) & RINGPOLL_FD_KIND;
+    int domain = 0, type = 0, protocol = 0;
+    unsigned length = sizeof domain;
+    if (rp_sys_getsockopt(listener, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0 ||
+        rp_sys_getsockopt(listener, SOL_SOCKET, SO_TYPE, &type, &length) < 0 || type != SOCK_STREAM)
+        return RINGPOLL_FD_OTHER;
+    if (domain == AF_UNIX)
+        return RINGPOLL_FD_UNIX;
+    if ((domain != AF_INET && domain != AF_INET6) ||
+        rp_sys_getsockopt(listener, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) < 0 || protocol != IPPROTO_TCP)
+        return RINGPOLL_FD_OTHER;
+    return RINGPOLL_FD_TCP;
+}
+
+long ringpoll_accept(int fd, struct sockaddr *address, socklen_t *length, int flags)
+{
+    long result = ringpoll_try_accept(fd, address, length, flags);
+    if (result != RINGPOLL_PASS)
+        return result;
+    before_read(fd, 0);
+    result = rp_sys_call(SYS_accept4, fd, (long)address, (long)length, flags, 0, 0);
+    if (result >= 0)
+        ringpoll_fd_opened((int)result, kind_of_connections(fd) | RINGPOLL_FD_CONNECTED |
+                                            (flags & SOCK_NONBLOCK ? RINGPOLL_FD_NONBLOCK : 0));
+    ringpoll_fd_accepted(fd, (int)result, flags, address != NULL);
+    return result;
 }

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -338,6 +339,66 @@ TEST_F(Adopted, AnFdThatIsPassedIsSharedOnBothSides)
     EXPECT_EQ(byte, 'y');
     for (int fd : {got, passed[0], passed[1]})
         ringpoll_close(fd);
+}
+
+TEST_F(Adopted, AcceptTakesConnectionsOfAnyListenerAndKnowsThem)
+{
+    for (bool by_ring : {false, true}) {
+        SCOPED_TRACE(by_ring);
+        struct ringpoll_options options = {};
+        options.size = sizeof options;
+        options.flags = by_ring ? RINGPOLL_ACCEPT : RINGPOLL_ADOPT;
+        int set = ringpoll_create(&options), listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        ASSERT_GE(set, 0);
+        ringpoll_fd_opened(listener, RINGPOLL_FD_TCP | RINGPOLL_FD_NONBLOCK);
+        struct sockaddr_in address = {};
+        socklen_t length = sizeof address;
+        address.sin_family = AF_INET;
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        ASSERT_EQ(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+        ASSERT_EQ(listen(listener, 64), 0);
+        ringpoll_fd_listening(listener, 64);
+        ASSERT_EQ(getsockname(listener, (struct sockaddr *)&address, &length), 0);
+        struct epoll_event event = {};
+        event.events = EPOLLIN;
+        ASSERT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, listener, &event), 0);
+        int idle[2]; /* what makes the set a ring's */
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, idle), 0);
+        ringpoll_fd_opened(idle[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+        ASSERT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, idle[0], &event), 0);
+        for (int round = 0; round < 32; round++) {
+            int clients[2];
+            for (int &client : clients) {
+                client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+                ASSERT_EQ(connect(client, (struct sockaddr *)&address, sizeof address), 0);
+            }
+            struct timespec soon = {5, 0};
+            ASSERT_EQ(ringpoll_wait(set, &event, 1, &soon, nullptr), 1);
+            for (int client : clients) {
+                struct sockaddr_in peer = {}, mine = {};
+                length = sizeof peer;
+                long made = ringpoll_accept(listener, (struct sockaddr *)&peer, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+                ASSERT_GE(made, 0);
+                EXPECT_EQ(length, sizeof peer);
+                ASSERT_EQ(getsockname(client, (struct sockaddr *)&mine, &length), 0);
+                EXPECT_EQ(peer.sin_port, mine.sin_port);
+                EXPECT_EQ(ringpoll_fd_is_nonblock((int)made), 1);
+                EXPECT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, (int)made, &event), 0);
+                EXPECT_EQ(ringpoll_fd_is_stream_on_ring((int)made), 1);
+                EXPECT_EQ(ringpoll_close((int)made), 0);
+                EXPECT_EQ(close(client), 0);
+            }
+            EXPECT_EQ(ringpoll_accept(listener, nullptr, nullptr, 0), -EAGAIN);
+        }
+        struct ringpoll_stats stats = {};
+        stats.size = sizeof stats;
+        EXPECT_EQ(ringpoll_get_stats(set, &stats), 0);
+        EXPECT_EQ(stats.accepted > 0, by_ring);
+        for (int fd : {listener, idle[0], idle[1], set})
+            EXPECT_EQ(ringpoll_close(fd), 0);
+    }
+    EXPECT_EQ(ringpoll_accept(-1, nullptr, nullptr, 0), -EBADF);
+    EXPECT_EQ(ringpoll_accept(a_, nullptr, nullptr, 0), -EINVAL);
 }
 
 } // namespace

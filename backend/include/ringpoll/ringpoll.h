@@ -304,6 +304,9 @@ RINGPOLL_API void ringpoll_fd_accepted(int fd, int result, int flags, int with_a
 /* accept4(2), from the queue: the new fd, whose birth is known, or a negative errno.
  * RINGPOLL_PASS: make the call, and report it. Never blocks. */
 RINGPOLL_API long ringpoll_try_accept(int fd, struct sockaddr *address, socklen_t *length, int flags);
+/* Both, and what has to be reported: accept4(2) of any fd, with a negative errno where
+ * that has -1. No cancellation point. */
+RINGPOLL_API long ringpoll_accept(int fd, struct sockaddr *address, socklen_t *length, int flags);
 
 /* ------------------------------------------------------------ the process */
 
