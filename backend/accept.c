@@ -5,6 +5,7 @@
 #include "accept.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
@@ -57,7 +58,7 @@ static bool step(struct rp_acceptor *acceptor, enum rp_acceptor_state to)
         set->accepts_armed--;
         set->stats.accepting--;
     }
-    RP_WRITE_ONCE(acceptor->state, (uint8_t)to);
+    __atomic_store_n(&acceptor->state, (uint8_t)to, __ATOMIC_RELEASE); /* FREE: to who takes it next */
     return true;
 }
 
@@ -93,7 +94,7 @@ static struct rp_acceptor *lock(int fd)
             return NULL;
         struct rp_set *set = __atomic_load_n(&acceptor->set, __ATOMIC_ACQUIRE);
         rp_set_lock(set);
-        if (acceptor->set == set && find(fd) == acceptor)
+        if (__atomic_load_n(&acceptor->set, __ATOMIC_RELAXED) == set && find(fd) == acceptor)
             return acceptor;
         rp_set_unlock(set);
     }
@@ -104,19 +105,19 @@ static struct rp_acceptor *acceptor_new(int fd, uint32_t kind, uint32_t backlog)
     struct rp_acceptor *acceptor = NULL;
     rp_lock(&table_lock);
     for (uint32_t i = 0; i < ACCEPTORS && !acceptor; i++)
-        if (RP_READ_ONCE(acceptors[i].state) == RP_ACCEPTOR_FREE)
+        if (__atomic_load_n(&acceptors[i].state, __ATOMIC_ACQUIRE) == RP_ACCEPTOR_FREE)
             acceptor = &acceptors[i];
     if (acceptor) {
-        struct rp_connection *queue = acceptor->queue;
-        uint32_t room = acceptor->room;
-        memset(acceptor, 0, sizeof *acceptor);
-        acceptor->queue = queue; /* memory that is kept */
-        acceptor->room = room;
-        acceptor->alias = -1;
+        size_t looked_at = offsetof(struct rp_acceptor, held);
+        memset((char *)acceptor + looked_at, 0, sizeof *acceptor - looked_at);
+        RP_WRITE_ONCE(acceptor->closed, false);
+        RP_WRITE_ONCE(acceptor->head, 0);
+        RP_WRITE_ONCE(acceptor->tail, 0);
+        RP_WRITE_ONCE(acceptor->alias, -1);
         acceptor->kind = kind;
         acceptor->backlog = backlog;
         acceptor->adopt_in = acceptor->adopt_gap = FIRST_ADOPTION;
-        acceptor->set = &limbo;
+        __atomic_store_n(&acceptor->set, &limbo, __ATOMIC_RELEASE);
         RP_WRITE_ONCE(acceptor->fd, fd);
         step(acceptor, RP_ACCEPTOR_LEARNING);
         if ((uint32_t)(acceptor - acceptors) >= acceptors_used)
@@ -729,7 +730,7 @@ void rp_accept_closing(int fd)
     end(set, acceptor);
     set->stats.cancels_on_close += was_armed;
     if (acceptor->alias == fd) {
-        acceptor->alias = -1;
+        RP_WRITE_ONCE(acceptor->alias, -1);
     } else if (acceptor->fd == fd && acceptor->alias >= 0 && queued(acceptor) > 0) {
         RP_WRITE_ONCE(acceptor->fd, acceptor->alias); /* a duplicate goes on with it */
         RP_WRITE_ONCE(acceptor->alias, -1);

@@ -70,12 +70,18 @@ struct rp_connection {
 };
 
 struct rp_acceptor {
+    /* What others look at before they have the lock: changed by one store each. */
     struct rp_set *set;
-    struct rp_op *op;       /* the accept; NULL when LEARNING */
     int fd, alias;          /* alias: a duplicate that goes on with the queue; -1: none */
     uint8_t state;          /* enum rp_acceptor_state */
-    uint8_t held;           /* callers that hold on to it while it may end */
     bool closed;            /* its fd is: whatever comes is reset */
+    uint32_t head, tail;    /* of the queue; run freely */
+    /* Memory that stays when the record is used again. */
+    struct rp_connection *queue;
+    uint32_t room;          /* a power of two */
+    /* From here on a new one begins with zeroes. */
+    uint8_t held;           /* callers that hold on to it while it may end */
+    struct rp_op *op;       /* the accept; NULL when LEARNING */
     bool drained;           /* the last plain accept found nothing */
     uint32_t kind;          /* RINGPOLL_FD_TCP or RINGPOLL_FD_UNIX */
     uint32_t sqe_at;        /* the SQE's position, to take it back while it is QUEUED */
@@ -85,8 +91,6 @@ struct rp_acceptor {
     uint32_t backlog, highest, limit; /* of listen(); fd number seen; of fds */
     uint32_t taken, taken_before; /* by the program: all, and until the last wait */
     uint32_t idle_turns;    /* waits since, with something queued */
-    struct rp_connection *queue;
-    uint32_t room, head, tail; /* a power of two; head and tail run freely */
     /* Where the kernel puts the peer's address: that of the last that came, which stands
      * at `addressed` in the queue, if it is known at all. */
     struct sockaddr_storage address;
