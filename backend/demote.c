@@ -291,6 +291,9 @@ static void harvest(struct rp_set *set, const struct by_data *table)
  * reads are reported without the lock. */
 static void moved(struct rp_set *set, struct rp_watch *watch)
 {
+    /* An adopted listener's queue, of which an edge has told. */
+    bool told = watch->kind == RP_KIND_LISTENER && rp_watch_is_edge(watch) && !watch->recheck &&
+                RP_READ_ONCE(watch->ready) == RP_READY_IDLE;
     set->stats.handovers++;
     RP_WRITE_ONCE(watch->home, RP_HOME_KERNEL);
     set->ring_watches--;
@@ -301,6 +304,7 @@ static void moved(struct rp_set *set, struct rp_watch *watch)
         watch->quiet = watch->single = false;
     }
     rp_set_note_left(set, watch);
+    watch->left_reported |= told && watch->left;
     rp_set_dirty(set, watch);
 }
 
