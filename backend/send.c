@@ -158,12 +158,16 @@ int rp_send_submit(struct rp_set *set)
         }
         send->from_rest = send->rest_length > 0;
         sqe->opcode = RP_IORING_OP_SEND;
-        sqe->fd = stream->fd;
+        if (stream->pays && !stream->slot && set->files.free_head && rp_stream_is_armed(stream))
+            stream->slot = rp_files_fill(&set->files, &set->ring, stream->fd);
+        sqe->fd = stream->slot ? stream->slot - 1 : stream->fd;
         sqe->addr = (uint64_t)(uintptr_t)(send->from_rest ? send->rest + send->rest_at : set->arena.bytes + send->at);
         sqe->len = send->from_rest ? send->rest_length : send->length;
         sqe->op_flags = MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL;
         if (set->ring.features & RINGPOLL_FEATURE_CQE_SKIP)
             sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
+        if (stream->slot)
+            sqe->flags |= RP_SQE_FIXED_FILE;
         sqe->user_data = rp_op_user_data(&set->ops, op);
         send->op = op;
         send->sqe_at = set->ring.sqe_tail - 1;
@@ -172,6 +176,20 @@ int rp_send_submit(struct rp_set *set)
         set->stats.sends_batched++;
     }
     return 0;
+}
+
+void rp_send_clear_slot(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_send *send = &stream->send;
+    if (!stream->slot)
+        return;
+    if (send->state == RP_SEND_SENDING && (int32_t)(send->sqe_at - set->ring.sqe_head) >= 0) {
+        struct rp_sqe *sqe = &set->ring.sqes[send->sqe_at & set->ring.sq_mask];
+        sqe->fd = stream->fd;
+        sqe->flags &= (uint8_t)~RP_SQE_FIXED_FILE;
+    }
+    rp_files_clear(&set->files, &set->ring, stream->slot);
+    stream->slot = 0;
 }
 
 /* What was asked for is out, or as much of it as the kernel took. */

@@ -313,6 +313,8 @@ static int prepare(struct rp_set *set)
         error = rp_buffers_init(&set->buffers, &set->ring, set->buffer_count ? set->buffer_count : DEFAULT_BUFFERS);
     if (error < 0)
         set->no_streams = true;
+    else if (set->flags & RINGPOLL_FIXED_FILES)
+        (void)rp_files_init(&set->files, &set->ring, RP_FILES_COUNT);
     return error;
 }
 
@@ -368,6 +370,7 @@ static bool in_flight(const struct rp_set *set, const struct rp_stream *stream)
 static void receive_ended(struct rp_set *set, struct rp_stream *stream)
 {
     stream->op = NULL;
+    rp_send_clear_slot(set, stream);
     step(stream, RP_STREAM_PLAIN);
     if (stream->watch) /* polls take over */
         rp_set_dirty(set, stream->watch);
@@ -670,6 +673,7 @@ void rp_stream_after_fork(struct rp_set *set)
     for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
         next = stream->next;
         stream->op = NULL;
+        stream->slot = 0;
         stream->held = 0;
         memset(&stream->send, 0, sizeof stream->send); /* the parent sends it */
         if (stream->state != RP_STREAM_PLAIN)
