@@ -554,11 +554,18 @@ static inline bool send_quickly(const struct rp_fd *entry, struct rp_stream *str
     return done;
 }
 
-long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
+static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
 {
-    struct rp_fd *entry = rp_fd_peek(fd);
-    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE) : NULL;
-    if (!stream || count <= 0 || rp_self.locks_held)
+    *ret_entry = rp_fd_peek(fd);
+    return *ret_entry ? __atomic_load_n(&(*ret_entry)->stream, __ATOMIC_ACQUIRE) : NULL;
+}
+
+/* Apart from its callers, so that a write to a socket that is not adopted costs some
+ * loads and nothing else. */
+static __attribute__((noinline)) long send_by_stream(struct rp_fd *entry, struct rp_stream *stream, int fd,
+                                                     const struct iovec *iov, int count, int flags)
+{
+    if (count <= 0 || rp_self.locks_held)
         return RINGPOLL_PASS;
     if (count == 1 && send_quickly(entry, stream, iov->iov_base, iov->iov_len, flags))
         return (long)iov->iov_len;
@@ -578,10 +585,21 @@ long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
     return result;
 }
 
+long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
+{
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    return stream ? send_by_stream(entry, stream, fd, iov, count, flags) : RINGPOLL_PASS;
+}
+
 long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
 {
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    if (!stream)
+        return RINGPOLL_PASS;
     struct iovec iov = {.iov_base = (void *)(uintptr_t)buffer, .iov_len = length};
-    return ringpoll_try_sendv(fd, &iov, 1, flags);
+    return send_by_stream(entry, stream, fd, &iov, 1, flags);
 }
 
 void ringpoll_flush(void)
