@@ -332,6 +332,9 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) : NULL;
     if (op == EPOLL_CTL_ADD && stream && __atomic_load_n(&stream->set, __ATOMIC_RELAXED) != set)
         ringpoll_fd_release(fd, 1);
+    if (op == EPOLL_CTL_ADD && entry && (rp_fd_flags(entry) & RP_FD_LISTENER) && RP_READ_ONCE(entry->watches) &&
+        RP_READ_ONCE(entry->watches)->set != set)
+        rp_accept_release(fd, true);
 
     int result;
     rp_set_lock(set);

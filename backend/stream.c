@@ -1212,6 +1212,8 @@ void ringpoll_fd_release(int fd, int for_good)
         return;
     if (for_good && rp_fd_flags(entry))
         rp_fd_set_flags(entry, RP_FD_PLAIN, 0);
+    if (rp_fd_flags(entry) & RP_FD_LISTENER)
+        rp_accept_release(fd, for_good);
     if (!__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
         return;
     struct rp_stream *stream = rp_stream_lock(fd);
@@ -1229,6 +1231,8 @@ void ringpoll_fd_release(int fd, int for_good)
 uint32_t ringpoll_fd_pending(int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
+    if (entry && (rp_fd_flags(entry) & RP_FD_LISTENER))
+        return rp_accept_bits(fd);
     if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
         return 0;
     struct rp_stream *stream = rp_stream_lock(fd);

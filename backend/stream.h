@@ -91,6 +91,7 @@ struct rp_stream {
     bool holds_pool;        /* its own reference: the ring has gone */
     uint8_t held;           /* callers that hold on to it while it may end */
     bool closed;            /* its fd is: whatever comes is dropped */
+    bool closed_in_handler; /* the same, and the lock could not be had: yet to be done */
     struct rp_stream *next, *prev;                 /* of the set; next: free list */
     struct rp_stream *next_leaving, *prev_leaving; /* LEAVING ones of the set */
 };

@@ -503,6 +503,13 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
     bool recheck = watch->recheck;
     bool edge = rp_watch_is_edge(watch);
 
+    if (watch->home == RP_HOME_KERNEL && (set->flags & RINGPOLL_ACCEPT) && rp_accept_wanted(set, watch)) {
+        int error = rp_accept_arm(set, watch);
+        if (error == 0 || error == -EBUSY)
+            return error;
+    }
+    if (watch->kind == RP_KIND_LISTENER && watch->home == RP_HOME_RING && !watch->deleted)
+        return rp_accept_rearm(set, watch);
     if (watch->home != RP_HOME_RING || watch->deleted || watch->disabled) {
         int error = rp_watch_disarm(set, watch, NULL);
         if (error == 0)
@@ -671,7 +678,8 @@ void rp_watch_check(struct rp_set *set, unsigned limit)
         next = watch->next_ready;
         if (watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial)
             continue;
-        if (watch->stream && decided_by_stream(set, watch))
+        if (watch->stream ? decided_by_stream(set, watch)
+                          : watch->kind == RP_KIND_LISTENER && rp_accept_decides(set, watch))
             continue;
         fds[count].fd = watch->fd;
         fds[count].events =
