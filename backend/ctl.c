@@ -292,7 +292,7 @@ static inline bool mod_as_usual(struct rp_set *set, int fd, const struct epoll_e
             rp_watch_to_idle(set, watch);
         done = true;
     } else if (watch && watch->set == set && !watch->next_of_fd && watch->quiet && watch->events == event->events &&
-               watch->home == RP_HOME_RING && watch->ready == RP_READY_IDLE && watch->op && !watch->armed_oneshot &&
+               watch->home == RP_HOME_RING && watch->ready == RP_READY_IDLE && watch->op &&
                !watch->deleted && !watch->disabled && !watch->dirty && !watch->stream && set->tells &&
                !set->owner_inside && rp_set_engine(set) == RINGPOLL_ENGINE_RING) {
         watch->data = event->data;

@@ -656,6 +656,7 @@ void rp_set_after_fork(struct rp_set *set)
     rp_stream_after_fork(set);
     set->accepts_armed = set->accepts_leaving = 0;
     rp_buffers_abandon(&set->buffers);
+    rp_files_abandon(&set->files);
     for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
         next = watch->next_of_set;
         rp_watch_to_idle(set, watch);

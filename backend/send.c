@@ -158,12 +158,16 @@ int rp_send_submit(struct rp_set *set)
         }
         send->from_rest = send->rest_length > 0;
         sqe->opcode = RP_IORING_OP_SEND;
-        sqe->fd = stream->fd;
+        if (stream->pays && !stream->slot && set->files.free_head && rp_stream_is_armed(stream))
+            stream->slot = rp_files_fill(&set->files, &set->ring, stream->fd);
+        sqe->fd = stream->slot ? stream->slot - 1 : stream->fd;
         sqe->addr = (uint64_t)(uintptr_t)(send->from_rest ? send->rest + send->rest_at : set->arena.bytes + send->at);
         sqe->len = send->from_rest ? send->rest_length : send->length;
         sqe->op_flags = MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL;
         if (set->ring.features & RINGPOLL_FEATURE_CQE_SKIP)
             sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
+        if (stream->slot)
+            sqe->flags |= RP_SQE_FIXED_FILE;
         sqe->user_data = rp_op_user_data(&set->ops, op);
         send->op = op;
         send->sqe_at = set->ring.sqe_tail - 1;
@@ -172,6 +176,20 @@ int rp_send_submit(struct rp_set *set)
         set->stats.sends_batched++;
     }
     return 0;
+}
+
+void rp_send_clear_slot(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_send *send = &stream->send;
+    if (!stream->slot)
+        return;
+    if (send->state == RP_SEND_SENDING && (int32_t)(send->sqe_at - set->ring.sqe_head) >= 0) {
+        struct rp_sqe *sqe = &set->ring.sqes[send->sqe_at & set->ring.sq_mask];
+        sqe->fd = stream->fd;
+        sqe->flags &= (uint8_t)~RP_SQE_FIXED_FILE;
+    }
+    rp_files_clear(&set->files, &set->ring, stream->slot);
+    stream->slot = 0;
 }
 
 /* What was asked for is out, or as much of it as the kernel took. */
@@ -536,11 +554,18 @@ static inline bool send_quickly(const struct rp_fd *entry, struct rp_stream *str
     return done;
 }
 
-long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
+static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
 {
-    struct rp_fd *entry = rp_fd_peek(fd);
-    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE) : NULL;
-    if (!stream || count <= 0 || rp_self.locks_held)
+    *ret_entry = rp_fd_peek(fd);
+    return *ret_entry ? __atomic_load_n(&(*ret_entry)->stream, __ATOMIC_ACQUIRE) : NULL;
+}
+
+/* Apart from its callers, so that a write to a socket that is not adopted costs some
+ * loads and nothing else. */
+static __attribute__((noinline)) long send_by_stream(struct rp_fd *entry, struct rp_stream *stream, int fd,
+                                                     const struct iovec *iov, int count, int flags)
+{
+    if (count <= 0 || rp_self.locks_held)
         return RINGPOLL_PASS;
     if (count == 1 && send_quickly(entry, stream, iov->iov_base, iov->iov_len, flags))
         return (long)iov->iov_len;
@@ -560,10 +585,21 @@ long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
     return result;
 }
 
+long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
+{
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    return stream ? send_by_stream(entry, stream, fd, iov, count, flags) : RINGPOLL_PASS;
+}
+
 long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
 {
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    if (!stream)
+        return RINGPOLL_PASS;
     struct iovec iov = {.iov_base = (void *)(uintptr_t)buffer, .iov_len = length};
-    return ringpoll_try_sendv(fd, &iov, 1, flags);
+    return send_by_stream(entry, stream, fd, &iov, 1, flags);
 }
 
 void ringpoll_flush(void)

@@ -322,6 +322,8 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         }
         memcpy(&options, given, size);
     }
+    if (options.flags & RINGPOLL_FIXED_FILES)
+        options.flags |= RINGPOLL_BATCH;
     if (options.flags & (RINGPOLL_BATCH | RINGPOLL_ACCEPT))
         options.flags |= RINGPOLL_ADOPT;
     if (options.flags & RINGPOLL_ADOPT)
@@ -331,7 +333,8 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
     if (options.send_bytes > 1u << 24)
         return -EINVAL;
     uint32_t known = RINGPOLL_CLOEXEC | RINGPOLL_KERNEL | RINGPOLL_REQUIRE | RINGPOLL_TRACKED | RINGPOLL_ANY_RING |
-                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_ACCEPT;
+                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_ACCEPT |
+                     RINGPOLL_FIXED_FILES;
     if (options.flags & ~known)
         return -EINVAL;
     if ((options.flags & RINGPOLL_KERNEL) && (options.flags & (RINGPOLL_REQUIRE | RINGPOLL_SQPOLL)))

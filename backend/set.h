@@ -8,6 +8,7 @@
 #include "accept.h"
 #include "buffers.h"
 #include "fdtab.h"
+#include "files.h"
 #include "lock.h"
 #include "op.h"
 #include "ring.h"
@@ -50,6 +51,7 @@ struct rp_set {
     bool inherited;     /* a fork's child has yet to make it its own */
     struct rp_stream *streams, *leaving; /* all; those whose cancel has yet to go out */
     struct rp_buffers buffers;
+    struct rp_files files;
     uint32_t buffer_count, stream_bytes; /* options */
     unsigned left;      /* watches with `left` */
     bool left_told;     /* the wake fd stands in the identity, for them */

@@ -266,8 +266,8 @@ bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
 }
 
 #define JUDGED_TURNS 256u
-#define ALONE_TURNS 2048u
-#define ALONE_TURNS_MOST 65536u
+#define ALONE_TURNS 16384u
+#define ALONE_TURNS_MOST 262144u
 
 void rp_stream_judge(struct rp_set *set, int events)
 {
@@ -313,6 +313,8 @@ static int prepare(struct rp_set *set)
         error = rp_buffers_init(&set->buffers, &set->ring, set->buffer_count ? set->buffer_count : DEFAULT_BUFFERS);
     if (error < 0)
         set->no_streams = true;
+    else if (set->flags & RINGPOLL_FIXED_FILES)
+        (void)rp_files_init(&set->files, &set->ring, RP_FILES_COUNT);
     return error;
 }
 
@@ -368,6 +370,7 @@ static bool in_flight(const struct rp_set *set, const struct rp_stream *stream)
 static void receive_ended(struct rp_set *set, struct rp_stream *stream)
 {
     stream->op = NULL;
+    rp_send_clear_slot(set, stream);
     step(stream, RP_STREAM_PLAIN);
     if (stream->watch) /* polls take over */
         rp_set_dirty(set, stream->watch);
@@ -670,6 +673,7 @@ void rp_stream_after_fork(struct rp_set *set)
     for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
         next = stream->next;
         stream->op = NULL;
+        stream->slot = 0;
         stream->held = 0;
         memset(&stream->send, 0, sizeof stream->send); /* the parent sends it */
         if (stream->state != RP_STREAM_PLAIN)
@@ -1046,17 +1050,23 @@ static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
     return *ret_entry ? __atomic_load_n(&(*ret_entry)->stream, __ATOMIC_ACQUIRE) : NULL;
 }
 
-long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags)
+/* Apart from its caller, so that a read of a socket that is not adopted costs some
+ * loads and nothing else. */
+static __attribute__((noinline)) long receive_by_stream(struct rp_fd *entry, struct rp_stream *stream, int fd,
+                                                        void *buffer, size_t length, int flags)
 {
-    struct rp_fd *entry;
-    struct rp_stream *stream = stream_of(fd, &entry);
     long result;
-    if (!stream)
-        return RINGPOLL_PASS;
     if (receive_quickly(entry, stream, buffer, length, length, flags, &result))
         return result;
     struct iovec iov = {.iov_base = buffer, .iov_len = length};
     return receive(fd, &iov, 1, length, flags, NULL);
+}
+
+long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags)
+{
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    return stream ? receive_by_stream(entry, stream, fd, buffer, length, flags) : RINGPOLL_PASS;
 }
 
 static long room_of(const struct iovec *iov, size_t count)

@@ -182,6 +182,49 @@ TEST_F(Adopted, BytesThatWereReceivedOutliveTheirSet)
     EXPECT_EQ(take(), "onetwo");
 }
 
+TEST_F(Adopted, BigMessagesAreReadDirectlyAndSmallOnesAreReceivedAgain)
+{
+    std::string big(3000, 'b'), small(10, 's');
+    auto exchange = [&](const std::string &message) {
+        char bytes[4096];
+        ASSERT_EQ(write(b_, message.data(), message.size()), (ssize_t)message.size());
+        ASSERT_EQ(wait(1000), 1);
+        long got = ringpoll_try_recv(a_, bytes, sizeof bytes, 0);
+        if (got == RINGPOLL_PASS) {
+            got = read(a_, bytes, sizeof bytes);
+            ringpoll_fd_read(a_, sizeof bytes, got);
+        }
+        ASSERT_EQ(got, (long)message.size());
+        ASSERT_EQ(std::string(bytes, message.size()), message);
+    };
+    for (int i = 0; i < 32 && stats().adopted > 0; i++)
+        exchange(big);
+    EXPECT_EQ(stats().adopted, 0u);
+    uint64_t adoptions = stats().adoptions;
+    for (int i = 0; i < 100; i++) /* fewer than it takes to see that the socket is alone */
+        exchange(big);
+    EXPECT_EQ(stats().adoptions, adoptions) << "a receive was tried although nothing had changed";
+    for (int i = 0; i < 32 && stats().adopted == 0; i++)
+        exchange(small);
+    EXPECT_EQ(stats().adopted, 1u);
+    for (int i = 0; i < 50; i++)
+        exchange(small);
+    EXPECT_EQ(stats().adoptions, adoptions + 1);
+}
+
+TEST_F(Adopted, BigMessagesThatAreReadInPiecesAreReceived)
+{
+    std::string message(3000, 'p');
+    uint64_t adoptions = stats().adoptions;
+    for (int i = 0; i < 100; i++) {
+        ASSERT_EQ(write(b_, message.data(), message.size()), (ssize_t)message.size());
+        ASSERT_EQ(wait(1000), 1);
+        EXPECT_EQ(take(), message);
+    }
+    EXPECT_EQ(stats().adopted, 1u);
+    EXPECT_EQ(stats().adoptions, adoptions);
+}
+
 TEST_F(Adopted, ASecondSetHearsOfWhatTheFirstReceived)
 {
     ASSERT_EQ(write(b_, "one", 3), 3);
