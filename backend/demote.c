@@ -298,6 +298,9 @@ static void harvest(struct rp_set *set, int epfd, const struct by_data *table)
  * reads are reported without the lock. */
 static void moved(struct rp_set *set, struct rp_watch *watch)
 {
+    /* An adopted listener's queue, of which an edge has told. */
+    bool told = watch->kind == RP_KIND_LISTENER && rp_watch_is_edge(watch) && !watch->recheck &&
+                RP_READ_ONCE(watch->ready) == RP_READY_IDLE;
     set->stats.handovers++;
     RP_WRITE_ONCE(watch->home, RP_HOME_KERNEL);
     set->ring_watches--;
@@ -309,6 +312,7 @@ static void moved(struct rp_set *set, struct rp_watch *watch)
         watch->quiet = watch->single = false;
     }
     rp_set_note_left(set, watch);
+    watch->left_reported |= told && watch->left;
     rp_set_dirty(set, watch);
 }
 
@@ -463,6 +467,8 @@ int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
         return 0;
     if (watch->stream && rp_set_is_mine(set))
         rp_stream_end_receive(set, watch->stream);
+    if (watch->kind == RP_KIND_LISTENER)
+        rp_accept_end(set, watch->fd);
     bool known = is_spent_edge(watch) && catch_up(set);
     if (watch->home == RP_HOME_KERNEL || watch->deleted) /* that was in what we caught up with */
         return 0;
@@ -556,6 +562,8 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
         if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)
             return;
     }
+    if (set->accepts_armed)
+        rp_accept_end_all(set);
     move_all(set, error == 0 && !in_vain && catch_up(set), reason == RINGPOLL_REASON_SHARED);
     set->reason = reason;
     set->error = error;
@@ -646,7 +654,9 @@ void rp_set_after_fork(struct rp_set *set)
         __atomic_fetch_sub(&rp_zombies, 1, __ATOMIC_RELAXED);
     }
     rp_stream_after_fork(set);
+    set->accepts_armed = set->accepts_leaving = 0;
     rp_buffers_abandon(&set->buffers);
+    rp_files_abandon(&set->files);
     for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
         next = watch->next_of_set;
         rp_watch_to_idle(set, watch);
