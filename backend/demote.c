@@ -143,6 +143,31 @@ static bool each_registration(int epfd, void (*see)(void *context, const struct 
     return true;
 }
 
+struct number {
+    int fd;
+    bool listed;
+};
+
+static void see_number(void *context, const struct registration *one)
+{
+    struct number *number = context;
+    number->listed = number->listed || one->fd == number->fd;
+}
+
+/* The number may be another file's by now, whose registration nobody shall hear of:
+ * it is tried only where the number is listed. */
+bool rp_set_has_registered(struct rp_set *set, int epfd, int fd)
+{
+    struct number number = {fd, false};
+    struct epoll_event nothing = {.events = EPOLLONESHOT, .data = rp_set_mark(set)};
+    if (each_registration(epfd, see_number, &number) && !number.listed)
+        return false;
+    int result = rp_sys_epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &nothing);
+    if (result == 0)
+        rp_sys_epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL);
+    return result == -EEXIST;
+}
+
 /* ------------------------------------------------------------------ harvesting */
 
 #define HARVEST 64u

@@ -220,6 +220,8 @@ static inline epoll_data_t rp_set_mark(struct rp_set *set)
 /* An annex has this for its data in the identity. */
 extern char rp_annex_mark;
 void rp_set_close_annexes(struct rp_set *set);
+/* This very file, under this number. */
+bool rp_set_has_registered(struct rp_set *set, int epfd, int fd);
 /* owner.c */
 extern struct rp_lock rp_wake_lock;    /* leaf: rp_wake_fd, the number of sets */
 extern struct rp_lock rp_retired_lock; /* leaf: rp_stats_retired, rp_newest_set */

@@ -568,6 +568,20 @@ TEST_P(ClosedNumber, BesideItManyMovesAreEachSilent)
     }
 }
 
+TEST_P(ClosedNumber, BesideItAnAddThatFailsWakesNobody)
+{
+    OutOfReach at = make(in_ | et_);
+    int outer = new_set();
+    ASSERT_EQ(add(outer, at.set, in_ | et_), 0);
+    EXPECT_EQ(ready(outer).size(), 1u);
+    Pair p = unix_stream();
+    ASSERT_EQ(e().close(p.b), 0);
+    ASSERT_EQ(add(at.set, p.a, in_), 0);
+    EXPECT_EQ(ready(outer).size(), 1u);
+    EXPECT_EQ(add(at.set, p.a, in_), -EEXIST);
+    EXPECT_EQ(ready(outer), Events());
+}
+
 /* Who else waits on the set is no client of the library. */
 TEST_P(ClosedNumber, BesideItAPassedSetTellsOfTheProgramsDataAlone)
 {
