@@ -641,9 +641,21 @@ int ringpoll_fd_flush(int fd)
     return flush_fd(fd, !ringpoll_fd_is_nonblock(fd));
 }
 
+/* The call that comes wakes whoever watches the socket, and makes its writes fail: the
+ * kernel's polls and calls say so. */
 void ringpoll_fd_finish(int fd)
 {
     (void)flush_fd(fd, true);
+    struct rp_stream *stream = rp_self.locks_held ? NULL : rp_stream_lock(fd);
+    if (stream) {
+        struct rp_watch *watch = stream->watch;
+        if (watch && rp_watch_is_edge(watch)) {
+            watch->recheck = true;
+            rp_set_dirty(stream->set, watch);
+        }
+        rp_set_unlock(stream->set);
+    }
+    ringpoll_fd_release(fd, 1);
 }
 
 void ringpoll_fd_full(int fd)

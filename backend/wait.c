@@ -253,21 +253,23 @@ static int take_annexes(struct rp_set *set, struct epoll_event *events, int room
     return taken;
 }
 
-/* `count` fresh events came behind `left` ones: what stands in both is one event, with
- * the bits of both. How many there are. */
-static unsigned merge_left(struct epoll_event *events, unsigned left, unsigned count)
+/* What stands in both, among `left` events at `at` and elsewhere, is one event. How
+ * many there are. */
+static unsigned merge_left(struct epoll_event *events, unsigned at, unsigned left, unsigned count)
 {
-    unsigned kept = 0;
-    for (unsigned i = 0; i < left + count; i++) {
+    unsigned kept = at;
+    for (unsigned i = at; i < at + left; i++) {
         bool again = false;
-        for (unsigned j = left; i < left && j < left + count && !again; j++)
-            if (events[i].data.u64 == events[j].data.u64) {
+        for (unsigned j = 0; j < count && !again; j++) {
+            again = (j < at || j >= at + left) && events[j].data.u64 == events[i].data.u64;
+            if (again)
                 events[j].events |= events[i].events;
-                again = true;
-            }
+        }
         if (!again)
             events[kept++] = events[i];
     }
+    for (unsigned i = at + left; i < count; i++)
+        events[kept++] = events[i];
     return kept;
 }
 
@@ -323,10 +325,10 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
     return count;
 }
 
-static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room)
+/* First of them those of bytes that are left: so many are *ret_left. */
+static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room, unsigned *ret_left)
 {
-    unsigned left = set->left > 0 ? take_left(set, events, room) : 0;
-    unsigned taken = left;
+    unsigned taken = *ret_left = set->left > 0 ? take_left(set, events, room) : 0;
     set->hidden_ready = taken == room;
     for (int turn = 0; taken < room && turn < 64; turn++) {
         int count = rp_sys_epoll_wait(set->hidden, events + taken, (int)(room - taken), &no_time, NULL);
@@ -343,8 +345,6 @@ static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsi
             break;
     }
     set->hidden_ready = taken == room;
-    if (left > 0)
-        taken = merge_left(events, left, taken - left);
     set->unfit_kernel += taken;
     return taken;
 }
@@ -386,16 +386,20 @@ static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsig
 
 static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    unsigned count = 0;
-    bool hidden_first = set->hidden_first;
-    if (set->hidden_ready && hidden_first && count < room)
-        count += take_hidden(set, events + count, room - count);
+    unsigned count = 0, left = 0, left_at = 0;
+    bool hidden_first = set->hidden_first, hidden_done = false;
+    if (set->hidden_ready && hidden_first && count < room) {
+        count += take_hidden(set, events + count, room - count, &left);
+        hidden_done = true;
+    }
     if (count < room && set->ready_count)
         count += take_ready(set, events + count, room - count);
-    if (set->hidden_ready && count < room) /* not a second time: it would have filled the room */
-        count += take_hidden(set, events + count, room - count);
+    if (set->hidden_ready && !hidden_done && count < room) {
+        left_at = count;
+        count += take_hidden(set, events + count, room - count, &left);
+    }
     set->hidden_first = !hidden_first;
-    return count;
+    return left > 0 ? merge_left(events, left_at, left, count) : count;
 }
 
 static uint64_t deadline_of(const struct timespec *timeout)
@@ -447,7 +451,7 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
             rp_set_unlock(set);
         }
         if (given > 0)
-            return (int)merge_left(events, (unsigned)given, (unsigned)kept);
+            return (int)merge_left(events, 0, (unsigned)given, (unsigned)(given + kept));
         if (kept > 0 || (!blocks && count < max))
             return kept;
         if (!takes && turn > 64) /* a signal handler in the midst of our own work */

@@ -528,6 +528,10 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
         int error = adopt(set, watch);
         if (error == -EBUSY)
             return error;
+        /* A level-triggered one counts on its next poll to look; a receive looks for
+         * bytes alone. */
+        if (error == 0 && !edge && (watch->events & (EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND)))
+            watch->recheck = true;
     }
     if (watch->stream && rp_stream_is_armed(watch->stream))
         return arm_beside_stream(set, watch);

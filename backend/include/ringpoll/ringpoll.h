@@ -267,7 +267,7 @@ RINGPOLL_API void ringpoll_flush(void);
  * where its peer does not take what waits (on a blocking fd after five seconds). */
 RINGPOLL_API int ringpoll_fd_flush(int fd);
 /* No more will be written to it (shutdown): as ringpoll_fd_flush, but it waits for the
- * peer, up to five seconds, whatever O_NONBLOCK says. */
+ * peer, up to five seconds, whatever O_NONBLOCK says. It is not adopted again. */
 RINGPOLL_API void ringpoll_fd_finish(int fd);
 /* A write by other means found its socket full: EPOLLOUT is reported when there is
  * room. */
