@@ -150,6 +150,8 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
             watch->left_reported = false;
+            if (watch->left)
+                rp_set_tell_left(set, true);
         }
         return error;
     }
@@ -314,6 +316,9 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     if (target && target != set && op == EPOLL_CTL_ADD && (uintptr_t)event >= 4096 &&
         !(event->events & EPOLLEXCLUSIVE) && (set || is_epoll(epfd)))
         ringpoll_demote(fd);
+    /* Of what kernel epoll alone watches there is no record: nobody shall take its bytes. */
+    if (op == EPOLL_CTL_ADD && (!set || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL))
+        ringpoll_fd_release(fd, 1);
     if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && RP_READ_ONCE(set->leftovers) == 0 &&
                  RP_READ_ONCE(set->left) == 0 && RP_READ_ONCE(set->annex_count) == 0))
         return rp_sys_epoll_ctl(epfd, op, fd, event);

@@ -591,6 +591,11 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
     }
     if (set->accepts_armed)
         rp_accept_end_all(set);
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        struct rp_fd *entry = watch->deleted || watch->fd < 0 ? NULL : rp_fd_peek(watch->fd);
+        if (entry && rp_fd_flags(entry)) /* see ringpoll_ctl() */
+            rp_fd_set_flags(entry, RP_FD_PLAIN, 0);
+    }
     move_all(set, error == 0 && !in_vain && catch_up(set), reason == RINGPOLL_REASON_SHARED);
     set->reason = reason;
     set->error = error;

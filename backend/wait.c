@@ -325,10 +325,14 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
     return count;
 }
 
-/* First of them those of bytes that are left: so many are *ret_left. */
-static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room, unsigned *ret_left)
+/* Among them *ret_left at *ret_at of bytes that are left, the first or the last in turn. */
+static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room, unsigned *ret_left,
+                            unsigned *ret_at)
 {
-    unsigned taken = *ret_left = set->left > 0 ? take_left(set, events, room) : 0;
+    bool left_last = set->left > 0 && set->left_last;
+    unsigned taken = *ret_left = set->left > 0 && !left_last ? take_left(set, events, room) : 0;
+    *ret_at = 0;
+    set->left_last = !left_last;
     set->hidden_ready = taken == room;
     for (int turn = 0; taken < room && turn < 64; turn++) {
         int count = rp_sys_epoll_wait(set->hidden, events + taken, (int)(room - taken), &no_time, NULL);
@@ -343,6 +347,10 @@ static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsi
         taken += (unsigned)kept;
         if (kept > 0 || !set->hidden_ready)
             break;
+    }
+    if (left_last) {
+        *ret_at = taken;
+        taken += *ret_left = take_left(set, events + taken, room - taken);
     }
     set->hidden_ready = taken == room;
     set->unfit_kernel += taken;
@@ -389,14 +397,15 @@ static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned
     unsigned count = 0, left = 0, left_at = 0;
     bool hidden_first = set->hidden_first, hidden_done = false;
     if (set->hidden_ready && hidden_first && count < room) {
-        count += take_hidden(set, events + count, room - count, &left);
+        count += take_hidden(set, events + count, room - count, &left, &left_at);
         hidden_done = true;
     }
     if (count < room && set->ready_count)
         count += take_ready(set, events + count, room - count);
     if (set->hidden_ready && !hidden_done && count < room) {
-        left_at = count;
-        count += take_hidden(set, events + count, room - count, &left);
+        unsigned before = count;
+        count += take_hidden(set, events + count, room - count, &left, &left_at);
+        left_at += before;
     }
     set->hidden_first = !hidden_first;
     return left > 0 ? merge_left(events, left_at, left, count) : count;
