@@ -260,6 +260,8 @@ bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
     struct rp_fd *entry = rp_fd_peek(watch->fd);
     if (!(rp_fd_flags(entry) & RINGPOLL_FD_CONNECTED) || entry->stream != watch->stream)
         return false;
+    if (watch->kind == RINGPOLL_FD_UNIX && !(set->ring.features & RINGPOLL_FEATURE_RECV_END))
+        return false;
     if (rp_watch_is_edge(watch) && !watch->empty && !watch->recheck && !watch->stream)
         return false;
     return !watch->stream || (watch->stream->state == RP_STREAM_PLAIN && !watch->stream->ended);
