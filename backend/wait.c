@@ -245,15 +245,11 @@ static int take_annexes(struct rp_set *set, struct epoll_event *events, int room
     int taken = 0;
     bool unused = false;
     for (unsigned i = 0; i < set->annex_count && taken < room; i++) {
-        int count = rp_sys_epoll_wait(set->annexes[i], events + taken, room - taken, &no_time, NULL);
+        unsigned turn = (set->annex_first + i) % set->annex_count;
+        int count = rp_sys_epoll_wait(set->annexes[turn], events + taken, room - taken, &no_time, NULL);
         taken += without_marks(events + taken, count, &unused);
     }
-    /* The one that was looked into first is last the next time. */
-    for (unsigned i = 1; i < set->annex_count; i++) {
-        int annex = set->annexes[i];
-        set->annexes[i] = set->annexes[i - 1];
-        set->annexes[i - 1] = annex;
-    }
+    set->annex_first = (set->annex_first + 1) % RP_ANNEXES;
     return taken;
 }
 
