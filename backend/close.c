@@ -190,5 +190,5 @@ int ringpoll_fd_vacate(int fd)
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);
-    return moved ? 0 : -EBUSY;
+    return moved ? 0 : rp_accept_vacate(fd);
 }

@@ -263,8 +263,9 @@ static bool exclusive_is_wrong(int op, const struct epoll_event *event)
 }
 
 /* What libraries do once or twice per request: MOD, by the owner, of an adopted
- * level-triggered fd, to hear of OUT or not to. Nothing that is armed has to change:
- * the next wait looks. False: the long way. */
+ * level-triggered fd, to hear of OUT or not to: nothing that is armed has to change,
+ * the next wait looks. Or MOD to what it is already (libuv): where the fd is quiet
+ * (watch.h) its poll will tell of whatever is to come. False: the long way. */
 static inline bool mod_as_usual(struct rp_set *set, int fd, const struct epoll_event *event)
 {
     const uint32_t usual = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLERR | EPOLLHUP;
@@ -288,6 +289,12 @@ static inline bool mod_as_usual(struct rp_set *set, int fd, const struct epoll_e
         else
             rp_watch_to_idle(set, watch);
         done = true;
+    } else if (watch && watch->set == set && !watch->next_of_fd && watch->quiet && watch->events == event->events &&
+               watch->home == RP_HOME_RING && watch->ready == RP_READY_IDLE && watch->op && !watch->armed_oneshot &&
+               !watch->deleted && !watch->disabled && !watch->dirty && !watch->stream && set->tells &&
+               !set->owner_inside && rp_set_engine(set) == RINGPOLL_ENGINE_RING) {
+        watch->data = event->data;
+        done = true;
     }
     rp_set_unlock(set);
     return done;
@@ -296,7 +303,7 @@ static inline bool mod_as_usual(struct rp_set *set, int fd, const struct epoll_e
 int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_set *set = rp_set_of(epfd);
-    if (op == EPOLL_CTL_MOD && set && set->streams && (uintptr_t)event >= 4096 && rp_set_is_mine(set) &&
+    if (op == EPOLL_CTL_MOD && set && (uintptr_t)event >= 4096 && rp_set_is_mine(set) &&
         !rp_self.locks_held && mod_as_usual(set, fd, event))
         return 0;
     struct rp_set *target = rp_set_of(fd);
@@ -325,6 +332,9 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) : NULL;
     if (op == EPOLL_CTL_ADD && stream && __atomic_load_n(&stream->set, __ATOMIC_RELAXED) != set)
         ringpoll_fd_release(fd, 1);
+    if (op == EPOLL_CTL_ADD && entry && (rp_fd_flags(entry) & RP_FD_LISTENER) && RP_READ_ONCE(entry->watches) &&
+        RP_READ_ONCE(entry->watches)->set != set)
+        rp_accept_release(fd, true);
 
     int result;
     rp_set_lock(set);

@@ -372,6 +372,8 @@ int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
         return 0;
     if (watch->stream && rp_set_is_mine(set))
         rp_stream_end_receive(set, watch->stream);
+    if (watch->kind == RP_KIND_LISTENER)
+        rp_accept_end(set, watch->fd);
     bool known = is_spent_edge(watch) && catch_up(set);
     if (watch->home == RP_HOME_KERNEL || watch->deleted) /* that was in what we caught up with */
         return 0;
@@ -474,6 +476,8 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
         if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)
             return;
     }
+    if (set->accepts_armed)
+        rp_accept_end_all(set);
     move_all(set, error == 0 && !in_vain && catch_up(set), reason == RINGPOLL_REASON_SHARED);
     set->reason = reason;
     set->error = error;
@@ -546,6 +550,7 @@ void rp_set_after_fork(struct rp_set *set)
         __atomic_fetch_sub(&rp_zombies, 1, __ATOMIC_RELAXED);
     }
     rp_stream_after_fork(set);
+    set->accepts_armed = set->accepts_leaving = 0;
     rp_buffers_abandon(&set->buffers);
     for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
         next = watch->next_of_set;

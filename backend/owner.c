@@ -369,6 +369,7 @@ void rp_set_end_ring(struct rp_set *set)
     if (ring->fd < 0)
         return;
     rp_stream_end_all(set);
+    rp_accept_end_all(set);
     for (struct rp_stream *stream = set->streams, *next_stream; stream; stream = next_stream) {
         next_stream = stream->next;
         if (!rp_send_is_idle(&stream->send)) {

@@ -40,7 +40,8 @@ void ringpoll_fd_opened(int fd, uint32_t kind_and_flags)
             rp_set_unlock(stream->set);
         }
     }
-    if (RP_READ_ONCE(entry->watches) || RP_READ_ONCE(entry->set) || RP_READ_ONCE(entry->stream))
+    if (RP_READ_ONCE(entry->watches) || RP_READ_ONCE(entry->set) || RP_READ_ONCE(entry->stream) ||
+        (rp_fd_flags(entry) & RP_FD_LISTENER))
         ringpoll_fd_closing(fd);
     rp_fd_opened(fd, RP_FD_KNOWN | (kind_and_flags & (RINGPOLL_FD_KIND | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK)));
 }
@@ -129,6 +130,8 @@ void ringpoll_fd_duplicated(int from, int to)
     ringpoll_fd_release(from, 1);
     rp_fd_opened(to, (flags & ~(uint32_t)RP_FD_INTERNAL) | RP_FD_SHARED);
     RP_WRITE_ONCE(target->epoch, RP_READ_ONCE(source->epoch));
+    if (flags & RP_FD_LISTENER)
+        rp_accept_duplicated(from, to);
     leave_rings(source);
 }
 
@@ -177,6 +180,8 @@ void ringpoll_fd_closing(int fd)
     uint32_t flags = rp_fd_flags(entry);
     if (flags & RP_FD_INTERNAL)
         return;
+    if (flags & RP_FD_LISTENER)
+        rp_accept_closing(fd);
     if (__atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE)) {
         if (rp_self.locks_held) {
             close_deferred(entry);
@@ -366,6 +371,7 @@ static void become_child(void)
     rp_set_forget_kept_rings();
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_set_after_fork(set);
+    rp_accept_after_fork();
     if (alive)
         *alive = 1;
 }
@@ -379,7 +385,7 @@ void rp_process_check(void)
 
 /* Whoever goes on with these fds, here or in another program, gets from the kernel
  * what the program has not been told of. */
-static void release_all_streams(void)
+static void release_all(bool may_exec)
 {
     if (rp_self.locks_held)
         return;
@@ -388,6 +394,8 @@ static void release_all_streams(void)
         rp_lock(&set->lock);
         if (set->in_use && set->streams)
             rp_stream_release_all(set);
+        if (set->in_use && (set->flags & RINGPOLL_ACCEPT))
+            rp_accept_share_all(set, may_exec);
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);
@@ -399,11 +407,12 @@ void ringpoll_fork_prepare(void)
     if (rp_self.locks_held) /* a signal handler forks inside our section: the child repairs */
         return;
     rp_process_check();
-    release_all_streams();
+    release_all(false);
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_lock(&set->lock);
     rp_stream_limbo_fork(RP_STREAM_FORK_PREPARE);
+    rp_accept_limbo_fork(RP_ACCEPT_FORK_PREPARE);
     rp_lock(&rp_fdtab_lock);
     rp_self.forking = true;
 }
@@ -415,6 +424,7 @@ void ringpoll_fork_parent(void)
         return;
     rp_self.forking = false;
     rp_unlock(&rp_fdtab_lock);
+    rp_accept_limbo_fork(RP_ACCEPT_FORK_PARENT);
     rp_stream_limbo_fork(RP_STREAM_FORK_PARENT);
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_unlock(&set->lock);
@@ -428,7 +438,7 @@ void ringpoll_fork_child(void)
 
 void ringpoll_fork_elsewhere(void)
 {
-    release_all_streams();
+    release_all(true);
     __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
 }
 
@@ -439,7 +449,7 @@ void ringpoll_exec_prepare(void)
     rp_process_check();
     if (rp_self.locks_held)
         return;
-    release_all_streams();
+    release_all(true);
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {
         rp_lock(&set->lock);
@@ -479,6 +489,10 @@ void ringpoll_process_exiting(void)
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {
         rp_lock(&set->lock);
+        if (set->in_use && (set->flags & RINGPOLL_ACCEPT)) {
+            rp_accept_end_all(set);
+            rp_accept_drop_all(set);
+        }
         if (set->in_use && set->ring.fd >= 0 && rp_set_is_mine(set)) {
             /* The set stays usable for what still runs: on kernel epoll. */
             if (rp_set_engine(set) == RINGPOLL_ENGINE_RING)

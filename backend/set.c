@@ -127,6 +127,7 @@ void rp_set_free(struct rp_set *set)
     while (set->watches)
         rp_set_forget_watch(set, set->watches);
     rp_stream_to_limbo(set);
+    rp_accept_to_limbo(set);
     rp_set_close_hidden(set);
     if (set->stash)
         rp_sys_pages_free(set->stash, set->stash_room * sizeof *set->stash);
@@ -185,6 +186,8 @@ void rp_set_forget_watch(struct rp_set *set, struct rp_watch *watch)
     rp_set_undirty(set, watch);
     rp_watch_to_idle(set, watch);
     rp_stream_unwatch(set, watch);
+    if (set->flags & RINGPOLL_ACCEPT)
+        rp_accept_unwatch(set, watch);
     rp_set_forget_left(set, watch);
     if (watch->prev_of_set)
         watch->prev_of_set->next_of_set = watch->next_of_set;
@@ -258,8 +261,7 @@ void rp_set_close_hidden(struct rp_set *set)
 
 void rp_set_note_left(struct rp_set *set, struct rp_watch *watch)
 {
-    struct rp_fd *entry = rp_fd_peek(watch->fd);
-    if (watch->left || watch->deleted || !entry || !entry->stream || !rp_stream_bits(entry->stream))
+    if (watch->left || watch->deleted || !rp_set_bits_left(watch->fd))
         return;
     watch->left = true;
     watch->left_reported = false;
@@ -269,7 +271,7 @@ void rp_set_note_left(struct rp_set *set, struct rp_watch *watch)
 
 void rp_set_note_all_left(struct rp_set *set)
 {
-    for (struct rp_watch *watch = set->watches; watch && set->streams; watch = watch->next_of_set)
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         rp_set_note_left(set, watch);
 }
 
@@ -303,7 +305,7 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         }
         memcpy(&options, given, size);
     }
-    if (options.flags & RINGPOLL_BATCH)
+    if (options.flags & (RINGPOLL_BATCH | RINGPOLL_ACCEPT))
         options.flags |= RINGPOLL_ADOPT;
     if (options.flags & RINGPOLL_ADOPT)
         options.flags |= RINGPOLL_TRACKED;
@@ -312,7 +314,7 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
     if (options.send_bytes > 1u << 24)
         return -EINVAL;
     uint32_t known = RINGPOLL_CLOEXEC | RINGPOLL_KERNEL | RINGPOLL_REQUIRE | RINGPOLL_TRACKED | RINGPOLL_ANY_RING |
-                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH;
+                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_ACCEPT;
     if (options.flags & ~known)
         return -EINVAL;
     if ((options.flags & RINGPOLL_KERNEL) && (options.flags & (RINGPOLL_REQUIRE | RINGPOLL_SQPOLL)))

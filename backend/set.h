@@ -5,6 +5,7 @@
 #ifndef RP_SET_H
 #define RP_SET_H
 
+#include "accept.h"
 #include "buffers.h"
 #include "fdtab.h"
 #include "lock.h"
@@ -66,7 +67,8 @@ struct rp_set {
     uint32_t judged, judged_single, judged_mods, alone_left, alone_gap;
     uint64_t judged_saved;
     bool unpolled;      /* a BLOCKED stream has no poll yet */
-    bool no_streams;    /* this ring cannot */
+    bool no_streams, no_accepts; /* this ring cannot */
+    unsigned accepts_armed, accepts_leaving; /* listeners: adopted, of which to be cancelled */
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
     /* --- the owner thread's */
     uint64_t owner;    /* * rp_self.id, 0: nobody yet. Written once, under `lock` */
@@ -110,6 +112,17 @@ static inline uint32_t rp_set_engine(const struct rp_set *set)
 static inline bool rp_set_is_mine(const struct rp_set *set)
 {
     return RP_READ_ONCE(set->owner) == rp_self.id && rp_self.id != 0;
+}
+
+/* A call on the stream was answered without the kernel; see stream.h. Locked. */
+static inline void rp_stream_saved(struct rp_set *set, struct rp_stream *stream)
+{
+    set->stats.calls_saved++;
+    stream->gain += (int32_t)rp_stream_worth(stream->is_unix);
+    if (stream->gain > RP_STREAM_GAIN_MOST) {
+        stream->gain = RP_STREAM_GAIN_MOST;
+        stream->pays = true;
+    }
 }
 
 /* All of these: set locked. */
@@ -182,6 +195,14 @@ int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll
 /* A watch that kernel epoll serves, while bytes that were received for it (or an
  * error) wait in the library: the wait reports them beside what the kernel says.
  * The identity is raised meanwhile, so that whoever polls it hears of them. */
+static inline uint32_t rp_set_bits_left(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry)
+        return 0;
+    return rp_stream_bits(__atomic_load_n(&entry->stream, __ATOMIC_RELAXED)) |
+           (rp_fd_flags(entry) & RP_FD_LISTENER ? rp_accept_bits(fd) : 0);
+}
 void rp_set_note_left(struct rp_set *set, struct rp_watch *watch);
 void rp_set_note_all_left(struct rp_set *set);
 void rp_set_forget_left(struct rp_set *set, struct rp_watch *watch);

@@ -82,6 +82,7 @@ static struct rp_stream *stream_new(struct rp_set *set, struct rp_watch *watch, 
     stream->pool = set->buffers.pool;
     stream->fd = watch->fd;
     stream->is_unix = watch->kind == RINGPOLL_FD_UNIX;
+    stream->gain = RP_STREAM_GAIN_FIRST;
     step(stream, RP_STREAM_PLAIN);
     stream->next = set->streams;
     if (set->streams)
@@ -182,6 +183,7 @@ static void append(struct rp_stream *stream, uint32_t number, uint32_t at, uint3
         stream->head = (uint16_t)(number + 1);
     stream->tail = (uint16_t)(number + 1);
     stream->bytes += length;
+    stream->gain -= (int32_t)length;
 }
 
 /* The fds that came with a segment nobody will ask for: closed, as the kernel does. */
@@ -455,7 +457,10 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
         set->stats.received++;
         report(set, stream, true);
         if (stream->state == RP_STREAM_ARMED &&
-            (stream->bytes >= set->stream_bytes || !watch || watch->disabled || !(watch->events & EPOLLIN))) {
+            (stream->bytes >= set->stream_bytes || stream->gain < 0 || !watch || watch->disabled ||
+             !(watch->events & EPOLLIN))) {
+            if (watch && stream->pays)
+                watch->adopt_gap = 1;
             put_off(watch);
             step(stream, RP_STREAM_LEAVING);
         }
@@ -954,7 +959,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
         bool armed = stream->state == RP_STREAM_ARMED && in_flight(set, stream);
         if (armed && nonblocking && wanted > 0) {
             note_drained(set, stream);
-            set->stats.calls_saved++;
+            rp_stream_saved(set, stream);
             result = -EAGAIN;
         } else {
             if (armed)
@@ -974,7 +979,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
         result = -stream->error; /* a peek takes it, too */
         stream->error = 0;
         end_if_empty(set, stream);
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         rp_set_unlock(set);
         return result;
     }
@@ -1009,7 +1014,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     } else {
         if (!stream->head && rp_set_is_mine(set))
             note_drained(set, stream);
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         end_if_empty(set, stream);
     }
     rp_set_unlock(set);
@@ -1030,7 +1035,7 @@ static inline bool receive_as_usual(struct rp_set *set, struct rp_stream *stream
             !is_nonblocking(stream->fd, flags))
             return false;
         note_drained(set, stream);
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         *ret_result = -EAGAIN;
         return true;
     }
@@ -1060,7 +1065,7 @@ static inline bool receive_as_usual(struct rp_set *set, struct rp_stream *stream
             note_drained(set, stream);
         }
     }
-    set->stats.calls_saved++;
+    rp_stream_saved(set, stream);
     return true;
 }
 
@@ -1152,9 +1157,10 @@ long ringpoll_borrow(int fd, struct ringpoll_buffer *ret_buffer, int flags)
                 .number = number,
             };
             long length = segment->length;
+            stream->gain += segment->length; /* nobody copies it */
             if (!stream->head)
                 note_drained(set, stream);
-            set->stats.calls_saved++;
+            rp_stream_saved(set, stream);
             end_if_empty(set, stream);
             rp_set_unlock(set);
             return length;
@@ -1195,7 +1201,7 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
     if (mine && stream->state == RP_STREAM_ARMED && in_flight(set, stream) && !rp_ring_wants_enter(&set->ring) &&
         !rp_ring_peek(&set->ring)) {
         *ret_bytes = (int)stream->bytes;
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         rp_set_unlock(set);
         return 2;
     }
@@ -1208,7 +1214,8 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
     }
     *ret_bytes = (int)stream->bytes;
     int whole = stream->state == RP_STREAM_ARMED && in_flight(set, stream);
-    set->stats.calls_saved += (unsigned)whole;
+    if (whole)
+        rp_stream_saved(set, stream);
     end_if_empty(set, stream);
     rp_set_unlock(set);
     return whole ? 2 : 1;
@@ -1239,6 +1246,8 @@ void ringpoll_fd_release(int fd, int for_good)
         return;
     if (for_good && rp_fd_flags(entry))
         rp_fd_set_flags(entry, RP_FD_PLAIN, 0);
+    if (rp_fd_flags(entry) & RP_FD_LISTENER)
+        rp_accept_release(fd, for_good);
     if (!__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
         return;
     struct rp_stream *stream = rp_stream_lock(fd);
@@ -1256,6 +1265,8 @@ void ringpoll_fd_release(int fd, int for_good)
 uint32_t ringpoll_fd_pending(int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
+    if (entry && (rp_fd_flags(entry) & RP_FD_LISTENER))
+        return rp_accept_bits(fd);
     if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
         return 0;
     struct rp_stream *stream = rp_stream_lock(fd);

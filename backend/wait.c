@@ -40,6 +40,8 @@ static unsigned reap(struct rp_set *set)
             rp_stream_completed(set, op, result, flags);
         } else if (op->kind == RP_OP_SEND) {
             rp_send_completed(set, op, result, flags);
+        } else if (op->kind == RP_OP_ACCEPT) {
+            rp_accept_completed(set, op, result, flags);
         } else if (op->kind == RP_OP_KERNEL) {
             if (op->state == RP_OP_QUEUED)
                 rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
@@ -111,6 +113,8 @@ int rp_set_enter_and_reap(struct rp_set *set)
     for (int attempts = 0; attempts < 1000; attempts++) {
         if (set->leaving) /* as far as there is room; the rest after this enter */
             (void)rp_stream_flush_leaving(set);
+        if (set->accepts_leaving)
+            (void)rp_accept_flush_leaving(set);
         if (set->batched)
             (void)rp_send_submit(set);
         int result = rp_ring_enter(&set->ring, 0, NULL, NULL);
@@ -132,7 +136,7 @@ int rp_set_enter_and_reap(struct rp_set *set)
         default:
             if (result < 0)
                 return result;
-            if (rp_ring_queued(&set->ring) == 0 && !set->leaving && !set->batched &&
+            if (rp_ring_queued(&set->ring) == 0 && !set->leaving && !set->accepts_leaving && !set->batched &&
                 (set->tells || !rp_ring_is_overflown(&set->ring)))
                 return 0;
         }
@@ -144,7 +148,7 @@ int rp_set_await_orphans(struct rp_set *set, int turns)
 {
     int result = 0;
     for (; result == 0 && turns > 0 &&
-           (set->leaving || set->ops.count[RP_OP_ORPHANED] + set->ops.count[RP_OP_CANCELING] > 0);
+           (set->leaving || set->accepts_leaving || set->ops.count[RP_OP_ORPHANED] + set->ops.count[RP_OP_CANCELING] > 0);
          turns--)
         result = rp_set_enter_and_reap(set);
     /* SQPOLL: its thread lets go of a file after it has posted the completion. */
@@ -235,12 +239,8 @@ static int without_marks(struct epoll_event *events, int count)
 
 static uint32_t left_bits(struct rp_watch *watch)
 {
-    struct rp_fd *entry = rp_fd_peek(watch->fd);
-    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) : NULL;
-    if (!stream)
-        return 0;
     return watch->left_reported || watch->deleted || watch->disabled
-               ? 0 : rp_stream_bits(stream) & rp_watch_interest(watch);
+               ? 0 : rp_set_bits_left(watch->fd) & rp_watch_interest(watch);
 }
 
 static bool any_left(struct rp_set *set)
@@ -258,8 +258,7 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
         next = watch->next_of_set;
         if (!watch->left)
             continue;
-        struct rp_fd *entry = rp_fd_peek(watch->fd);
-        if (!entry || !entry->stream || !rp_stream_bits(entry->stream)) {
+        if (!rp_set_bits_left(watch->fd)) {
             rp_set_forget_left(set, watch);
             if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !watch->disabled && !set->zombie)
                 rp_set_forget_watch(set, watch);
@@ -340,7 +339,7 @@ static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsig
             taken++;
             if (watch->events & EPOLLONESHOT)
                 watch->disabled = true;
-            else if (!rp_watch_is_edge(watch) && (watch->op || watch->stream))
+            else if (!rp_watch_is_edge(watch) && (watch->op || watch->stream || watch->kind == RP_KIND_LISTENER))
                 rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
             /* level-triggered without a poll: arming one will look */
         }
@@ -483,6 +482,8 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
     set->wait_serial++;
     if (!set->in_company && !rp_single_threaded())
         rp_set_has_company(set);
+    if (set->accepts_armed)
+        rp_accept_turn(set);
     for (;;) {
         unsigned reaped = 0;
         bool blocked = false, got_any = false;
@@ -505,6 +506,8 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             if (result == 0 && silent && (result = rp_set_enter_and_reap(set)) == 0 && set->dirty)
                 result = flush_dirty(set);
         }
+        while (result == 0 && set->accepts_leaving && rp_accept_flush_leaving(set) < 0)
+            result = rp_set_enter_and_reap(set);
         if (set->unpolled)
             rp_send_poll_all(set);
         while (result == 0 && set->batched && rp_send_submit(set) < 0)

@@ -80,6 +80,8 @@ struct rp_stream;
 struct rp_fd;
 
 enum rp_home { RP_HOME_RING, RP_HOME_KERNEL };
+#define RP_KIND_LISTENER 15u /* beside RINGPOLL_FD_KIND: adopted once, see accept.h */
+
 enum rp_ready { RP_READY_IDLE, RP_READY_CANDIDATE, RP_READY_CERTAIN };
 
 struct rp_watch {

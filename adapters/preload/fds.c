@@ -86,6 +86,11 @@ static uint32_t kind_of_accepted(int listener)
     return kind;
 }
 
+bool rp_shim_is_listener(int fd)
+{
+    return (unsigned)fd >= LISTENERS || __atomic_load_n(&listener_kinds[fd], __ATOMIC_RELAXED) != 0;
+}
+
 void rp_shim_after_accept(int listener, int fd, int flags)
 {
     ringpoll_fd_opened(fd, kind_of_accepted(listener) | RINGPOLL_FD_CONNECTED | rp_shim_socket_flags(flags));
@@ -110,19 +115,54 @@ EXPORT int socketpair(int domain, int type, int protocol, int fds[2])
     return result;
 }
 
+/* From the library's queue, where it accepts for this listener. */
+bool rp_shim_answers_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, int *ret_fd)
+{
+    if (LIKELY(!rp_shim.accepts) || !rp_shim_watching())
+        return false;
+    long result = ringpoll_try_accept(fd, address, length, flags);
+    if (result == RINGPOLL_PASS)
+        return false;
+    if (UNLIKELY(rp_shim.any_cancel))
+        pthread_testcancel();
+    *ret_fd = (int)rp_answer(result);
+    return true;
+}
+
+void rp_shim_accepted(int fd, int result, int flags, bool with_address)
+{
+    if (result >= 0)
+        rp_shim_after_accept(fd, result, flags);
+    if (rp_shim.accepts && rp_shim_watching())
+        ringpoll_fd_accepted(fd, result >= 0 ? result : -errno, flags, with_address);
+}
+
+static struct sockaddr *address_of(__SOCKADDR_ARG address)
+{
+    return *(struct sockaddr **)(void *)&address;
+}
+
 EXPORT int accept(int fd, __SOCKADDR_ARG address, socklen_t *restrict length)
 {
-    int made = rp_real.accept(fd, address, length);
-    if (made >= 0 && rp_shim_active())
-        rp_shim_after_accept(fd, made, 0);
+    int made;
+    if (rp_shim_answers_accept(fd, address_of(address), length, 0, &made))
+        return made;
+    rp_shim_flush_if_blocking(fd);
+    made = rp_real.accept(fd, address, length);
+    if (rp_shim_active())
+        rp_shim_accepted(fd, made, 0, address_of(address) != NULL);
     return made;
 }
 
 EXPORT int accept4(int fd, __SOCKADDR_ARG address, socklen_t *restrict length, int flags)
 {
-    int made = rp_real.accept4(fd, address, length, flags);
-    if (made >= 0 && rp_shim_active())
-        rp_shim_after_accept(fd, made, flags);
+    int made;
+    if (rp_shim_answers_accept(fd, address_of(address), length, flags, &made))
+        return made;
+    rp_shim_flush_if_blocking(fd);
+    made = rp_real.accept4(fd, address, length, flags);
+    if (rp_shim_active())
+        rp_shim_accepted(fd, made, flags, address_of(address) != NULL);
     return made;
 }
 
@@ -153,8 +193,12 @@ EXPORT int connect(int fd, __CONST_SOCKADDR_ARG address, socklen_t length)
 EXPORT int listen(int fd, int backlog)
 {
     int result = rp_real.listen(fd, backlog);
-    if (result == 0 && rp_shim_active())
-        ringpoll_fd_leave(fd);
+    if (result == 0 && rp_shim_active()) {
+        if (rp_shim.accepts)
+            ringpoll_fd_listening(fd, backlog);
+        else
+            ringpoll_fd_leave(fd);
+    }
     return result;
 }
 
@@ -212,6 +256,8 @@ EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t 
 EXPORT int getsockopt(int fd, int level, int name, void *restrict value, socklen_t *restrict length)
 {
     int error;
+    if (level == SOL_TCP && name == TCP_INFO) /* how much is on its way */
+        rp_shim_flush();
     if (level == SOL_SOCKET && name == SO_ERROR && rp_shim.adopts && rp_shim_watching() && value && length &&
         (int)*length >= 0 && (error = ringpoll_try_error(fd)) != 0) {
         if (*length > sizeof error)
@@ -337,6 +383,8 @@ EXPORT int dup3(int from, int to, int flags)
 
 bool rp_shim_before_fcntl(int fd, int command)
 {
+    if (command == F_SETLKW || command == F_OFD_SETLKW)
+        rp_shim_flush();
     if (UNLIKELY(ringpoll_fd_is_internal(fd)))
         return false;
     if (command == F_SETOWN || command == F_SETOWN_EX || command == F_SETSIG) {
@@ -400,7 +448,7 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
             *(int *)argument = unread;
             return 0;
         }
-        if (request == SIOCOUTQ)
+        if (request == SIOCOUTQ || request == SIOCOUTQNSD)
             rp_shim_flush();
         if (request == SIOCATMARK || request == FIOASYNC)
             ringpoll_fd_release(fd, 1);
@@ -500,6 +548,7 @@ int rp_shim_close_range(unsigned first, unsigned last, unsigned flags)
     int possible = close_piece(~0u, ~0u, 0);
     if (possible < 0)
         return possible;
+    rp_shim_flush();
     for (unsigned fd = first; fd <= last && fd < LISTENERS; fd++)
         forget_listener((int)fd);
     ringpoll_fd_closing_range(first, last);

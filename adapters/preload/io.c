@@ -55,28 +55,12 @@ void rp_shim_after_readv(int fd, const struct iovec *iov, int count, long result
         tell(fd, result >= 0 ? length_of(iov, (size_t)count) : count > 0, result);
 }
 
-/* The fds that came in a message. Another process has them too. */
-static void received_fds(const struct msghdr *message)
-{
-    struct msghdr *walk = (struct msghdr *)message;
-    for (struct cmsghdr *at = CMSG_FIRSTHDR(walk); at; at = CMSG_NXTHDR(walk, at)) {
-        if (at->cmsg_level != SOL_SOCKET || at->cmsg_type != SCM_RIGHTS || at->cmsg_len < CMSG_LEN(0))
-            continue;
-        size_t count = (at->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < count; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(at) + i * sizeof fd, sizeof fd);
-            ringpoll_fd_shared(fd);
-        }
-    }
-}
-
 void rp_shim_after_recvmsg(int fd, const struct msghdr *message, int flags, long result)
 {
     if (!rp_shim_watching())
         return;
     if (result >= 0 && message->msg_controllen)
-        received_fds(message);
+        ringpoll_fds_shared(message);
     /* On failure the kernel may not even have been able to read `message`. */
     bool plain = result >= 0 && (flags & ~PLAIN_FLAGS) == 0;
     tell(fd, plain ? length_of(message->msg_iov, message->msg_iovlen) : result < 0 && !(flags & ~PLAIN_FLAGS), result);
@@ -103,8 +87,7 @@ static inline bool answered(long result, ssize_t *ret_result)
 /* A read that may block waits for what somebody else does with our bytes. */
 static inline void before_real_read(int fd)
 {
-    if (UNLIKELY(rp_shim.batches) && rp_shim_watching() && !ringpoll_fd_is_nonblock(fd))
-        ringpoll_flush();
+    rp_shim_flush_if_blocking(fd);
 }
 
 static inline bool answers_recv(int fd, void *buffer, size_t length, int flags, ssize_t *ret_result)
@@ -267,7 +250,7 @@ EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
                 peer_address(fd, message->msg_name, &message->msg_namelen);
             }
             if (result >= 0 && message->msg_controllen)
-                received_fds(message);
+                ringpoll_fds_shared(message);
             return result;
         }
     }
@@ -307,7 +290,7 @@ EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags,
                 return -1;
             messages[done].msg_len = (unsigned)length;
             if (messages[done].msg_hdr.msg_controllen)
-                received_fds(&messages[done].msg_hdr);
+                ringpoll_fds_shared(&messages[done].msg_hdr);
         }
         if (done > 0) {
             /* Beside the library's, what the kernel has. */
@@ -321,6 +304,8 @@ EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags,
             flags |= flags & MSG_WAITFORONE ? MSG_DONTWAIT : 0;
         }
     }
+    if (!(flags & MSG_DONTWAIT))
+        before_real_read(fd);
     int saved = errno;
     int result = rp_real.recvmmsg(fd, messages, count, flags, timeout);
     if (done > 0 && result < 0) {
@@ -330,7 +315,7 @@ EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags,
     if (rp_shim_watching()) {
         for (int i = 0; i < result; i++)
             if (messages[i].msg_hdr.msg_controllen)
-                received_fds(&messages[i].msg_hdr);
+                ringpoll_fds_shared(&messages[i].msg_hdr);
         tell(fd, 0, result);
     }
     return result < 0 ? result : result + (int)done;
@@ -391,19 +376,8 @@ EXPORT ssize_t fortified_recvfrom(int fd, void *buffer, size_t length, size_t si
 
 void rp_shim_before_sendmsg(const struct msghdr *message)
 {
-    if (LIKELY(message->msg_controllen == 0) || !message->msg_control)
-        return;
-    struct msghdr *walk = (struct msghdr *)message;
-    for (struct cmsghdr *at = CMSG_FIRSTHDR(walk); at; at = CMSG_NXTHDR(walk, at)) {
-        if (at->cmsg_level != SOL_SOCKET || at->cmsg_type != SCM_RIGHTS || at->cmsg_len < CMSG_LEN(0))
-            continue;
-        size_t count = (at->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < count; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(at) + i * sizeof fd, sizeof fd);
-            ringpoll_fd_shared(fd); /* a set moves to its identity, all of it */
-        }
-    }
+    if (UNLIKELY(message->msg_controllen != 0))
+        ringpoll_fds_shared(message); /* a set moves to its identity, all of it */
 }
 
 EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
@@ -417,6 +391,8 @@ EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
     } else if (message && !message->msg_name && message->msg_iovlen > 0 && message->msg_iovlen <= 1024 &&
                answers_sendv(fd, message->msg_iov, (int)message->msg_iovlen, flags, &taken)) {
         return taken;
+    } else if (message && message->msg_name) {
+        rp_shim_flush();
     }
     ssize_t result = rp_real.sendmsg(fd, message, flags);
     return wrote(fd, UNLIKELY(rp_shim.batches) && result >= 0 ? length_of(message->msg_iov, message->msg_iovlen) : 0,
@@ -450,8 +426,9 @@ EXPORT ssize_t sendto(int fd, const void *buffer, size_t length, int flags, __CO
                       socklen_t address_length)
 {
     ssize_t taken;
-    if (*(const struct sockaddr *const *)(const void *)&address == NULL &&
-        answers_send(fd, buffer, length, flags, &taken))
+    if (*(const struct sockaddr *const *)(const void *)&address != NULL)
+        rp_shim_flush();
+    else if (answers_send(fd, buffer, length, flags, &taken))
         return taken;
     return wrote(fd, length, rp_real.sendto(fd, buffer, length, flags, address, address_length));
 }
@@ -534,11 +511,11 @@ EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset
 bool rp_shim_before_poll(const struct pollfd *fds, nfds_t count)
 {
     bool pending = false;
-    if (LIKELY(!rp_shim_watching()) || !fds)
+    if (LIKELY(!rp_shim_watching()))
         return false;
     if (rp_shim.batches)
         ringpoll_flush();
-    for (nfds_t i = 0; i < count; i++) {
+    for (nfds_t i = 0; fds && i < count; i++) {
         if (fds[i].fd < 0)
             continue;
         if (UNLIKELY(ringpoll_fd_is_set(fds[i].fd)))

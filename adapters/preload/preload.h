@@ -46,7 +46,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <aio.h>
 #include <grp.h>
+#include <mqueue.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
@@ -63,17 +65,22 @@
 #include <sys/eventfd.h>
 #include <sys/fsuid.h>
 #include <sys/ioctl.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
 #include <sys/prctl.h>
 #include <netdb.h>
 #include <semaphore.h>
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/select.h>
+#include <sys/sem.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <termios.h>
+#include <threads.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -118,6 +125,12 @@ int epoll_pwait2_t(int epfd, struct epoll_event *events, int max, const struct t
 int close_range_t(unsigned first, unsigned last, int flags);
 void closefrom_t(int low);
 pid_t bare_fork_t(void);
+int cond_clockwait_t(pthread_cond_t *condition, pthread_mutex_t *mutex, clockid_t clock, const struct timespec *time);
+int sem_clockwait_t(sem_t *semaphore, clockid_t clock, const struct timespec *time);
+int mutex_clocklock_t(pthread_mutex_t *mutex, clockid_t clock, const struct timespec *time);
+int rwlock_clocklock_t(pthread_rwlock_t *lock, clockid_t clock, const struct timespec *time);
+int clockjoin_t(pthread_t thread, void **result, clockid_t clock, const struct timespec *time);
+int tgkill_t(pid_t group, pid_t thread, int number);
 int execveat_t(int dirfd, const char *path, char *const argv[], char *const envp[], int flags);
 int spawn_pidfd_t(int *pidfd, const char *path, const void *actions, const void *attributes, char *const argv[],
                   char *const envp[]);
@@ -193,6 +206,39 @@ int spawn_pidfd_t(int *pidfd, const char *path, const void *actions, const void 
     X(getaddrinfo, "getaddrinfo", getaddrinfo)                                                                   \
     X(gethostbyname, "gethostbyname", gethostbyname)                                                             \
     X(getnameinfo, "getnameinfo", getnameinfo)                                                                   \
+    X(pthread_mutex_lock, "pthread_mutex_lock", pthread_mutex_lock)                                              \
+    X(pthread_mutex_trylock, "pthread_mutex_trylock", pthread_mutex_trylock)                                     \
+    X(pthread_mutex_timedlock, "pthread_mutex_timedlock", pthread_mutex_timedlock)                               \
+    X(pthread_rwlock_rdlock, "pthread_rwlock_rdlock", pthread_rwlock_rdlock)                                     \
+    X(pthread_rwlock_wrlock, "pthread_rwlock_wrlock", pthread_rwlock_wrlock)                                     \
+    X(pthread_rwlock_tryrdlock, "pthread_rwlock_tryrdlock", pthread_rwlock_tryrdlock)                            \
+    X(pthread_rwlock_trywrlock, "pthread_rwlock_trywrlock", pthread_rwlock_trywrlock)                            \
+    X(pthread_rwlock_timedrdlock, "pthread_rwlock_timedrdlock", pthread_rwlock_timedrdlock)                      \
+    X(pthread_rwlock_timedwrlock, "pthread_rwlock_timedwrlock", pthread_rwlock_timedwrlock)                      \
+    X(pthread_timedjoin_np, "pthread_timedjoin_np", pthread_timedjoin_np)                                        \
+    X(pthread_kill, "pthread_kill", pthread_kill)                                                                \
+    X(pthread_sigqueue, "pthread_sigqueue", pthread_sigqueue)                                                    \
+    X(sigqueue, "sigqueue", sigqueue)                                                                            \
+    X(raise, "raise", raise)                                                                                     \
+    X(killpg, "killpg", killpg)                                                                                  \
+    X(abort, "abort", abort)                                                                                     \
+    X(exit, "exit", exit)                                                                                        \
+    X(quick_exit, "quick_exit", quick_exit)                                                                      \
+    X(pclose, "pclose", pclose)                                                                                  \
+    X(lockf, "lockf", lockf)                                                                                     \
+    X(lockf64, "lockf64", lockf64)                                                                               \
+    X(gethostbyname2, "gethostbyname2", gethostbyname2)                                                          \
+    X(gethostbyaddr, "gethostbyaddr", gethostbyaddr)                                                             \
+    X(gethostbyname_r, "gethostbyname_r", gethostbyname_r)                                                       \
+    X(gethostbyname2_r, "gethostbyname2_r", gethostbyname2_r)                                                    \
+    X(gethostbyaddr_r, "gethostbyaddr_r", gethostbyaddr_r)                                                       \
+    X(msgsnd, "msgsnd", msgsnd)                                                                                  \
+    X(msgrcv, "msgrcv", msgrcv)                                                                                  \
+    X(semop, "semop", semop)                                                                                     \
+    X(semtimedop, "semtimedop", semtimedop)                                                                      \
+    X(tcdrain, "tcdrain", tcdrain)                                                                               \
+    X(tee, "tee", tee)                                                                                           \
+    X(vmsplice, "vmsplice", vmsplice)                                                                            \
     X(flock, "flock", flock)                                                                                     \
     X(fsync, "fsync", fsync)                                                                                     \
     X(fdatasync, "fdatasync", fdatasync)                                                                         \
@@ -239,6 +285,24 @@ int spawn_pidfd_t(int *pidfd, const char *path, const void *actions, const void 
     X(pthread_cancel, "pthread_cancel", pthread_cancel)
 
 #define RP_REAL_NEWER(X)                                                                                         \
+    X(pthread_cond_clockwait, "pthread_cond_clockwait", cond_clockwait_t)                                        \
+    X(sem_clockwait, "sem_clockwait", sem_clockwait_t)                                                           \
+    X(pthread_mutex_clocklock, "pthread_mutex_clocklock", mutex_clocklock_t)                                     \
+    X(pthread_rwlock_clockrdlock, "pthread_rwlock_clockrdlock", rwlock_clocklock_t)                              \
+    X(pthread_rwlock_clockwrlock, "pthread_rwlock_clockwrlock", rwlock_clocklock_t)                              \
+    X(pthread_clockjoin_np, "pthread_clockjoin_np", clockjoin_t)                                                 \
+    X(tgkill, "tgkill", tgkill_t)                                                                                \
+    X(mq_send, "mq_send", mq_send)                                                                               \
+    X(mq_timedsend, "mq_timedsend", mq_timedsend)                                                                \
+    X(mq_receive, "mq_receive", mq_receive)                                                                      \
+    X(mq_timedreceive, "mq_timedreceive", mq_timedreceive)                                                       \
+    X(aio_suspend, "aio_suspend", aio_suspend)                                                                   \
+    X(thrd_sleep, "thrd_sleep", thrd_sleep)                                                                      \
+    X(thrd_join, "thrd_join", thrd_join)                                                                         \
+    X(mtx_lock, "mtx_lock", mtx_lock)                                                                            \
+    X(mtx_timedlock, "mtx_timedlock", mtx_timedlock)                                                             \
+    X(cnd_wait, "cnd_wait", cnd_wait)                                                                            \
+    X(cnd_timedwait, "cnd_timedwait", cnd_timedwait)                                                             \
     X(closefrom, "closefrom", closefrom_t)                                                                       \
     X(bare_fork, "_Fork", bare_fork_t)                                                                           \
     X(pidfd_spawn, "pidfd_spawn", spawn_pidfd_t)                                                                 \
@@ -269,6 +333,7 @@ struct rp_shim {
     bool short_cut;  /* no seccomp filter: a stream socket may be read by recv(), see io.c */
     bool adopts;     /* the profile lets the ring receive */
     bool batches;    /* and send */
+    bool accepts;    /* and accept */
     bool any_cancel; /* pthread_cancel was called */
     bool can_cancel; /* the thread key that wait.c needs */
 };
@@ -308,6 +373,13 @@ static inline bool rp_shim_watching(void)
 static inline void rp_shim_flush(void)
 {
     if (UNLIKELY(rp_shim.batches) && rp_shim_watching())
+        ringpoll_flush();
+}
+
+/* The same before a call that blocks unless `fd` has O_NONBLOCK. */
+static inline void rp_shim_flush_if_blocking(int fd)
+{
+    if (UNLIKELY(rp_shim.batches) && rp_shim_watching() && !ringpoll_fd_is_nonblock(fd))
         ringpoll_flush();
 }
 
@@ -364,6 +436,10 @@ void rp_shim_after_dup(int from, int to);
 bool rp_shim_before_fcntl(int fd, int command); /* false: answer EBADF */
 void rp_shim_after_fcntl(int fd, int command, long argument, int result);
 void rp_shim_after_accept(int listener, int fd, int flags);
+/* Before and after accept4. `result` is libc's. */
+bool rp_shim_is_listener(int fd); /* or may be one */
+bool rp_shim_answers_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, int *ret_fd);
+void rp_shim_accepted(int fd, int result, int flags, bool with_address);
 void rp_shim_after_connect(int fd, const struct sockaddr *address, int error);
 uint32_t rp_shim_socket_kind(int domain, int type, int protocol);
 uint32_t rp_shim_socket_flags(int type);

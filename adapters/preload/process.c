@@ -25,6 +25,7 @@ bool rp_shim_in_vfork_child(void)
 
 void rp_shim_before_child(void)
 {
+    rp_shim_flush();
     if (rp_shim_active())
         ringpoll_fork_elsewhere();
 }
@@ -179,6 +180,7 @@ EXPORT int daemon(int keep_directory, int keep_files)
 
 void rp_shim_before_exec(void)
 {
+    rp_shim_flush();
     if (rp_shim_active() && RP_SHIM_IS(any_set))
         ringpoll_exec_prepare();
 }

@@ -315,6 +315,23 @@ static void resolve(void)
     RP_REAL_LATE(RESOLVE)
 }
 
+/* Two generations of condition variables live in glibc, and its older dlsym gives the
+ * first. What stands before libc in the chain keeps its place. */
+static void resolve_default_versions(void)
+{
+#if defined(__GLIBC__) && (defined(__x86_64__) || defined(__i386__))
+#define FIRST_VERSION (sizeof(void *) == 8 ? "GLIBC_2.2.5" : "GLIBC_2.0")
+#define RESOLVE_DEFAULT(name)                                                                                    \
+    if ((void *)(uintptr_t)rp_real.name == dlvsym(RTLD_NEXT, #name, FIRST_VERSION)) {                            \
+        void *found = dlvsym(RTLD_NEXT, #name, "GLIBC_2.3.2");                                                   \
+        if (found)                                                                                               \
+            __atomic_store_n((void **)(void *)&rp_real.name, found, __ATOMIC_RELEASE);                           \
+    }
+    RESOLVE_DEFAULT(pthread_cond_wait)
+    RESOLVE_DEFAULT(pthread_cond_timedwait)
+#endif
+}
+
 /* One that is not makes it compose an error text, by malloc: a malloc that is in
  * the middle of its own set-up (jemalloc calls syscall() there, with its lock
  * held) would never come back. So these wait for the constructor. */
@@ -322,11 +339,13 @@ static void resolve_newer(void)
 {
     RP_REAL_EARLY_NEWER(RESOLVE)
     RP_REAL_NEWER(RESOLVE)
+    resolve_default_versions();
     dlerror();
 }
 
 static void fork_prepare(void)
 {
+    rp_shim_flush();
     if (rp_shim_active())
         ringpoll_fork_prepare();
 }
@@ -356,8 +375,10 @@ void rp_shim_start(void)
     bool off = word && strcmp(word, "off") == 0;
     RP_SHIM_SET(require, word && strcmp(word, "require") == 0);
     word = secure_getenv("RINGPOLL_PROFILE");
-    RP_SHIM_SET(adopts, word && (strcmp(word, "safe") == 0 || strcmp(word, "throughput") == 0));
+    /* "safe" is the default, and what a word that is none means. */
+    RP_SHIM_SET(adopts, !word || strcmp(word, "readiness") != 0);
     RP_SHIM_SET(batches, word && strcmp(word, "throughput") == 0);
+    RP_SHIM_SET(accepts, RP_SHIM_IS(batches));
     rp_report_start();
     /* Without the handlers a child would take its parent's sets for its own. */
     if (pthread_atfork(fork_prepare, fork_parent, fork_child))

@@ -196,10 +196,16 @@ static bool by_number(long number, long a, long b, long c, long d, long e, long 
     case SYS_accept:
 #endif
     case SYS_accept4:
+    {
+        int flags = number == SYS_accept4 ? (int)d : 0, made;
+        if (rp_shim_answers_accept((int)a, (struct sockaddr *)b, (socklen_t *)c, flags, &made)) {
+            *result = made;
+            return true;
+        }
         *result = pass(number, a, b, c, d, e, f);
-        if (*result >= 0)
-            rp_shim_after_accept((int)a, (int)*result, number == SYS_accept4 ? (int)d : 0);
+        rp_shim_accepted((int)a, (int)*result, flags, b != 0);
         return true;
+    }
     case SYS_connect: {
         *result = pass(number, a, b, c, d, e, f);
         int saved = errno;
@@ -210,7 +216,9 @@ static bool by_number(long number, long a, long b, long c, long d, long e, long 
     }
     case SYS_listen:
         *result = pass(number, a, b, c, d, e, f);
-        if (*result == 0)
+        if (*result == 0 && rp_shim.accepts)
+            ringpoll_fd_listening((int)a, (int)b);
+        else if (*result == 0)
             ringpoll_fd_leave((int)a);
         return true;
 
@@ -307,6 +315,35 @@ static bool by_number(long number, long a, long b, long c, long d, long e, long 
     }
 }
 
+/* Calls that neither block nor tell anybody anything, and those that flush by
+ * themselves. */
+static bool keeps_batch(long number, long operation)
+{
+    switch (number) {
+    case SYS_futex:
+        switch (operation & 0x7f) {
+        case 0: case 6: case 9: case 11: case 13: /* the waits: WAIT, LOCK_PI, WAIT_BITSET, WAIT_REQUEUE_PI, LOCK_PI2 */
+            return false;
+        default:
+            return true;
+        }
+    case SYS_epoll_ctl: case SYS_epoll_create1: case SYS_epoll_pwait:
+#ifdef SYS_epoll_wait
+    case SYS_epoll_wait: case SYS_epoll_create:
+#endif
+#ifdef SYS_epoll_pwait2
+    case SYS_epoll_pwait2:
+#endif
+    case SYS_gettid: case SYS_getpid: case SYS_getppid: case SYS_getuid: case SYS_geteuid: case SYS_getgid:
+    case SYS_getegid: case SYS_getcpu: case SYS_getrandom: case SYS_clock_gettime: case SYS_gettimeofday:
+    case SYS_sched_yield: case SYS_membarrier: case SYS_mmap: case SYS_munmap: case SYS_madvise: case SYS_mprotect:
+    case SYS_fcntl: case SYS_socket:
+        return true;
+    default:
+        return false;
+    }
+}
+
 EXPORT long syscall(long number, ...)
 {
     va_list list;
@@ -315,8 +352,13 @@ EXPORT long syscall(long number, ...)
     long d = va_arg(list, long), e = va_arg(list, long), f = va_arg(list, long);
     va_end(list);
     long result;
-    if (rp_shim_active() && ((UNLIKELY(rp_shim.adopts) && stream_by_number(number, a, b, c, d, e, f, &result)) ||
-                             by_number(number, a, b, c, d, e, f, &result)))
-        return result;
+    if (rp_shim_active()) {
+        if (UNLIKELY(rp_shim.adopts) && stream_by_number(number, a, b, c, d, e, f, &result))
+            return result;
+        if (UNLIKELY(rp_shim.batches) && !keeps_batch(number, b))
+            rp_shim_flush();
+        if (by_number(number, a, b, c, d, e, f, &result))
+            return result;
+    }
     return rp_real.syscall(number, a, b, c, d, e, f);
 }

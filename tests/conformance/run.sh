@@ -2,19 +2,26 @@
 # SPDX-License-Identifier: MIT
 #
 # One run of a conformance program: run.sh PROGRAM ENGINE [MASK] [more gtest or
-# program options]. The engine "shim" is the plain program under LD_PRELOAD.
+# program options]. The engine "shim" is the plain program under LD_PRELOAD, in the
+# default profile; "shim-readiness" and "shim-throughput" in the others.
 # Fails a run that should have been carried by a ring and was not; exits 77
 # where this kernel has no io_uring for a run that needs one.
 set -u
 program=$1 engine=$2 mask=${3-}
 shift 2
 [ $# -gt 0 ] && shift
+unset RINGPOLL RINGPOLL_STATS RINGPOLL_PROFILE
+case $engine in
+shim-*)
+    RINGPOLL_PROFILE=${engine#shim-} engine=shim
+    export RINGPOLL_PROFILE
+    ;;
+esac
 
 RINGPOLL_TEST_ENGINE=$engine
 RINGPOLL_MASK=$mask
 [ "$mask" = full ] && RINGPOLL_MASK=
 export RINGPOLL_TEST_ENGINE RINGPOLL_MASK
-unset RINGPOLL RINGPOLL_STATS RINGPOLL_PROFILE
 
 # What should carry the events. A ring without DEFER_TASKRUN is for those who
 # ask for it.
@@ -75,10 +82,19 @@ status=$?
 if [ "$status" = 0 ]; then
     rings=$(awk '$1 == "rings_made" { n += $2 } END { print n + 0 }' "$stats")
     cqes=$(awk '$1 == "cqes" { n += $2 } END { print n + 0 }' "$stats")
-    echo "shim: $rings rings, $cqes completions"
+    adoptions=$(awk '$1 == "adoptions" { n += $2 } END { print n + 0 }' "$stats")
+    echo "shim: $rings rings, $cqes completions, $adoptions adoptions"
     if [ "$expect" = ring ] && [ "$cqes" -eq 0 ] && [ $# -eq 0 ]; then
         echo "FAIL: this run was to be on a ring; the shim says:"
         cat "$stats"
+        exit 1
+    fi
+    if [ "${RINGPOLL_PROFILE-}" = readiness ] && [ "$adoptions" -gt 0 ]; then
+        echo "FAIL: the profile readiness adopts nothing"
+        exit 1
+    fi
+    if [ "${RINGPOLL_PROFILE-}" != readiness ] && [ "$expect" = ring ] && [ "$adoptions" -eq 0 ] && [ $# -eq 0 ]; then
+        echo "FAIL: this run was to adopt sockets and did not"
         exit 1
     fi
 fi
