@@ -474,7 +474,8 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
         return RINGPOLL_PASS;
     /* The owner, outside: everything else drains and calls the kernel. */
     if (!rp_set_is_mine(set) || set->owner_inside || set->ring.fd < 0 || !nonblocking ||
-        (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) || stream->state != RP_STREAM_ARMED) {
+        (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) || stream->state != RP_STREAM_ARMED ||
+        (rp_fd_flags(entry) & RP_FD_SHUT)) {
         if (!rp_send_is_idle(send) && !rp_send_drain(set, stream, !nonblocking))
             return -EAGAIN;
         return RINGPOLL_PASS;
@@ -643,7 +644,10 @@ int ringpoll_fd_flush(int fd)
 
 void ringpoll_fd_finish(int fd)
 {
+    struct rp_fd *entry = rp_fd_peek(fd);
     (void)flush_fd(fd, true);
+    if (entry && rp_fd_flags(entry))
+        rp_fd_set_flags(entry, RP_FD_SHUT, 0);
 }
 
 void ringpoll_fd_full(int fd)

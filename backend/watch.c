@@ -247,6 +247,7 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
         rp_set_dirty(set, watch);
         return;
     }
+    watch->hung |= (bits & (EPOLLRDHUP | EPOLLHUP)) != 0;
     if (bits & EPOLLIN) {
         watch->empty = false;
         /* An edge that was reported would be reported again by a receive that finds
@@ -437,10 +438,18 @@ static void note_spent_out(struct rp_set *set, struct rp_watch *watch)
 static int adopt(struct rp_set *set, struct rp_watch *watch)
 {
     if (watch->op) {
+        /* Whether its OUT was reported is known only when nothing is on its way. */
+        if (rp_watch_is_edge(watch) && (watch->events & watch->armed & EPOLLOUT) && watch->asked_in != set->wait_serial &&
+            (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring) || !rp_watch_in_flight(watch))) {
+            watch->asked_in = set->wait_serial;
+            return -EBUSY;
+        }
         note_spent_out(set, watch);
         int error = rp_watch_disarm(set, watch, NULL);
         if (error < 0)
             return error;
+    } else if (!rp_watch_is_edge(watch) && (watch->events & (EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND))) {
+        watch->recheck = true; /* the poll that would have been armed now was to look */
     }
     return rp_stream_arm(set, watch);
 }
@@ -522,7 +531,7 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
     }
     if (recheck)
         watch->spent = 0;
-    else if (watch->ended && edge && !watch->op && watch->ready == RP_READY_IDLE)
+    else if (watch->ended && edge && (!watch->op || !(watch->armed & EPOLLIN)) && watch->ready == RP_READY_IDLE)
         watch->spent |= watch->mask & ~(uint32_t)(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
     if (rp_stream_wanted(set, watch)) {
         int error = adopt(set, watch);
