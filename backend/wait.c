@@ -550,8 +550,11 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         }
         while (result == 0 && set->accepts_leaving && rp_accept_flush_leaving(set) < 0)
             result = rp_set_enter_and_reap(set);
-        if (set->unpolled)
+        for (unsigned turn = 0; result == 0 && set->unpolled; turn++) {
             rp_send_poll_all(set);
+            if (set->unpolled) /* the SQ is full, or there is no memory: nobody would hear of room */
+                result = turn < 64 ? rp_set_enter_and_reap(set) : -ENOMEM;
+        }
         while (result == 0 && set->batched && rp_send_submit(set) < 0)
             result = rp_set_enter_and_reap(set);
         if (result < 0)
