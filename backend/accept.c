@@ -868,7 +868,8 @@ static long hand_out(struct rp_set *set, struct rp_acceptor *acceptor, bool mine
             have = room < 0 ? 0 : peer_address(acceptor, fd, &peer);
         }
         if (room < 0 || have < 0) { /* the connection is lost, as by the kernel */
-            reset(fd);
+            rp_fd_internal(fd, false);
+            rp_sys_close(fd);
             return have < 0 ? -ECONNABORTED : (uintptr_t)length < 4096 ? -EFAULT : -EINVAL;
         }
         memcpy(address, from, (size_t)(have < room ? have : room));

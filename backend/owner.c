@@ -197,7 +197,7 @@ void rp_set_raise(struct rp_set *set)
 
 void rp_set_lower(struct rp_set *set)
 {
-    if (!set->raised || set->wake_sent || set->stash_count > 0 || set->left_told)
+    if (!set->raised || set->wake_sent || set->left_told)
         return;
     rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, rp_wake_fd, NULL);
     set->raised = false;

@@ -129,9 +129,7 @@ void rp_set_free(struct rp_set *set)
     rp_stream_to_limbo(set);
     rp_accept_to_limbo(set);
     rp_set_close_hidden(set);
-    if (set->stash)
-        rp_sys_pages_free(set->stash, set->stash_room * sizeof *set->stash);
-    set->stash = NULL;
+    rp_set_close_annexes(set);
     RP_WRITE_ONCE(set->owner, 0);
     set->in_use = false;
 }
@@ -247,7 +245,26 @@ int rp_set_make_hidden(struct rp_set *set)
 int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
 {
     set->stats.kernel_ctls++;
+    for (unsigned i = 0; i < set->annex_count && fd != rp_wake_fd; i++) {
+        struct epoll_event probe = {.events = EPOLLONESHOT, .data = rp_set_mark(set)};
+        int result = rp_sys_epoll_ctl(set->annexes[i], op, fd, op == EPOLL_CTL_ADD ? &probe : event);
+        if (op == EPOLL_CTL_ADD && result == 0)
+            rp_sys_epoll_ctl(set->annexes[i], EPOLL_CTL_DEL, fd, NULL);
+        else if (result == (op == EPOLL_CTL_ADD ? -EEXIST : 0))
+            return result;
+    }
     return rp_sys_epoll_ctl(epfd, op, fd, event);
+}
+
+char rp_annex_mark;
+
+void rp_set_close_annexes(struct rp_set *set)
+{
+    for (unsigned i = 0; i < set->annex_count; i++) {
+        rp_fd_internal(set->annexes[i], false);
+        rp_sys_close(set->annexes[i]);
+    }
+    RP_WRITE_ONCE(set->annex_count, 0);
 }
 
 void rp_set_close_hidden(struct rp_set *set)

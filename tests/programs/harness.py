@@ -27,7 +27,8 @@ Environment: RINGPOLL_PRELOAD (path of the preload library), RINGPOLL_TEST_CASES
 (comma-separated names: only these), RINGPOLL_TEST_MODES (epoll,ring),
 RINGPOLL_TEST_KEEP=1 (keep the directories and logs), RINGPOLL_TEST_SEED,
 RINGPOLL_TEST_PATIENCE (seconds to wait for what should come at once),
-RINGPOLL_PROFILE and RINGPOLL_MASK (for the programs on the ring).
+RINGPOLL_PROFILE (safe when it is unset) and RINGPOLL_MASK (for the programs on the
+ring).
 """
 
 import ctypes
@@ -543,7 +544,7 @@ def in_threads(jobs):
 
 
 class Suite:
-    def __init__(self, name, needs=(), profile="readiness"):
+    def __init__(self, name, needs=(), profile="safe"):
         self.name, self.needs, self.cases = name, needs, []
         self.profile = os.environ.get("RINGPOLL_PROFILE", profile)
         self.preload = None
