@@ -24,11 +24,10 @@
 /* generation | slot | kind in 24, 32 and 8 bits. */
 #define KIND_BITS 8
 #define SLOT_BITS 32
-#define GENERATION_MASK 0xffffffu
 #define PAGE_BYTES (RP_OP_PAGE * sizeof(struct rp_op))
 #define FIRST_CAPACITY 512u /* one 4 KiB page of pointers: 131072 slots */
 
-static const uint8_t edges[RP_OP_STATES] = {
+const uint8_t rp_op_edges[RP_OP_STATES] = {
     [RP_OP_FREE] = 1u << RP_OP_QUEUED,
     [RP_OP_QUEUED] = 1u << RP_OP_INFLIGHT | 1u << RP_OP_ORPHANED | 1u << RP_OP_FREE,
     [RP_OP_INFLIGHT] = 1u << RP_OP_CANCELING | 1u << RP_OP_ORPHANED | 1u << RP_OP_FREE,
@@ -52,7 +51,7 @@ void rp_op_table_fini(struct rp_op_table *table)
     rp_op_table_init(table);
 }
 
-static bool grow(struct rp_op_table *table)
+bool rp_op_grow(struct rp_op_table *table)
 {
     if (table->pages_used == table->pages_capacity) {
         uint32_t capacity = table->pages_capacity ? table->pages_capacity * 2 : FIRST_CAPACITY;
@@ -81,29 +80,6 @@ static bool grow(struct rp_op_table *table)
     return true;
 }
 
-static inline struct rp_op *op_at(const struct rp_op_table *table, uint32_t slot)
-{
-    return &table->pages[slot / RP_OP_PAGE][slot % RP_OP_PAGE];
-}
-
-struct rp_op *rp_op_new(struct rp_op_table *table, enum rp_op_kind kind, void *owner)
-{
-    assert(kind != RP_OP_NONE && kind != RP_OP_FENCE);
-    if (table->free_head == 0 && !grow(table))
-        return NULL;
-    struct rp_op *op = op_at(table, table->free_head - 1);
-    op->kind = (uint8_t)kind;
-    op->owner = owner;
-    rp_op_step(table, op, RP_OP_QUEUED);
-    return op;
-}
-
-uint64_t rp_op_user_data(const struct rp_op_table *table, const struct rp_op *op)
-{
-    (void)table;
-    return (uint64_t)op->generation << (SLOT_BITS + KIND_BITS) | (uint64_t)op->slot << KIND_BITS | op->kind;
-}
-
 struct rp_op *rp_op_find_slowly(struct rp_op_table *table, uint64_t user_data)
 {
     if ((uint8_t)user_data == RP_OP_NONE)
@@ -114,7 +90,7 @@ struct rp_op *rp_op_find_slowly(struct rp_op_table *table, uint64_t user_data)
         return NULL;
     }
     if (slot / RP_OP_PAGE < table->pages_used) {
-        struct rp_op *op = op_at(table, slot);
+        struct rp_op *op = rp_op_at(table, slot);
         /* A FREE op's generation has never been handed out, but its number could be guessed. */
         if (op->generation == user_data >> (SLOT_BITS + KIND_BITS) && op->kind == (uint8_t)user_data &&
             op->state != RP_OP_FREE)
@@ -122,29 +98,6 @@ struct rp_op *rp_op_find_slowly(struct rp_op_table *table, uint64_t user_data)
     }
     table->stale++;
     return NULL;
-}
-
-void rp_op_step(struct rp_op_table *table, struct rp_op *op, enum rp_op_state to)
-{
-    bool legal = (unsigned)to < RP_OP_STATES && (edges[op->state] >> to & 1u);
-    assert(legal);
-    if (!legal) /* built with NDEBUG: a table that stays whole is worth more than the step */
-        return;
-    table->count[op->state]--;
-    table->count[to]++;
-    if (op->state == RP_OP_FREE) {
-        assert(table->free_head == op->slot + 1);
-        table->free_head = op->next_free;
-    }
-    op->state = (uint8_t)to;
-    if (to == RP_OP_ORPHANED) {
-        op->owner = NULL;
-    } else if (to == RP_OP_FREE) {
-        op->owner = NULL;
-        op->generation = op->generation == GENERATION_MASK ? 1 : op->generation + 1;
-        op->next_free = table->free_head;
-        table->free_head = op->slot + 1;
-    }
 }
 
 uint32_t rp_op_busy(const struct rp_op_table *table)

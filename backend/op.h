@@ -16,7 +16,9 @@
 #ifndef RP_OP_H
 #define RP_OP_H
 
+#include <assert.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum rp_op_state { RP_OP_FREE, RP_OP_QUEUED, RP_OP_INFLIGHT, RP_OP_CANCELING, RP_OP_ORPHANED, RP_OP_STATES };
@@ -26,6 +28,7 @@ enum rp_op_kind {
     RP_OP_POLL,     /* owner: struct rp_watch */
     RP_OP_RECV,     /* owner: struct rp_stream */
     RP_OP_SEND,     /* owner: struct rp_stream; a send, or the poll of a blocked one */
+    RP_OP_ACCEPT,   /* owner: struct rp_acceptor */
     RP_OP_KERNEL,   /* the set's identity; owner: struct rp_set */
     RP_OP_FENCE,    /* no slot: its number stands in its place, see rp_ring_fence() */
     RP_OP_TEST,     /* unit tests */
@@ -52,9 +55,52 @@ struct rp_op_table {
 
 void rp_op_table_init(struct rp_op_table *table);
 void rp_op_table_fini(struct rp_op_table *table);
+extern const uint8_t rp_op_edges[RP_OP_STATES];
+bool rp_op_grow(struct rp_op_table *table);
+static inline struct rp_op *rp_op_at(const struct rp_op_table *table, uint32_t slot)
+{
+    return &table->pages[slot / RP_OP_PAGE][slot % RP_OP_PAGE];
+}
+/* The one place where edges are made. */
+static inline void rp_op_step(struct rp_op_table *table, struct rp_op *op, enum rp_op_state to)
+{
+    bool legal = (unsigned)to < RP_OP_STATES && (rp_op_edges[op->state] >> to & 1u);
+    assert(legal);
+    if (!legal) /* built with NDEBUG: a table that stays whole is worth more than the step */
+        return;
+    table->count[op->state]--;
+    table->count[to]++;
+    if (op->state == RP_OP_FREE) {
+        assert(table->free_head == op->slot + 1);
+        table->free_head = op->next_free;
+    }
+    op->state = (uint8_t)to;
+    if (to == RP_OP_ORPHANED) {
+        op->owner = NULL;
+    } else if (to == RP_OP_FREE) {
+        op->owner = NULL;
+        op->generation = op->generation == 0xffffffu ? 1 : op->generation + 1;
+        op->next_free = table->free_head;
+        table->free_head = op->slot + 1;
+    }
+}
 /* A slot in state QUEUED, or NULL (no memory). */
-struct rp_op *rp_op_new(struct rp_op_table *table, enum rp_op_kind kind, void *owner);
-uint64_t rp_op_user_data(const struct rp_op_table *table, const struct rp_op *op);
+static inline struct rp_op *rp_op_new(struct rp_op_table *table, enum rp_op_kind kind, void *owner)
+{
+    assert(kind != RP_OP_NONE && kind != RP_OP_FENCE);
+    if (table->free_head == 0 && !rp_op_grow(table))
+        return NULL;
+    struct rp_op *op = rp_op_at(table, table->free_head - 1);
+    op->kind = (uint8_t)kind;
+    op->owner = owner;
+    rp_op_step(table, op, RP_OP_QUEUED);
+    return op;
+}
+static inline uint64_t rp_op_user_data(const struct rp_op_table *table, const struct rp_op *op)
+{
+    (void)table;
+    return (uint64_t)op->generation << 40 | (uint64_t)op->slot << 8 | op->kind;
+}
 static inline uint64_t rp_op_fence_user_data(uint32_t number)
 {
     return (uint64_t)number << 8 | RP_OP_FENCE;
@@ -72,7 +118,6 @@ static inline struct rp_op *rp_op_find(struct rp_op_table *table, uint64_t user_
     }
     return rp_op_find_slowly(table, user_data);
 }
-void rp_op_step(struct rp_op_table *table, struct rp_op *op, enum rp_op_state to);
 /* Ops in any state but FREE. */
 uint32_t rp_op_busy(const struct rp_op_table *table);
 

@@ -197,7 +197,7 @@ void rp_set_raise(struct rp_set *set)
 
 void rp_set_lower(struct rp_set *set)
 {
-    if (!set->raised || set->wake_sent || set->stash_count > 0 || set->left_told)
+    if (!set->raised || set->wake_sent || set->left_told)
         return;
     rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, rp_wake_fd, NULL);
     set->raised = false;
@@ -369,6 +369,7 @@ void rp_set_end_ring(struct rp_set *set)
     if (ring->fd < 0)
         return;
     rp_stream_end_all(set);
+    rp_accept_end_all(set);
     for (struct rp_stream *stream = set->streams, *next_stream; stream; stream = next_stream) {
         next_stream = stream->next;
         if (!rp_send_is_idle(&stream->send)) {
@@ -402,6 +403,7 @@ void rp_set_end_ring(struct rp_set *set)
     (void)rp_set_await_orphans(set, 1); /* there are none; their files are free then */
     rp_stream_keep_pool(set);
     rp_buffers_fini(&set->buffers, ring);
+    rp_files_fini(&set->files, ring);
     rp_send_arena_free(set);
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         rp_watch_to_idle(set, watch);

@@ -40,7 +40,8 @@ void ringpoll_fd_opened(int fd, uint32_t kind_and_flags)
             rp_set_unlock(stream->set);
         }
     }
-    if (RP_READ_ONCE(entry->watches) || RP_READ_ONCE(entry->set) || RP_READ_ONCE(entry->stream))
+    if (RP_READ_ONCE(entry->watches) || RP_READ_ONCE(entry->set) || RP_READ_ONCE(entry->stream) ||
+        (rp_fd_flags(entry) & RP_FD_LISTENER))
         ringpoll_fd_closing(fd);
     rp_fd_opened(fd, RP_FD_KNOWN | (kind_and_flags & (RINGPOLL_FD_KIND | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK)));
 }
@@ -129,6 +130,8 @@ void ringpoll_fd_duplicated(int from, int to)
     ringpoll_fd_release(from, 1);
     rp_fd_opened(to, (flags & ~(uint32_t)RP_FD_INTERNAL) | RP_FD_SHARED);
     RP_WRITE_ONCE(target->epoch, RP_READ_ONCE(source->epoch));
+    if (flags & RP_FD_LISTENER)
+        rp_accept_duplicated(from, to);
     leave_rings(source);
 }
 
@@ -177,6 +180,8 @@ void ringpoll_fd_closing(int fd)
     uint32_t flags = rp_fd_flags(entry);
     if (flags & RP_FD_INTERNAL)
         return;
+    if (flags & RP_FD_LISTENER)
+        rp_accept_closing(fd);
     if (__atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE)) {
         if (rp_self.locks_held) {
             close_deferred(entry);
@@ -199,7 +204,13 @@ void ringpoll_fd_closing(int fd)
         }
     }
     /* Bytes of an fd that no set watches any more. */
-    if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) && !rp_self.locks_held) {
+    if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) && rp_self.locks_held) {
+        struct rp_stream *stream = __atomic_exchange_n(&entry->stream, NULL, __ATOMIC_ACQ_REL);
+        if (stream) {
+            RP_WRITE_ONCE(stream->closed_in_handler, true);
+            rp_self.deferred = 1;
+        }
+    } else if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED)) {
         struct rp_stream *stream = rp_stream_lock(fd);
         if (stream) {
             struct rp_set *owner = stream->set;
@@ -211,7 +222,11 @@ void ringpoll_fd_closing(int fd)
         }
     }
     struct rp_set *set = __atomic_load_n(&entry->set, __ATOMIC_ACQUIRE);
-    if (set && !rp_self.locks_held) {
+    if (set && rp_self.locks_held) {
+        __atomic_store_n(&entry->set, NULL, __ATOMIC_RELEASE);
+        __atomic_fetch_add(&set->closed_in_handler, 1, __ATOMIC_ACQ_REL);
+        rp_self.deferred = 1;
+    } else if (set) {
         rp_process_check();
         __atomic_store_n(&entry->set, NULL, __ATOMIC_RELEASE);
         rp_set_lock(set);
@@ -243,6 +258,27 @@ int ringpoll_close(int fd)
         return -EBADF;
     ringpoll_fd_closing(fd);
     return rp_sys_close(fd);
+}
+
+/* Names of sets that a handler closed: with one lock at a time, since the end of a
+ * set may have to wait for its owner. */
+static void close_names(void)
+{
+    for (;;) {
+        rp_lock(&rp_sets_lock);
+        struct rp_set *set = rp_sets;
+        while (set && __atomic_load_n(&set->closed_in_handler, __ATOMIC_ACQUIRE) == 0)
+            set = set->next_set;
+        rp_unlock(&rp_sets_lock);
+        if (!set)
+            return;
+        rp_lock(&set->lock);
+        if (__atomic_load_n(&set->closed_in_handler, __ATOMIC_ACQUIRE) > 0) {
+            __atomic_fetch_sub(&set->closed_in_handler, 1, __ATOMIC_ACQ_REL);
+            rp_set_name_closing(set, rp_set_of(set->identity) == set ? -1 : set->identity);
+        }
+        rp_unlock(&set->lock);
+    }
 }
 
 void rp_process_deferred(void)
@@ -289,9 +325,18 @@ void rp_process_deferred(void)
                 }
             }
         }
+        for (struct rp_stream *stream = set->streams, *next; stream && set->in_use; stream = next) {
+            next = stream->next;
+            if (RP_READ_ONCE(stream->closed_in_handler)) {
+                RP_WRITE_ONCE(stream->closed_in_handler, false);
+                rp_send_forget(set, stream);
+                rp_stream_orphan(set, stream);
+            }
+        }
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);
+    close_names();
 }
 
 /* ---------------------------------------------------------------- children */
@@ -326,6 +371,7 @@ static void become_child(void)
     rp_set_forget_kept_rings();
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_set_after_fork(set);
+    rp_accept_after_fork();
     if (alive)
         *alive = 1;
 }
@@ -339,7 +385,7 @@ void rp_process_check(void)
 
 /* Whoever goes on with these fds, here or in another program, gets from the kernel
  * what the program has not been told of. */
-static void release_all_streams(void)
+static void release_all(bool may_exec)
 {
     if (rp_self.locks_held)
         return;
@@ -348,6 +394,8 @@ static void release_all_streams(void)
         rp_lock(&set->lock);
         if (set->in_use && set->streams)
             rp_stream_release_all(set);
+        if (set->in_use && (set->flags & RINGPOLL_ACCEPT))
+            rp_accept_share_all(set, may_exec);
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);
@@ -359,11 +407,12 @@ void ringpoll_fork_prepare(void)
     if (rp_self.locks_held) /* a signal handler forks inside our section: the child repairs */
         return;
     rp_process_check();
-    release_all_streams();
+    release_all(false);
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_lock(&set->lock);
     rp_stream_limbo_fork(RP_STREAM_FORK_PREPARE);
+    rp_accept_limbo_fork(RP_ACCEPT_FORK_PREPARE);
     rp_lock(&rp_fdtab_lock);
     rp_self.forking = true;
 }
@@ -375,6 +424,7 @@ void ringpoll_fork_parent(void)
         return;
     rp_self.forking = false;
     rp_unlock(&rp_fdtab_lock);
+    rp_accept_limbo_fork(RP_ACCEPT_FORK_PARENT);
     rp_stream_limbo_fork(RP_STREAM_FORK_PARENT);
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_unlock(&set->lock);
@@ -388,7 +438,7 @@ void ringpoll_fork_child(void)
 
 void ringpoll_fork_elsewhere(void)
 {
-    release_all_streams();
+    release_all(true);
     __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
 }
 
@@ -399,7 +449,7 @@ void ringpoll_exec_prepare(void)
     rp_process_check();
     if (rp_self.locks_held)
         return;
-    release_all_streams();
+    release_all(true);
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {
         rp_lock(&set->lock);
@@ -439,6 +489,10 @@ void ringpoll_process_exiting(void)
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {
         rp_lock(&set->lock);
+        if (set->in_use && (set->flags & RINGPOLL_ACCEPT)) {
+            rp_accept_end_all(set);
+            rp_accept_drop_all(set);
+        }
         if (set->in_use && set->ring.fd >= 0 && rp_set_is_mine(set)) {
             /* The set stays usable for what still runs: on kernel epoll. */
             if (rp_set_engine(set) == RINGPOLL_ENGINE_RING)

@@ -14,8 +14,11 @@
 #include "stream.h"
 
 #define ARENA_BYTES (256u * 1024u)
-/* A write of this size pays its own call: copying it costs as much. */
-#define DIRECT_BYTES 16384u
+/* A write of this size pays its own call: copying it costs as much (measured with
+ * `ringpoll bench completion --sizes=…`). */
+#define DIRECT_BYTES 2048u
+/* One that stands behind a small one would pay two: the most that is queued of one. */
+#define QUEUED_BYTES 16384u
 /* How long the end of a ring, and a fork, wait for a peer that does not read. */
 #define LAST_WAIT_NS UINT64_C(5000000000)
 
@@ -37,7 +40,8 @@ static void take_out(struct rp_stream **list, struct rp_stream *stream)
 
 /* Makes every edge, and keeps the two lists. A stream is at the head of its list
  * where it goes out with all the others, so that taking it out is one step. */
-static bool step(struct rp_set *set, struct rp_stream *stream, enum rp_send_state to)
+static inline __attribute__((always_inline)) bool step(struct rp_set *set, struct rp_stream *stream,
+                                                       enum rp_send_state to)
 {
     struct rp_send *send = &stream->send;
     if (!(edges[send->state] >> to & 1u))
@@ -59,7 +63,7 @@ static bool step(struct rp_set *set, struct rp_stream *stream, enum rp_send_stat
         set->sending = stream;
     }
     send->state = (uint8_t)to;
-    if (!set->batched && !set->sending)
+    if (to != RP_SEND_BATCHED && to != RP_SEND_SENDING && !set->batched && !set->sending)
         set->arena.used = 0;
     return true;
 }
@@ -154,12 +158,16 @@ int rp_send_submit(struct rp_set *set)
         }
         send->from_rest = send->rest_length > 0;
         sqe->opcode = RP_IORING_OP_SEND;
-        sqe->fd = stream->fd;
+        if (stream->pays && !stream->slot && set->files.free_head && rp_stream_is_armed(stream))
+            stream->slot = rp_files_fill(&set->files, &set->ring, stream->fd);
+        sqe->fd = stream->slot ? stream->slot - 1 : stream->fd;
         sqe->addr = (uint64_t)(uintptr_t)(send->from_rest ? send->rest + send->rest_at : set->arena.bytes + send->at);
         sqe->len = send->from_rest ? send->rest_length : send->length;
         sqe->op_flags = MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL;
         if (set->ring.features & RINGPOLL_FEATURE_CQE_SKIP)
             sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
+        if (stream->slot)
+            sqe->flags |= RP_SQE_FIXED_FILE;
         sqe->user_data = rp_op_user_data(&set->ops, op);
         send->op = op;
         send->sqe_at = set->ring.sqe_tail - 1;
@@ -168,6 +176,20 @@ int rp_send_submit(struct rp_set *set)
         set->stats.sends_batched++;
     }
     return 0;
+}
+
+void rp_send_clear_slot(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_send *send = &stream->send;
+    if (!stream->slot)
+        return;
+    if (send->state == RP_SEND_SENDING && (int32_t)(send->sqe_at - set->ring.sqe_head) >= 0) {
+        struct rp_sqe *sqe = &set->ring.sqes[send->sqe_at & set->ring.sq_mask];
+        sqe->fd = stream->fd;
+        sqe->flags &= (uint8_t)~RP_SQE_FIXED_FILE;
+    }
+    rp_files_clear(&set->files, &set->ring, stream->slot);
+    stream->slot = 0;
 }
 
 /* What was asked for is out, or as much of it as the kernel took. */
@@ -379,8 +401,8 @@ static uint32_t total(const struct iovec *iov, size_t count)
 {
     size_t sum = 0;
     for (size_t i = 0; i < count; i++)
-        sum += iov[i].iov_len < DIRECT_BYTES ? iov[i].iov_len : DIRECT_BYTES;
-    return sum < DIRECT_BYTES ? (uint32_t)sum : DIRECT_BYTES;
+        sum += iov[i].iov_len < QUEUED_BYTES ? iov[i].iov_len : QUEUED_BYTES;
+    return sum < QUEUED_BYTES ? (uint32_t)sum : QUEUED_BYTES;
 }
 
 static void gather(unsigned char *to, const struct iovec *iov, uint32_t length)
@@ -473,10 +495,10 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
         }
         gather(send->rest + send->rest_at + send->rest_length, iov, length);
         send->rest_length += length;
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         return length;
     }
-    if (send->state == RP_SEND_BLOCKED || length >= DIRECT_BYTES ||
+    if (send->state == RP_SEND_BLOCKED || length >= (send->state == RP_SEND_IDLE ? DIRECT_BYTES : QUEUED_BYTES) ||
         (send->state == RP_SEND_IDLE && set->turn_events <= 1)) {
         if (set->batched)
             (void)rp_send_flush(set);
@@ -496,16 +518,57 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
     }
     if (send->state == RP_SEND_IDLE)
         step(set, stream, RP_SEND_BATCHED);
-    set->stats.calls_saved++;
+    stream->gain -= (int32_t)length;
+    rp_stream_saved(set, stream);
     return length;
 }
 
-long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
+/* What makes up a busy server's life: the owner's first small write of the turn to a
+ * socket that has nothing waiting, of a turn that had several events. False:
+ * send_locked() shall see to it. */
+static inline bool send_quickly(const struct rp_fd *entry, struct rp_stream *stream, const void *buffer, size_t length,
+                                int flags)
 {
-    struct rp_fd *entry = rp_fd_peek(fd);
-    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE) : NULL;
-    if (!stream || count <= 0 || rp_self.locks_held)
+    struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
+    struct rp_send *send = &stream->send;
+    struct rp_arena *arena = &set->arena;
+    if (length == 0 || length >= DIRECT_BYTES || (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) || rp_self.locks_held ||
+        !rp_set_is_mine(set))
+        return false;
+    rp_set_lock(set);
+    bool done = entry->stream == stream && stream->set == set && stream->state == RP_STREAM_ARMED &&
+                (set->flags & RINGPOLL_BATCH) && !set->owner_inside && !stream->error && set->turn_events > 1 &&
+                send->state == RP_SEND_IDLE && send->rest_length == 0 && length <= set->send_limit &&
+                length <= arena->size - arena->used &&
+                ((flags & MSG_DONTWAIT) || (rp_fd_flags(entry) & RINGPOLL_FD_NONBLOCK));
+    if (done) {
+        memcpy(arena->bytes + arena->used, buffer, length);
+        send->at = arena->used;
+        send->length = (uint32_t)length;
+        arena->used += (uint32_t)length;
+        step(set, stream, RP_SEND_BATCHED);
+        stream->gain -= (int32_t)length;
+        rp_stream_saved(set, stream);
+    }
+    rp_set_unlock(set);
+    return done;
+}
+
+static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
+{
+    *ret_entry = rp_fd_peek(fd);
+    return *ret_entry ? __atomic_load_n(&(*ret_entry)->stream, __ATOMIC_ACQUIRE) : NULL;
+}
+
+/* Apart from its callers, so that a write to a socket that is not adopted costs some
+ * loads and nothing else. */
+static __attribute__((noinline)) long send_by_stream(struct rp_fd *entry, struct rp_stream *stream, int fd,
+                                                     const struct iovec *iov, int count, int flags)
+{
+    if (count <= 0 || rp_self.locks_held)
         return RINGPOLL_PASS;
+    if (count == 1 && send_quickly(entry, stream, iov->iov_base, iov->iov_len, flags))
+        return (long)iov->iov_len;
     if (!(__atomic_load_n(&stream->set, __ATOMIC_RELAXED)->flags & RINGPOLL_BATCH)) {
         int error = __atomic_load_n(&stream->error, __ATOMIC_RELAXED) ? ringpoll_try_error(fd) : 0;
         return error ? -error : RINGPOLL_PASS;
@@ -522,10 +585,21 @@ long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
     return result;
 }
 
+long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
+{
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    return stream ? send_by_stream(entry, stream, fd, iov, count, flags) : RINGPOLL_PASS;
+}
+
 long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
 {
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    if (!stream)
+        return RINGPOLL_PASS;
     struct iovec iov = {.iov_base = (void *)(uintptr_t)buffer, .iov_len = length};
-    return ringpoll_try_sendv(fd, &iov, 1, flags);
+    return send_by_stream(entry, stream, fd, &iov, 1, flags);
 }
 
 void ringpoll_flush(void)

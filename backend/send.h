@@ -78,6 +78,8 @@ int rp_send_flush(struct rp_set *set);
 /* Sends what this stream has by plain calls; where `wait`, for some seconds. True:
  * all of it went. Any thread. */
 bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait);
+/* Lets go of the stream's slot in the table of files (files.h), if it has one. Owner. */
+void rp_send_clear_slot(struct rp_set *set, struct rp_stream *stream);
 /* Drops everything: its fd is closed, or the ring goes. */
 void rp_send_forget(struct rp_set *set, struct rp_stream *stream);
 void rp_send_arena_free(struct rp_set *set);

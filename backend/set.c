@@ -41,8 +41,9 @@
  * a blocking enter finds the set unlocked and the queues whole: it is treated
  * like another thread as far as changes go (the enter may not have begun), and
  * as the owner for cancels. One that interrupts a critical section of its own
- * thread (rp_self.locks_held) leaves a mark on the fd's watches and
- * rp_self.deferred; the work is done when the section ends.
+ * thread (rp_self.locks_held) leaves a mark on the fd's watches, its stream or
+ * the set that it names, and rp_self.deferred; the work is done when the section
+ * ends.
  *
  * Where things are: set.h, "between the files of the set".
  */
@@ -126,10 +127,9 @@ void rp_set_free(struct rp_set *set)
     while (set->watches)
         rp_set_forget_watch(set, set->watches);
     rp_stream_to_limbo(set);
+    rp_accept_to_limbo(set);
     rp_set_close_hidden(set);
-    if (set->stash)
-        rp_sys_pages_free(set->stash, set->stash_room * sizeof *set->stash);
-    set->stash = NULL;
+    rp_set_close_annexes(set);
     RP_WRITE_ONCE(set->owner, 0);
     set->in_use = false;
 }
@@ -184,6 +184,8 @@ void rp_set_forget_watch(struct rp_set *set, struct rp_watch *watch)
     rp_set_undirty(set, watch);
     rp_watch_to_idle(set, watch);
     rp_stream_unwatch(set, watch);
+    if (set->flags & RINGPOLL_ACCEPT)
+        rp_accept_unwatch(set, watch);
     rp_set_forget_left(set, watch);
     if (watch->prev_of_set)
         watch->prev_of_set->next_of_set = watch->next_of_set;
@@ -243,7 +245,26 @@ int rp_set_make_hidden(struct rp_set *set)
 int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
 {
     set->stats.kernel_ctls++;
+    for (unsigned i = 0; i < set->annex_count && fd != rp_wake_fd; i++) {
+        struct epoll_event probe = {.events = EPOLLONESHOT, .data = rp_set_mark(set)};
+        int result = rp_sys_epoll_ctl(set->annexes[i], op, fd, op == EPOLL_CTL_ADD ? &probe : event);
+        if (op == EPOLL_CTL_ADD && result == 0)
+            rp_sys_epoll_ctl(set->annexes[i], EPOLL_CTL_DEL, fd, NULL);
+        else if (result == (op == EPOLL_CTL_ADD ? -EEXIST : 0))
+            return result;
+    }
     return rp_sys_epoll_ctl(epfd, op, fd, event);
+}
+
+char rp_annex_mark;
+
+void rp_set_close_annexes(struct rp_set *set)
+{
+    for (unsigned i = 0; i < set->annex_count; i++) {
+        rp_fd_internal(set->annexes[i], false);
+        rp_sys_close(set->annexes[i]);
+    }
+    RP_WRITE_ONCE(set->annex_count, 0);
 }
 
 void rp_set_close_hidden(struct rp_set *set)
@@ -257,8 +278,7 @@ void rp_set_close_hidden(struct rp_set *set)
 
 void rp_set_note_left(struct rp_set *set, struct rp_watch *watch)
 {
-    struct rp_fd *entry = rp_fd_peek(watch->fd);
-    if (watch->left || watch->deleted || !entry || !entry->stream || !rp_stream_bits(entry->stream))
+    if (watch->left || watch->deleted || !rp_set_bits_left(watch->fd))
         return;
     watch->left = true;
     watch->left_reported = false;
@@ -268,7 +288,7 @@ void rp_set_note_left(struct rp_set *set, struct rp_watch *watch)
 
 void rp_set_note_all_left(struct rp_set *set)
 {
-    for (struct rp_watch *watch = set->watches; watch && set->streams; watch = watch->next_of_set)
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         rp_set_note_left(set, watch);
 }
 
@@ -302,7 +322,9 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         }
         memcpy(&options, given, size);
     }
-    if (options.flags & RINGPOLL_BATCH)
+    if (options.flags & RINGPOLL_FIXED_FILES)
+        options.flags |= RINGPOLL_BATCH;
+    if (options.flags & (RINGPOLL_BATCH | RINGPOLL_ACCEPT))
         options.flags |= RINGPOLL_ADOPT;
     if (options.flags & RINGPOLL_ADOPT)
         options.flags |= RINGPOLL_TRACKED;
@@ -311,7 +333,8 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
     if (options.send_bytes > 1u << 24)
         return -EINVAL;
     uint32_t known = RINGPOLL_CLOEXEC | RINGPOLL_KERNEL | RINGPOLL_REQUIRE | RINGPOLL_TRACKED | RINGPOLL_ANY_RING |
-                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH;
+                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_ACCEPT |
+                     RINGPOLL_FIXED_FILES;
     if (options.flags & ~known)
         return -EINVAL;
     if ((options.flags & RINGPOLL_KERNEL) && (options.flags & (RINGPOLL_REQUIRE | RINGPOLL_SQPOLL)))

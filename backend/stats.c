@@ -55,6 +55,9 @@ void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set)
     sum->starved += set->stats.starved;
     sum->calls_saved += set->stats.calls_saved;
     sum->sends_batched += set->stats.sends_batched;
+    sum->accepting += set->stats.accepting;
+    sum->listeners_adopted += set->stats.listeners_adopted;
+    sum->accepted += set->stats.accepted;
     sum->ops_in_flight += rp_op_busy(&set->ops);
     sum->polls_armed += set->ops.count[RP_OP_QUEUED] + set->ops.count[RP_OP_INFLIGHT];
 }

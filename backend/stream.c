@@ -82,6 +82,7 @@ static struct rp_stream *stream_new(struct rp_set *set, struct rp_watch *watch, 
     stream->pool = set->buffers.pool;
     stream->fd = watch->fd;
     stream->is_unix = watch->kind == RINGPOLL_FD_UNIX;
+    stream->gain = RP_STREAM_GAIN_FIRST;
     step(stream, RP_STREAM_PLAIN);
     stream->next = set->streams;
     if (set->streams)
@@ -182,6 +183,7 @@ static void append(struct rp_stream *stream, uint32_t number, uint32_t at, uint3
         stream->head = (uint16_t)(number + 1);
     stream->tail = (uint16_t)(number + 1);
     stream->bytes += length;
+    stream->gain -= (int32_t)length;
 }
 
 /* The fds that came with a segment nobody will ask for: closed, as the kernel does. */
@@ -264,8 +266,8 @@ bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
 }
 
 #define JUDGED_TURNS 256u
-#define ALONE_TURNS 2048u
-#define ALONE_TURNS_MOST 65536u
+#define ALONE_TURNS 16384u
+#define ALONE_TURNS_MOST 262144u
 
 void rp_stream_judge(struct rp_set *set, int events)
 {
@@ -311,6 +313,8 @@ static int prepare(struct rp_set *set)
         error = rp_buffers_init(&set->buffers, &set->ring, set->buffer_count ? set->buffer_count : DEFAULT_BUFFERS);
     if (error < 0)
         set->no_streams = true;
+    else if (set->flags & RINGPOLL_FIXED_FILES)
+        (void)rp_files_init(&set->files, &set->ring, RP_FILES_COUNT);
     return error;
 }
 
@@ -366,6 +370,7 @@ static bool in_flight(const struct rp_set *set, const struct rp_stream *stream)
 static void receive_ended(struct rp_set *set, struct rp_stream *stream)
 {
     stream->op = NULL;
+    rp_send_clear_slot(set, stream);
     step(stream, RP_STREAM_PLAIN);
     if (stream->watch) /* polls take over */
         rp_set_dirty(set, stream->watch);
@@ -447,7 +452,10 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
         set->stats.received++;
         report(set, stream, true);
         if (stream->state == RP_STREAM_ARMED &&
-            (stream->bytes >= set->stream_bytes || !watch || watch->disabled || !(watch->events & EPOLLIN))) {
+            (stream->bytes >= set->stream_bytes || stream->gain < 0 || !watch || watch->disabled ||
+             !(watch->events & EPOLLIN))) {
+            if (watch && stream->pays)
+                watch->adopt_gap = 1;
             put_off(watch);
             step(stream, RP_STREAM_LEAVING);
         }
@@ -665,6 +673,7 @@ void rp_stream_after_fork(struct rp_set *set)
     for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
         next = stream->next;
         stream->op = NULL;
+        stream->slot = 0;
         stream->held = 0;
         memset(&stream->send, 0, sizeof stream->send); /* the parent sends it */
         if (stream->state != RP_STREAM_PLAIN)
@@ -914,7 +923,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
         bool armed = stream->state == RP_STREAM_ARMED && in_flight(set, stream);
         if (armed && nonblocking && wanted > 0) {
             note_drained(set, stream);
-            set->stats.calls_saved++;
+            rp_stream_saved(set, stream);
             result = -EAGAIN;
         } else {
             if (armed)
@@ -934,7 +943,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
         result = -stream->error; /* a peek takes it, too */
         stream->error = 0;
         end_if_empty(set, stream);
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         rp_set_unlock(set);
         return result;
     }
@@ -967,7 +976,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     } else {
         if (!stream->head && rp_set_is_mine(set))
             note_drained(set, stream);
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         end_if_empty(set, stream);
     }
     rp_set_unlock(set);
@@ -988,7 +997,7 @@ static inline bool receive_as_usual(struct rp_set *set, struct rp_stream *stream
             !is_nonblocking(stream->fd, flags))
             return false;
         note_drained(set, stream);
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         *ret_result = -EAGAIN;
         return true;
     }
@@ -1018,7 +1027,7 @@ static inline bool receive_as_usual(struct rp_set *set, struct rp_stream *stream
             note_drained(set, stream);
         }
     }
-    set->stats.calls_saved++;
+    rp_stream_saved(set, stream);
     return true;
 }
 
@@ -1041,17 +1050,23 @@ static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
     return *ret_entry ? __atomic_load_n(&(*ret_entry)->stream, __ATOMIC_ACQUIRE) : NULL;
 }
 
-long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags)
+/* Apart from its caller, so that a read of a socket that is not adopted costs some
+ * loads and nothing else. */
+static __attribute__((noinline)) long receive_by_stream(struct rp_fd *entry, struct rp_stream *stream, int fd,
+                                                        void *buffer, size_t length, int flags)
 {
-    struct rp_fd *entry;
-    struct rp_stream *stream = stream_of(fd, &entry);
     long result;
-    if (!stream)
-        return RINGPOLL_PASS;
     if (receive_quickly(entry, stream, buffer, length, length, flags, &result))
         return result;
     struct iovec iov = {.iov_base = buffer, .iov_len = length};
     return receive(fd, &iov, 1, length, flags, NULL);
+}
+
+long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags)
+{
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    return stream ? receive_by_stream(entry, stream, fd, buffer, length, flags) : RINGPOLL_PASS;
 }
 
 static long room_of(const struct iovec *iov, size_t count)
@@ -1108,9 +1123,10 @@ long ringpoll_borrow(int fd, struct ringpoll_buffer *ret_buffer, int flags)
                 .number = number,
             };
             long length = segment->length;
+            stream->gain += segment->length; /* nobody copies it */
             if (!stream->head)
                 note_drained(set, stream);
-            set->stats.calls_saved++;
+            rp_stream_saved(set, stream);
             end_if_empty(set, stream);
             rp_set_unlock(set);
             return length;
@@ -1151,7 +1167,7 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
     if (mine && stream->state == RP_STREAM_ARMED && in_flight(set, stream) && !rp_ring_wants_enter(&set->ring) &&
         !rp_ring_peek(&set->ring)) {
         *ret_bytes = (int)stream->bytes;
-        set->stats.calls_saved++;
+        rp_stream_saved(set, stream);
         rp_set_unlock(set);
         return 2;
     }
@@ -1164,7 +1180,8 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
     }
     *ret_bytes = (int)stream->bytes;
     int whole = stream->state == RP_STREAM_ARMED && in_flight(set, stream);
-    set->stats.calls_saved += (unsigned)whole;
+    if (whole)
+        rp_stream_saved(set, stream);
     end_if_empty(set, stream);
     rp_set_unlock(set);
     return whole ? 2 : 1;
@@ -1195,6 +1212,8 @@ void ringpoll_fd_release(int fd, int for_good)
         return;
     if (for_good && rp_fd_flags(entry))
         rp_fd_set_flags(entry, RP_FD_PLAIN, 0);
+    if (rp_fd_flags(entry) & RP_FD_LISTENER)
+        rp_accept_release(fd, for_good);
     if (!__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
         return;
     struct rp_stream *stream = rp_stream_lock(fd);
@@ -1212,6 +1231,8 @@ void ringpoll_fd_release(int fd, int for_good)
 uint32_t ringpoll_fd_pending(int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
+    if (entry && (rp_fd_flags(entry) & RP_FD_LISTENER))
+        return rp_accept_bits(fd);
     if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
         return 0;
     struct rp_stream *stream = rp_stream_lock(fd);

@@ -32,10 +32,19 @@
  * the rest to polls and plain calls: the kernel repeats an end for ever. Only an
  * error has to be kept (`error`), since the completion took it away.
  *
+ * Whether it pays: a receive spares a call and costs a copy, as a batched send
+ * does. A call is worth the copy of so many bytes (measured, see
+ * rp_stream_worth()). A stream keeps the sum, `gain`: each call that was answered
+ * adds to it, each byte that was copied takes from it. At first it has what an
+ * adoption and its end cost; below nothing the fd goes back to polls. There, a
+ * big read puts the next adoption off, so that it comes back after some small ones,
+ * not before.
+ *
  * Who gives up adoption, and for how long: watch->adopt_in counts the events to
  * go until the next try. It doubles with every reason to leave that the program
- * gave (big reads, a queue that nobody empties, no buffers); a call that the queue
- * cannot answer for good sets RP_FD_PLAIN.
+ * gave (big reads, a queue that nobody empties, no buffers), and is short again
+ * after an adoption that paid; a call that the queue cannot answer for good sets
+ * RP_FD_PLAIN.
  *
  * All of this is under the lock of the set that the stream belongs to (stream->
  * set, for its life); a stream without a set's ring is PLAIN for good. fdtab's
@@ -70,18 +79,34 @@ struct rp_stream {
     uint32_t sqe_at;        /* the SQE's position, to take it back while it is QUEUED */
     uint32_t bytes;         /* queued */
     uint16_t head, tail;    /* segments, number + 1 */
+    uint16_t slot;          /* ARMED to CANCELING: in the table of files, number + 1; 0: none */
+    int32_t gain;           /* what receives and batched sends are worth so far, see above */
     int error;              /* a positive errno that the program has yet to see, or 0 */
     uint8_t state;          /* enum rp_stream_state */
     bool is_unix;
     bool ended;             /* end of file or error: the kernel will say nothing new */
+    bool pays;              /* `gain` was at its most */
     struct rp_send send;
     bool lingers;           /* closed with bytes to send: `fd` is a duplicate of our own */
     bool holds_pool;        /* its own reference: the ring has gone */
     uint8_t held;           /* callers that hold on to it while it may end */
     bool closed;            /* its fd is: whatever comes is dropped */
+    bool closed_in_handler; /* the same, and the lock could not be had: yet to be done */
     struct rp_stream *next, *prev;                 /* of the set; next: free list */
     struct rp_stream *next_leaving, *prev_leaving; /* LEAVING ones of the set */
 };
+
+/* A spared call is worth the copy of so many bytes. Measured with `ringpoll bench
+ * completion --sizes=…`, on a processor with cheap calls: where they cost more, more
+ * would pay, and little is lost. AF_UNIX has less to gain by RECVMSG. */
+static inline uint32_t rp_stream_worth(bool is_unix)
+{
+    return is_unix ? 768 : 1280;
+}
+
+/* `gain` at first (as much as an adoption and its end cost), and at most. */
+#define RP_STREAM_GAIN_FIRST 8192
+#define RP_STREAM_GAIN_MOST 16384
 
 /* Whether this watch's fd should be adopted, now that it is armed anew. */
 bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch);

@@ -40,6 +40,8 @@ static unsigned reap(struct rp_set *set)
             rp_stream_completed(set, op, result, flags);
         } else if (op->kind == RP_OP_SEND) {
             rp_send_completed(set, op, result, flags);
+        } else if (op->kind == RP_OP_ACCEPT) {
+            rp_accept_completed(set, op, result, flags);
         } else if (op->kind == RP_OP_KERNEL) {
             if (op->state == RP_OP_QUEUED)
                 rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
@@ -111,6 +113,8 @@ int rp_set_enter_and_reap(struct rp_set *set)
     for (int attempts = 0; attempts < 1000; attempts++) {
         if (set->leaving) /* as far as there is room; the rest after this enter */
             (void)rp_stream_flush_leaving(set);
+        if (set->accepts_leaving)
+            (void)rp_accept_flush_leaving(set);
         if (set->batched)
             (void)rp_send_submit(set);
         int result = rp_ring_enter(&set->ring, 0, NULL, NULL);
@@ -132,7 +136,7 @@ int rp_set_enter_and_reap(struct rp_set *set)
         default:
             if (result < 0)
                 return result;
-            if (rp_ring_queued(&set->ring) == 0 && !set->leaving && !set->batched &&
+            if (rp_ring_queued(&set->ring) == 0 && !set->leaving && !set->accepts_leaving && !set->batched &&
                 (set->tells || !rp_ring_is_overflown(&set->ring)))
                 return 0;
         }
@@ -144,7 +148,7 @@ int rp_set_await_orphans(struct rp_set *set, int turns)
 {
     int result = 0;
     for (; result == 0 && turns > 0 &&
-           (set->leaving || set->ops.count[RP_OP_ORPHANED] + set->ops.count[RP_OP_CANCELING] > 0);
+           (set->leaving || set->accepts_leaving || set->ops.count[RP_OP_ORPHANED] + set->ops.count[RP_OP_CANCELING] > 0);
          turns--)
         result = rp_set_enter_and_reap(set);
     /* SQPOLL: its thread lets go of a file after it has posted the completion. */
@@ -221,13 +225,53 @@ static int arm_hidden(struct rp_set *set)
 
 /* ------------------------------------------------------------------- wait */
 
-/* Takes out what the library itself has registered. */
-static int without_marks(struct epoll_event *events, int count)
+/* Takes out what the library itself has registered. True in *ret_annexes: something
+ * is ready in one of them. */
+static int without_marks(struct epoll_event *events, int count, bool *ret_annexes)
 {
     int kept = 0;
-    for (int i = 0; i < count; i++)
-        if (events[i].data.ptr != &rp_wake_fd)
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.ptr == &rp_annex_mark)
+            *ret_annexes = true;
+        else if (events[i].data.ptr != &rp_wake_fd)
             events[kept++] = events[i];
+    }
+    return kept;
+}
+
+/* Those that find no room come again: annexes stand in the identity level-triggered. */
+static int take_annexes(struct rp_set *set, struct epoll_event *events, int room)
+{
+    int taken = 0;
+    bool unused = false;
+    for (unsigned i = 0; i < set->annex_count && taken < room; i++) {
+        int count = rp_sys_epoll_wait(set->annexes[i], events + taken, room - taken, &no_time, NULL);
+        taken += without_marks(events + taken, count, &unused);
+    }
+    /* The one that was looked into first is last the next time. */
+    for (unsigned i = 1; i < set->annex_count; i++) {
+        int annex = set->annexes[i];
+        set->annexes[i] = set->annexes[i - 1];
+        set->annexes[i - 1] = annex;
+    }
+    return taken;
+}
+
+/* `count` fresh events came behind `left` ones: what stands in both is one event, with
+ * the bits of both. How many there are. */
+static unsigned merge_left(struct epoll_event *events, unsigned left, unsigned count)
+{
+    unsigned kept = 0;
+    for (unsigned i = 0; i < left + count; i++) {
+        bool again = false;
+        for (unsigned j = left; i < left && j < left + count && !again; j++)
+            if (events[i].data.u64 == events[j].data.u64) {
+                events[j].events |= events[i].events;
+                again = true;
+            }
+        if (!again)
+            events[kept++] = events[i];
+    }
     return kept;
 }
 
@@ -235,12 +279,8 @@ static int without_marks(struct epoll_event *events, int count)
 
 static uint32_t left_bits(struct rp_watch *watch)
 {
-    struct rp_fd *entry = rp_fd_peek(watch->fd);
-    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) : NULL;
-    if (!stream)
-        return 0;
     return watch->left_reported || watch->deleted || watch->disabled
-               ? 0 : rp_stream_bits(stream) & rp_watch_interest(watch);
+               ? 0 : rp_set_bits_left(watch->fd) & rp_watch_interest(watch);
 }
 
 static bool any_left(struct rp_set *set)
@@ -258,8 +298,7 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
         next = watch->next_of_set;
         if (!watch->left)
             continue;
-        struct rp_fd *entry = rp_fd_peek(watch->fd);
-        if (!entry || !entry->stream || !rp_stream_bits(entry->stream)) {
+        if (!rp_set_bits_left(watch->fd)) {
             rp_set_forget_left(set, watch);
             if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !watch->disabled && !set->zombie)
                 rp_set_forget_watch(set, watch);
@@ -281,7 +320,7 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
             watch->disabled = true;
         else if (watch->events & EPOLLONESHOT) {
             struct epoll_event none = {.events = EPOLLONESHOT, .data = watch->data};
-            rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
+            rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
         }
     }
     rp_set_tell_left(set, any_left(set));
@@ -290,10 +329,8 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
 
 static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    unsigned stashed = set->stash_count > 0 ? rp_set_take_stash(set, events, room) : 0;
-    if (set->left > 0)
-        stashed += take_left(set, events + stashed, room - stashed);
-    unsigned taken = stashed;
+    unsigned left = set->left > 0 ? take_left(set, events, room) : 0;
+    unsigned taken = left;
     set->hidden_ready = taken == room;
     for (int turn = 0; taken < room && turn < 64; turn++) {
         int count = rp_sys_epoll_wait(set->hidden, events + taken, (int)(room - taken), &no_time, NULL);
@@ -301,14 +338,17 @@ static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsi
         if (count <= 0)
             break;
         set->hidden_ready = count == (int)(room - taken);
-        int kept = set->marked ? without_marks(events + taken, count) : count;
+        bool annexes = false;
+        int kept = set->marked ? without_marks(events + taken, count, &annexes) : count;
+        if (annexes)
+            kept += take_annexes(set, events + taken + kept, (int)(room - taken) - kept);
         taken += (unsigned)kept;
         if (kept > 0 || !set->hidden_ready)
             break;
     }
     set->hidden_ready = taken == room;
-    if (stashed > 0)
-        taken = rp_set_merge_stash(events, stashed, taken - stashed);
+    if (left > 0)
+        taken = merge_left(events, left, taken - left);
     set->unfit_kernel += taken;
     return taken;
 }
@@ -340,7 +380,7 @@ static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsig
             taken++;
             if (watch->events & EPOLLONESHOT)
                 watch->disabled = true;
-            else if (!rp_watch_is_edge(watch) && (watch->op || watch->stream))
+            else if (!rp_watch_is_edge(watch) && (watch->op || watch->stream || watch->kind == RP_KIND_LISTENER))
                 rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
             /* level-triggered without a poll: arming one will look */
         }
@@ -388,10 +428,9 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
     if (timeout && blocks && RP_READ_ONCE(set->marked))
         deadline_ns = deadline_of(timeout);
     for (int turn = 0;; turn++) {
-        if (takes && (RP_READ_ONCE(set->stash_count) > 0 || RP_READ_ONCE(set->left) > 0)) {
+        if (takes && RP_READ_ONCE(set->left) > 0) {
             rp_set_lock(set);
-            given = (int)rp_set_take_stash(set, events, (unsigned)max);
-            given += (int)take_left(set, events + given, (unsigned)(max - given));
+            given = (int)take_left(set, events, (unsigned)max);
             rp_set_unlock(set);
             if (given == max)
                 return given;
@@ -404,9 +443,15 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
             return given > 0 ? given : count;
         if (!RP_READ_ONCE(set->marked))
             return given + count;
-        int kept = without_marks(events + given, count);
+        bool annexes = false;
+        int kept = without_marks(events + given, count, &annexes);
+        if (annexes && takes) {
+            rp_set_lock(set);
+            kept += take_annexes(set, events + given + kept, max - given - kept);
+            rp_set_unlock(set);
+        }
         if (given > 0)
-            return (int)rp_set_merge_stash(events, (unsigned)given, (unsigned)kept);
+            return (int)merge_left(events, (unsigned)given, (unsigned)kept);
         if (kept > 0 || (!blocks && count < max))
             return kept;
         if (!takes && turn > 64) /* a signal handler in the midst of our own work */
@@ -483,6 +528,8 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
     set->wait_serial++;
     if (!set->in_company && !rp_single_threaded())
         rp_set_has_company(set);
+    if (set->accepts_armed)
+        rp_accept_turn(set);
     for (;;) {
         unsigned reaped = 0;
         bool blocked = false, got_any = false;
@@ -497,6 +544,8 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         if (set->dirty && (result = flush_dirty(set)) < 0)
             break;
         while (result == 0 && set->leaving && rp_stream_flush_leaving(set) < 0)
+            result = rp_set_enter_and_reap(set);
+        while (result == 0 && set->accepts_leaving && rp_accept_flush_leaving(set) < 0)
             result = rp_set_enter_and_reap(set);
         if (set->unpolled)
             rp_send_poll_all(set);

@@ -138,6 +138,11 @@ static bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watc
     return watch->kind == RINGPOLL_FD_TCP || (watch->kind == RINGPOLL_FD_UNIX && (flags & RINGPOLL_FD_NONBLOCK));
 }
 
+/* A read that two spared calls are not worth; the events to go without another one
+ * until a receive is tried. What is smaller, and does not pay either, a try finds out. */
+#define BIG_READ(kind) (2 * (long)rp_stream_worth((kind) == RINGPOLL_FD_UNIX))
+#define AFTER_BIG_READ 4u
+
 /* An AF_UNIX fd that gave a short read and nothing to prove it by. */
 static bool look_proves(struct rp_watch *watch)
 {
@@ -223,6 +228,8 @@ void ringpoll_fd_read(int fd, size_t asked, long result)
         return;
     }
     uint8_t kind = RP_READ_ONCE(watch->kind);
+    if (result >= BIG_READ(kind) && (set->flags & RINGPOLL_ADOPT) && !watch->stream && watch->adopt_in < AFTER_BIG_READ)
+        watch->adopt_in = watch->adopt_gap > AFTER_BIG_READ ? watch->adopt_gap : AFTER_BIG_READ;
     bool drained = asked > 0 && (result == -EAGAIN || (result > 0 && kind == RINGPOLL_FD_EVENTFD));
     note_read(watch, kind, drained, result > 0 && (size_t)result < asked);
 }
@@ -304,8 +311,12 @@ static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch
     if (!(flags & RP_CQE_F_MORE) || !watch->quiet || watch->ready != RP_READY_IDLE || watch->armed_oneshot ||
         (result & (EPOLLIN | EPOLLRDBAND)) != (EPOLLIN | EPOLLRDBAND) || (result & ~usual) != 0 ||
         !is_socket(watch) || !wants_reading_only(watch) || watch->deleted || watch->disabled ||
-        watch->adopt_in || watch->stream || !trusts_wakeups(set, watch, rp_fd_peek(watch->fd)))
+        watch->adopt_in == 1 || watch->stream || !trusts_wakeups(set, watch, rp_fd_peek(watch->fd)))
         return false;
+    if (watch->adopt_in) {
+        watch->adopt_in--;
+        watch->empty = false;
+    }
     watch->quiet = false;
     watch->single = true;
     watch->bare++; /* QUIET: it was 0 */
@@ -492,6 +503,13 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
     bool recheck = watch->recheck;
     bool edge = rp_watch_is_edge(watch);
 
+    if (watch->home == RP_HOME_KERNEL && (set->flags & RINGPOLL_ACCEPT) && rp_accept_wanted(set, watch)) {
+        int error = rp_accept_arm(set, watch);
+        if (error == 0 || error == -EBUSY)
+            return error;
+    }
+    if (watch->kind == RP_KIND_LISTENER && watch->home == RP_HOME_RING && !watch->deleted)
+        return rp_accept_rearm(set, watch);
     if (watch->home != RP_HOME_RING || watch->deleted || watch->disabled) {
         int error = rp_watch_disarm(set, watch, NULL);
         if (error == 0)
@@ -660,7 +678,8 @@ void rp_watch_check(struct rp_set *set, unsigned limit)
         next = watch->next_ready;
         if (watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial)
             continue;
-        if (watch->stream && decided_by_stream(set, watch))
+        if (watch->stream ? decided_by_stream(set, watch)
+                          : watch->kind == RP_KIND_LISTENER && rp_accept_decides(set, watch))
             continue;
         fds[count].fd = watch->fd;
         fds[count].events =

@@ -80,6 +80,8 @@ struct rp_stream;
 struct rp_fd;
 
 enum rp_home { RP_HOME_RING, RP_HOME_KERNEL };
+#define RP_KIND_LISTENER 15u /* beside RINGPOLL_FD_KIND: adopted once, see accept.h */
+
 enum rp_ready { RP_READY_IDLE, RP_READY_CANDIDATE, RP_READY_CERTAIN };
 
 struct rp_watch {
@@ -122,6 +124,8 @@ struct rp_watch {
     bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
     bool left_reported;  /* and edge-triggered: was reported */
     bool leaves;         /* dirty: the owner shall move it to kernel epoll */
+    bool annexed;        /* its registration stands in an annex, see demote.c */
+    bool seen;           /* in the kernel's list, there */
     uint8_t silent;      /* on its way to kernel epoll, see demote.c */
     /* Left by a signal handler inside a critical section, see set.c */
     bool closed_in_handler, modified_in_handler, deleted_in_handler;

@@ -47,6 +47,7 @@ static const char usage_text[] =
     "                  for the first, all of them for the others)\n"
     "  --points=LIST   only these points: names or patterns, separated by commas; a\n"
     "                  bare word stands for all points that begin with it\n"
+    "  --sizes=LIST    messages of these bytes (65 to 64K) in place of 1K,4K,16K,64K\n"
     "  --list          print the names of the points and end\n"
     "  --quick         fewer and shorter blocks, and the most telling points unless\n"
     "                  others are asked for\n"
@@ -164,7 +165,7 @@ struct request {
 };
 
 enum { OPTION_POINTS = 256, OPTION_LIST, OPTION_QUICK, OPTION_CPU, OPTION_IDLE, OPTION_SELF, OPTION_OFF, OPTION_CALLS,
-       OPTION_STEPS, OPTION_JSON, OPTION_SAVE, OPTION_PROFILE, OPTION_REPORT };
+       OPTION_STEPS, OPTION_JSON, OPTION_SAVE, OPTION_PROFILE, OPTION_REPORT, OPTION_SIZES };
 
 static const struct option options[] = {
     {"points", required_argument, NULL, OPTION_POINTS}, {"list", no_argument, NULL, OPTION_LIST},
@@ -173,7 +174,8 @@ static const struct option options[] = {
     {"off", no_argument, NULL, OPTION_OFF},             {"calls", no_argument, NULL, OPTION_CALLS},
     {"json", no_argument, NULL, OPTION_JSON},           {"save", required_argument, NULL, OPTION_SAVE},
     {"profile", required_argument, NULL, OPTION_PROFILE}, {"report", required_argument, NULL, OPTION_REPORT},
-    {"steps", optional_argument, NULL, OPTION_STEPS},   {"help", no_argument, NULL, 'h'},
+    {"steps", optional_argument, NULL, OPTION_STEPS},   {"sizes", required_argument, NULL, OPTION_SIZES},
+    {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
 };
 
@@ -191,6 +193,27 @@ static const char *take_profiles(bool *profiles, char *list)
         if (profile == PROFILES)
             return word;
         profiles[profile] = true;
+    }
+    return NULL;
+}
+
+/* NULL, or the word that is no size of a message. */
+static const char *take_sizes(struct plan *plan, char *list)
+{
+    char *rest = list;
+    char *word = strtok_r(list, ",", &rest);
+    if (word == NULL)
+        return "";
+    for (plan->sizes_count = 0; word != NULL; word = strtok_r(NULL, ",", &rest)) {
+        char *end;
+        unsigned long size = strtoul(word, &end, 10);
+        if (*end == 'K' && size <= READ_SIZE_MAX) {
+            size *= 1024;
+            end++;
+        }
+        if (*end != '\0' || size <= REQUEST_SIZE || size > READ_SIZE_MAX || plan->sizes_count == SIZES_MAX)
+            return word;
+        plan->sizes[plan->sizes_count++] = (uint32_t)size;
     }
     return NULL;
 }
@@ -278,6 +301,10 @@ static int parse(int argc, char **argv, struct request *request)
         case OPTION_PROFILE:
             if ((bad = take_profiles(request->profiles, optarg)) != NULL)
                 return usage_error(bad, "is not a profile; they are readiness, safe and throughput");
+            break;
+        case OPTION_SIZES:
+            if ((bad = take_sizes(&request->plan, optarg)) != NULL)
+                return usage_error(bad, "is not the size of a message, 65 to 64K, or one too many");
             break;
         case OPTION_SELF:
             if (optarg != NULL && strcmp(optarg, "ring") == 0)
@@ -501,7 +528,8 @@ int main(int argc, char **argv)
 {
     static char command[1024];
     static struct request request = {
-        .plan = {.pairs = 5, .blocks = 16, .block_ms = 10, .idle = IDLE_CONNECTIONS}};
+        .plan = {.pairs = 5, .blocks = 16, .block_ms = 10, .idle = IDLE_CONNECTIONS,
+                 .sizes = {1024, 4096, 16384, 65536}, .sizes_count = 4}};
     size_t used = (size_t)snprintf(command, sizeof command, "ringpoll bench");
     int status = worker_or_idler(argc, argv);
     if (status >= 0)

@@ -94,6 +94,8 @@ struct point {
     unsigned blocks;
 };
 
+#define SIZES_MAX 8
+
 struct plan {
     struct {
         struct column columns[COLUMNS_MAX];
@@ -105,6 +107,8 @@ struct plan {
     int cpu;
     uint32_t idle;   /* connections of the idle points */
     uint32_t both_ends; /* the same where one process has both ends of each */
+    uint32_t sizes[SIZES_MAX]; /* of the points with larger messages, bytes */
+    unsigned sizes_count;
     bool steps;      /* step through some rounds, too */
     FILE *dump;      /* NULL, or where each instruction goes */
 };
@@ -113,7 +117,7 @@ struct plan {
 int point_measure(struct point *point, const struct plan *plan, char *failure, size_t failure_size);
 
 /* The points there are. */
-#define POINTS_MAX 256
+#define POINTS_MAX 320
 extern struct point points[POINTS_MAX];
 extern unsigned points_count;
 /* Fills the table; idle and both_ends 0: no such points.

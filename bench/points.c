@@ -151,7 +151,6 @@ static void completion_points(const struct plan *plan)
 {
     static const uint32_t few_to_many[] = {1, 8, 64, 256};
     static const uint32_t short_lived[] = {1, 8, 64};
-    static const uint32_t sizes[] = {KIB, 4 * KIB, 16 * KIB, 64 * KIB};
     static const struct {
         enum group group;
         uint32_t program;
@@ -167,10 +166,10 @@ static void completion_points(const struct plan *plan)
                 continue;
             for (unsigned n = 0; n < 4; n++)
                 add_completion(plan, group, program, family, BENCH_ECHO, REQUEST_SIZE, few_to_many[n]);
-            for (unsigned n = 0; n < 4; n++)
-                add_completion(plan, group, program, family, BENCH_ECHO, sizes[n], 1);
-            for (unsigned n = 0; n < 4; n++)
-                add_completion(plan, group, program, family, BENCH_ECHO, sizes[n], 64);
+            for (unsigned n = 0; n < plan->sizes_count; n++)
+                add_completion(plan, group, program, family, BENCH_ECHO, plan->sizes[n], 1);
+            for (unsigned n = 0; n < plan->sizes_count; n++)
+                add_completion(plan, group, program, family, BENCH_ECHO, plan->sizes[n], 64);
             add_completion(plan, group, program, family, BENCH_BULK, MIB, 1);
             add_completion(plan, group, program, family, BENCH_BULK, MIB, 8);
             for (unsigned n = 0; n < 3; n++)

@@ -40,6 +40,8 @@ static const struct counter {
     COUNTER(cqes, "completed by it"),
     COUNTER(received, "receives with bytes"),
     COUNTER(sends_batched, "sends batched"),
+    COUNTER(accepted, "accepted by it"),
+    COUNTER(listeners_adopted, "listeners adopted"),
     COUNTER(adoptions, "adoptions"),
     COUNTER(receives_ended, "receives ended"),
     COUNTER(starved, "ENOBUFS (no buffer)"),

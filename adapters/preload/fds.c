@@ -86,6 +86,25 @@ static uint32_t kind_of_accepted(int listener)
     return kind;
 }
 
+bool rp_shim_is_listener(int fd)
+{
+    return (unsigned)fd >= LISTENERS || __atomic_load_n(&listener_kinds[fd], __ATOMIC_RELAXED) != 0;
+}
+
+/* A TCP listener resets what nobody has accepted; an AF_UNIX one gives it out still. */
+void rp_shim_before_listener_ends(int fd)
+{
+    struct linger at_once = {1, 0};
+    long queued;
+    ringpoll_fd_release(fd, 0);
+    if ((unsigned)fd >= LISTENERS || __atomic_load_n(&listener_kinds[fd], __ATOMIC_RELAXED) != RINGPOLL_FD_TCP + 1)
+        return;
+    while (ringpoll_fd_pending(fd) && (queued = ringpoll_try_accept(fd, NULL, NULL, 0)) >= 0) {
+        rp_raw(SYS_setsockopt, queued, SOL_SOCKET, SO_LINGER, (long)&at_once, sizeof at_once, 0);
+        ringpoll_close((int)queued);
+    }
+}
+
 void rp_shim_after_accept(int listener, int fd, int flags)
 {
     ringpoll_fd_opened(fd, kind_of_accepted(listener) | RINGPOLL_FD_CONNECTED | rp_shim_socket_flags(flags));
@@ -110,21 +129,54 @@ EXPORT int socketpair(int domain, int type, int protocol, int fds[2])
     return result;
 }
 
+/* From the library's queue, where it accepts for this listener. */
+bool rp_shim_answers_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, int *ret_fd)
+{
+    if (LIKELY(!rp_shim.accepts) || !rp_shim_watching())
+        return false;
+    long result = ringpoll_try_accept(fd, address, length, flags);
+    if (result == RINGPOLL_PASS)
+        return false;
+    if (UNLIKELY(rp_shim.any_cancel))
+        pthread_testcancel();
+    *ret_fd = (int)rp_answer(result);
+    return true;
+}
+
+void rp_shim_accepted(int fd, int result, int flags, bool with_address)
+{
+    if (result >= 0)
+        rp_shim_after_accept(fd, result, flags);
+    if (rp_shim.accepts && rp_shim_watching())
+        ringpoll_fd_accepted(fd, result >= 0 ? result : -errno, flags, with_address);
+}
+
+static struct sockaddr *address_of(__SOCKADDR_ARG address)
+{
+    return *(struct sockaddr **)(void *)&address;
+}
+
 EXPORT int accept(int fd, __SOCKADDR_ARG address, socklen_t *restrict length)
 {
+    int made;
+    if (rp_shim_answers_accept(fd, address_of(address), length, 0, &made))
+        return made;
     rp_shim_flush_if_blocking(fd);
-    int made = rp_real.accept(fd, address, length);
-    if (made >= 0 && rp_shim_active())
-        rp_shim_after_accept(fd, made, 0);
+    made = rp_real.accept(fd, address, length);
+    if (rp_shim_active())
+        rp_shim_accepted(fd, made, 0, address_of(address) != NULL);
     return made;
 }
 
 EXPORT int accept4(int fd, __SOCKADDR_ARG address, socklen_t *restrict length, int flags)
 {
+    int made;
+    if (rp_shim_answers_accept(fd, address_of(address), length, flags, &made))
+        return made;
     rp_shim_flush_if_blocking(fd);
-    int made = rp_real.accept4(fd, address, length, flags);
-    if (made >= 0 && rp_shim_active())
-        rp_shim_after_accept(fd, made, flags);
+    made = rp_real.accept4(fd, address, length, flags);
+    if (rp_shim_active())
+        rp_shim_accepted(fd, made, flags, address_of(address) != NULL);
     return made;
 }
 
@@ -155,8 +207,12 @@ EXPORT int connect(int fd, __CONST_SOCKADDR_ARG address, socklen_t length)
 EXPORT int listen(int fd, int backlog)
 {
     int result = rp_real.listen(fd, backlog);
-    if (result == 0 && rp_shim_active())
-        ringpoll_fd_leave(fd);
+    if (result == 0 && rp_shim_active()) {
+        if (rp_shim.accepts)
+            ringpoll_fd_listening(fd, backlog);
+        else
+            ringpoll_fd_leave(fd);
+    }
     return result;
 }
 

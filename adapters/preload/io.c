@@ -55,28 +55,12 @@ void rp_shim_after_readv(int fd, const struct iovec *iov, int count, long result
         tell(fd, result >= 0 ? length_of(iov, (size_t)count) : count > 0, result);
 }
 
-/* The fds that came in a message. Another process has them too. */
-static void received_fds(const struct msghdr *message)
-{
-    struct msghdr *walk = (struct msghdr *)message;
-    for (struct cmsghdr *at = CMSG_FIRSTHDR(walk); at; at = CMSG_NXTHDR(walk, at)) {
-        if (at->cmsg_level != SOL_SOCKET || at->cmsg_type != SCM_RIGHTS || at->cmsg_len < CMSG_LEN(0))
-            continue;
-        size_t count = (at->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < count; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(at) + i * sizeof fd, sizeof fd);
-            ringpoll_fd_shared(fd);
-        }
-    }
-}
-
 void rp_shim_after_recvmsg(int fd, const struct msghdr *message, int flags, long result)
 {
     if (!rp_shim_watching())
         return;
     if (result >= 0 && message->msg_controllen)
-        received_fds(message);
+        ringpoll_fds_shared(message);
     /* On failure the kernel may not even have been able to read `message`. */
     bool plain = result >= 0 && (flags & ~PLAIN_FLAGS) == 0;
     tell(fd, plain ? length_of(message->msg_iov, message->msg_iovlen) : result < 0 && !(flags & ~PLAIN_FLAGS), result);
@@ -266,7 +250,7 @@ EXPORT ssize_t recvmsg(int fd, struct msghdr *message, int flags)
                 peer_address(fd, message->msg_name, &message->msg_namelen);
             }
             if (result >= 0 && message->msg_controllen)
-                received_fds(message);
+                ringpoll_fds_shared(message);
             return result;
         }
     }
@@ -298,7 +282,7 @@ EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags,
                 return -1;
             messages[done].msg_len = (unsigned)length;
             if (messages[done].msg_hdr.msg_controllen)
-                received_fds(&messages[done].msg_hdr);
+                ringpoll_fds_shared(&messages[done].msg_hdr);
         }
         if (done > 0) {
             /* Beside the library's, what the kernel has. */
@@ -323,7 +307,7 @@ EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags,
     if (rp_shim_watching()) {
         for (int i = 0; i < result; i++)
             if (messages[i].msg_hdr.msg_controllen)
-                received_fds(&messages[i].msg_hdr);
+                ringpoll_fds_shared(&messages[i].msg_hdr);
         tell(fd, 0, result);
     }
     return result < 0 ? result : result + (int)done;
@@ -384,19 +368,8 @@ EXPORT ssize_t fortified_recvfrom(int fd, void *buffer, size_t length, size_t si
 
 void rp_shim_before_sendmsg(const struct msghdr *message)
 {
-    if (LIKELY(message->msg_controllen == 0) || !message->msg_control)
-        return;
-    struct msghdr *walk = (struct msghdr *)message;
-    for (struct cmsghdr *at = CMSG_FIRSTHDR(walk); at; at = CMSG_NXTHDR(walk, at)) {
-        if (at->cmsg_level != SOL_SOCKET || at->cmsg_type != SCM_RIGHTS || at->cmsg_len < CMSG_LEN(0))
-            continue;
-        size_t count = (at->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < count; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(at) + i * sizeof fd, sizeof fd);
-            ringpoll_fd_shared(fd); /* a set moves to its identity, all of it */
-        }
-    }
+    if (UNLIKELY(message->msg_controllen != 0))
+        ringpoll_fds_shared(message); /* a set moves to its identity, all of it */
 }
 
 EXPORT ssize_t sendmsg(int fd, const struct msghdr *message, int flags)

@@ -333,6 +333,7 @@ struct rp_shim {
     bool short_cut;  /* no seccomp filter: a stream socket may be read by recv(), see io.c */
     bool adopts;     /* the profile lets the ring receive */
     bool batches;    /* and send */
+    bool accepts;    /* and accept */
     bool any_cancel; /* pthread_cancel was called */
     bool can_cancel; /* the thread key that wait.c needs */
 };
@@ -435,6 +436,11 @@ void rp_shim_after_dup(int from, int to);
 bool rp_shim_before_fcntl(int fd, int command); /* false: answer EBADF */
 void rp_shim_after_fcntl(int fd, int command, long argument, int result);
 void rp_shim_after_accept(int listener, int fd, int flags);
+/* Before and after accept4. `result` is libc's. */
+bool rp_shim_is_listener(int fd); /* or may be one */
+void rp_shim_before_listener_ends(int fd); /* shutdown */
+bool rp_shim_answers_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, int *ret_fd);
+void rp_shim_accepted(int fd, int result, int flags, bool with_address);
 void rp_shim_after_connect(int fd, const struct sockaddr *address, int error);
 uint32_t rp_shim_socket_kind(int domain, int type, int protocol);
 uint32_t rp_shim_socket_flags(int type);

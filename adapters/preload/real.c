@@ -378,6 +378,7 @@ void rp_shim_start(void)
     /* "safe" is the default, and what a word that is none means. */
     RP_SHIM_SET(adopts, !word || strcmp(word, "readiness") != 0);
     RP_SHIM_SET(batches, word && strcmp(word, "throughput") == 0);
+    RP_SHIM_SET(accepts, RP_SHIM_IS(batches));
     rp_report_start();
     /* Without the handlers a child would take its parent's sets for its own. */
     if (pthread_atfork(fork_prepare, fork_parent, fork_child))

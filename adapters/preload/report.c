@@ -231,6 +231,9 @@ static void compose(struct text *text)
     NUMBER(receives_ended);
     NUMBER(starved);
     NUMBER(calls_saved);
+    NUMBER(accepting);
+    NUMBER(listeners_adopted);
+    NUMBER(accepted);
 #undef NUMBER
     number_line(text, "kernel_sets", stats.kernel_sets[0]);
     for (unsigned reason = 1; reason < RINGPOLL_REASON_SLOTS; reason++) {

@@ -196,10 +196,16 @@ static bool by_number(long number, long a, long b, long c, long d, long e, long 
     case SYS_accept:
 #endif
     case SYS_accept4:
+    {
+        int flags = number == SYS_accept4 ? (int)d : 0, made;
+        if (rp_shim_answers_accept((int)a, (struct sockaddr *)b, (socklen_t *)c, flags, &made)) {
+            *result = made;
+            return true;
+        }
         *result = pass(number, a, b, c, d, e, f);
-        if (*result >= 0)
-            rp_shim_after_accept((int)a, (int)*result, number == SYS_accept4 ? (int)d : 0);
+        rp_shim_accepted((int)a, (int)*result, flags, b != 0);
         return true;
+    }
     case SYS_connect: {
         *result = pass(number, a, b, c, d, e, f);
         int saved = errno;
@@ -210,7 +216,9 @@ static bool by_number(long number, long a, long b, long c, long d, long e, long 
     }
     case SYS_listen:
         *result = pass(number, a, b, c, d, e, f);
-        if (*result == 0)
+        if (*result == 0 && rp_shim.accepts)
+            ringpoll_fd_listening((int)a, (int)b);
+        else if (*result == 0)
             ringpoll_fd_leave((int)a);
         return true;
 

@@ -3,7 +3,7 @@
 #
 # One run of a stream test: run.sh PROGRAM ENGINE [MASK] [gtest options]. The engine
 # "kernel" is the program as it is, "shim" the same under LD_PRELOAD with the
-# profile "safe". Fails a shim run that adopted no socket though it could have, or
+# profile "safe", "throughput" with that profile. Fails a shim run that adopted no socket though it could have, or
 # that held one at its end; exits 77 where this kernel has no io_uring.
 set -u
 program=$1 engine=$2 mask=${3-}
@@ -12,6 +12,8 @@ shift 2
 unset RINGPOLL RINGPOLL_STATS RINGPOLL_PROFILE RINGPOLL_MASK
 
 # A ring without DEFER_TASKRUN adopts nothing.
+profile=safe
+[ "$engine" = throughput ] && profile=throughput engine=shim
 case $engine/$mask in
 shim/full | shim/ | shim/as-6.1) expect=adopt ;;
 *) expect=kernel ;;
@@ -33,7 +35,7 @@ case ${RINGPOLL_SANITIZE:-} in
 *thread*) preload="$(${CC:-cc} -print-file-name=libtsan.so) $preload" ;;
 esac
 [ "$mask" = full ] && mask=
-RINGPOLL_MASK=$mask RINGPOLL_PROFILE=safe
+RINGPOLL_MASK=$mask RINGPOLL_PROFILE=$profile
 RINGPOLL=auto
 [ "$expect" = adopt ] && RINGPOLL=require
 case $program in

@@ -272,6 +272,37 @@ TEST_F(Set, AWaitThatWasLeftByALongjmpHoldsNothingWhenTheSetIsClosedAndTheThread
     EXPECT_EQ(ringpoll_close(fd), 0);
 }
 
+/* A signal handler that interrupts the library while it holds a lock: what it closes
+ * then is closed when the lock is free. */
+TEST_F(Set, ASetThatAHandlerClosesInsideTheLibraryIsClosedWhenTheLibraryIsDone)
+{
+    int fd = new_eventfd(1);
+    for (bool on_ring : {false, true}) {
+        int set = new_set(), name = -1;
+        EXPECT_EQ(add(set, fd), 0);
+        struct epoll_event event = {};
+        if (on_ring) {
+            EXPECT_EQ(ringpoll_wait(set, &event, 1, nullptr, nullptr), 1);
+        } else {
+            name = dup(set);
+            ringpoll_fd_duplicated(set, name);
+        }
+        struct rp_set *place = rp_set_of(set);
+        rp_set_lock(place);
+        EXPECT_EQ(ringpoll_close(set), 0);
+        EXPECT_EQ(rp_set_of(set), nullptr);
+        EXPECT_TRUE(place->in_use);
+        rp_set_unlock(place);
+        if (name >= 0) {
+            EXPECT_TRUE(place->in_use) << "it has another name";
+            EXPECT_EQ(ringpoll_wait(name, &event, 1, nullptr, nullptr), 1);
+            EXPECT_EQ(ringpoll_close(name), 0);
+        }
+        EXPECT_FALSE(place->in_use);
+    }
+    EXPECT_EQ(ringpoll_close(fd), 0);
+}
+
 TEST_F(Set, AForkBySomebodyWhoInterruptedALockLeavesItLocked)
 {
     int set = new_set();

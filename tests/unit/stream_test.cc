@@ -3,6 +3,8 @@
  * Adopted sockets by the library's own API: what the shim's tests cannot reach.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -180,6 +182,49 @@ TEST_F(Adopted, BytesThatWereReceivedOutliveTheirSet)
     EXPECT_EQ(take(), "onetwo");
 }
 
+TEST_F(Adopted, BigMessagesAreReadDirectlyAndSmallOnesAreReceivedAgain)
+{
+    std::string big(3000, 'b'), small(10, 's');
+    auto exchange = [&](const std::string &message) {
+        char bytes[4096];
+        ASSERT_EQ(write(b_, message.data(), message.size()), (ssize_t)message.size());
+        ASSERT_EQ(wait(1000), 1);
+        long got = ringpoll_try_recv(a_, bytes, sizeof bytes, 0);
+        if (got == RINGPOLL_PASS) {
+            got = read(a_, bytes, sizeof bytes);
+            ringpoll_fd_read(a_, sizeof bytes, got);
+        }
+        ASSERT_EQ(got, (long)message.size());
+        ASSERT_EQ(std::string(bytes, message.size()), message);
+    };
+    for (int i = 0; i < 32 && stats().adopted > 0; i++)
+        exchange(big);
+    EXPECT_EQ(stats().adopted, 0u);
+    uint64_t adoptions = stats().adoptions;
+    for (int i = 0; i < 100; i++) /* fewer than it takes to see that the socket is alone */
+        exchange(big);
+    EXPECT_EQ(stats().adoptions, adoptions) << "a receive was tried although nothing had changed";
+    for (int i = 0; i < 32 && stats().adopted == 0; i++)
+        exchange(small);
+    EXPECT_EQ(stats().adopted, 1u);
+    for (int i = 0; i < 50; i++)
+        exchange(small);
+    EXPECT_EQ(stats().adoptions, adoptions + 1);
+}
+
+TEST_F(Adopted, BigMessagesThatAreReadInPiecesAreReceived)
+{
+    std::string message(3000, 'p');
+    uint64_t adoptions = stats().adoptions;
+    for (int i = 0; i < 100; i++) {
+        ASSERT_EQ(write(b_, message.data(), message.size()), (ssize_t)message.size());
+        ASSERT_EQ(wait(1000), 1);
+        EXPECT_EQ(take(), message);
+    }
+    EXPECT_EQ(stats().adopted, 1u);
+    EXPECT_EQ(stats().adoptions, adoptions);
+}
+
 TEST_F(Adopted, ASecondSetHearsOfWhatTheFirstReceived)
 {
     ASSERT_EQ(write(b_, "one", 3), 3);
@@ -235,6 +280,168 @@ TEST_F(Adopted, AnotherThreadReadsInOrder)
     std::thread([&] { seen = take(); }).join();
     EXPECT_EQ(seen, "three");
     EXPECT_EQ(wait(0), 0);
+}
+
+/* The calls that need no second one: on a socket that is adopted, and on any other fd. */
+TEST_F(Adopted, TheCallsWithoutTryReadAndWriteAnyFd)
+{
+    int pipe_ends[2], plain[2];
+    ASSERT_EQ(pipe2(pipe_ends, O_NONBLOCK | O_CLOEXEC), 0);
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, plain), 0);
+    const struct {
+        const char *name;
+        int in, out;
+        bool is_socket;
+    } fds[] = {{"adopted", a_, b_, true}, {"a pipe", pipe_ends[0], pipe_ends[1], false},
+               {"a socket", plain[0], plain[1], true}};
+    for (auto &at : fds) {
+        SCOPED_TRACE(at.name);
+        char bytes[16], more[16];
+        struct iovec iov[2] = {{bytes, 2}, {more, sizeof more}};
+        struct msghdr message = {};
+        message.msg_iov = iov;
+        message.msg_iovlen = 2;
+        auto put = [&] {
+            ASSERT_EQ(ringpoll_write(at.out, "hello", 5), 5);
+            if (at.in == a_) {
+                ASSERT_EQ(wait(1000), 1);
+            }
+        };
+        EXPECT_EQ(ringpoll_read(at.in, bytes, sizeof bytes), -EAGAIN);
+        EXPECT_EQ(ringpoll_readv(at.in, iov, 2), -EAGAIN);
+        put();
+        EXPECT_EQ(ringpoll_read(at.in, bytes, 0), 0);
+        EXPECT_EQ(ringpoll_read(at.in, bytes, 3), 3);
+        EXPECT_EQ(std::string(bytes, 3), "hel");
+        EXPECT_EQ(ringpoll_readv(at.in, iov, 2), 2);
+        EXPECT_EQ(std::string(bytes, 2), "lo");
+        if (!at.is_socket) {
+            EXPECT_EQ(ringpoll_recv(at.in, bytes, 1, 0), -ENOTSOCK);
+            EXPECT_EQ(ringpoll_send(at.out, bytes, 1, 0), -ENOTSOCK);
+            continue;
+        }
+        put();
+        EXPECT_EQ(ringpoll_recv(at.in, bytes, 1, MSG_PEEK), 1);
+        EXPECT_EQ(ringpoll_recvmsg(at.in, &message, 0), 5);
+        EXPECT_EQ(std::string(bytes, 2) + std::string(more, 3), "hello");
+        struct iovec words[2] = {{const_cast<char *>("one "), 4}, {const_cast<char *>("two"), 3}};
+        struct msghdr reply = {};
+        reply.msg_iov = words;
+        reply.msg_iovlen = 2;
+        EXPECT_EQ(ringpoll_writev(at.in, words, 2), 7);
+        EXPECT_EQ(ringpoll_sendmsg(at.in, &reply, MSG_NOSIGNAL), 7);
+        EXPECT_EQ(ringpoll_send(at.in, " three", 6, MSG_NOSIGNAL), 6);
+        char got[32];
+        EXPECT_EQ(ringpoll_read(at.out, got, sizeof got), 20);
+        EXPECT_EQ(std::string(got, 20), "one twoone two three");
+        ASSERT_EQ(shutdown(at.out, SHUT_WR), 0);
+        if (at.in == a_)
+            wait(1000);
+        EXPECT_EQ(ringpoll_read(at.in, bytes, sizeof bytes), 0);
+    }
+    EXPECT_EQ(ringpoll_read(-1, pipe_ends, 1), -EBADF);
+    EXPECT_EQ(ringpoll_write(-1, pipe_ends, 1), -EBADF);
+    for (int fd : {pipe_ends[0], pipe_ends[1], plain[0], plain[1]})
+        close(fd);
+}
+
+TEST_F(Adopted, AnFdThatIsPassedIsSharedOnBothSides)
+{
+    int passed[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, passed), 0);
+    ringpoll_fd_opened(passed[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+    struct epoll_event event = {};
+    event.events = EPOLLIN;
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, passed[0], &event), 0);
+    EXPECT_EQ(ringpoll_fd_is_stream_on_ring(passed[0]), 1);
+    alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+    char byte = 'x';
+    struct iovec iov = {&byte, 1};
+    struct msghdr message = {};
+    message.msg_iov = &iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(header), &passed[0], sizeof(int));
+    EXPECT_EQ(ringpoll_sendmsg(b_, &message, 0), 1);
+    EXPECT_EQ(wait(1000), 1);
+    EXPECT_EQ(ringpoll_fd_is_stream_on_ring(passed[0]), 0) << "kernel epoll has it now";
+    memset(control, 0, sizeof control);
+    message.msg_controllen = sizeof control;
+    ASSERT_EQ(ringpoll_recvmsg(a_, &message, 0), 1);
+    int got = -1;
+    header = CMSG_FIRSTHDR(&message);
+    ASSERT_NE(header, nullptr);
+    memcpy(&got, CMSG_DATA(header), sizeof got);
+    EXPECT_EQ(ringpoll_write(passed[1], "y", 1), 1);
+    EXPECT_EQ(ringpoll_read(got, &byte, 1), 1);
+    EXPECT_EQ(byte, 'y');
+    for (int fd : {got, passed[0], passed[1]})
+        ringpoll_close(fd);
+}
+
+TEST_F(Adopted, AcceptTakesConnectionsOfAnyListenerAndKnowsThem)
+{
+    for (bool by_ring : {false, true}) {
+        SCOPED_TRACE(by_ring);
+        struct ringpoll_options options = {};
+        options.size = sizeof options;
+        options.flags = by_ring ? RINGPOLL_ACCEPT : RINGPOLL_ADOPT;
+        int set = ringpoll_create(&options), listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        ASSERT_GE(set, 0);
+        ringpoll_fd_opened(listener, RINGPOLL_FD_TCP | RINGPOLL_FD_NONBLOCK);
+        struct sockaddr_in address = {};
+        socklen_t length = sizeof address;
+        address.sin_family = AF_INET;
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        ASSERT_EQ(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+        ASSERT_EQ(listen(listener, 64), 0);
+        ringpoll_fd_listening(listener, 64);
+        ASSERT_EQ(getsockname(listener, (struct sockaddr *)&address, &length), 0);
+        struct epoll_event event = {};
+        event.events = EPOLLIN;
+        ASSERT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, listener, &event), 0);
+        int idle[2]; /* what makes the set a ring's */
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, idle), 0);
+        ringpoll_fd_opened(idle[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+        ASSERT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, idle[0], &event), 0);
+        for (int round = 0; round < 32; round++) {
+            int clients[2];
+            for (int &client : clients) {
+                client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+                ASSERT_EQ(connect(client, (struct sockaddr *)&address, sizeof address), 0);
+            }
+            struct timespec soon = {5, 0};
+            ASSERT_EQ(ringpoll_wait(set, &event, 1, &soon, nullptr), 1);
+            for (int client : clients) {
+                struct sockaddr_in peer = {}, mine = {};
+                length = sizeof peer;
+                long made = ringpoll_accept(listener, (struct sockaddr *)&peer, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+                ASSERT_GE(made, 0);
+                EXPECT_EQ(length, sizeof peer);
+                ASSERT_EQ(getsockname(client, (struct sockaddr *)&mine, &length), 0);
+                EXPECT_EQ(peer.sin_port, mine.sin_port);
+                EXPECT_EQ(ringpoll_fd_is_nonblock((int)made), 1);
+                EXPECT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, (int)made, &event), 0);
+                EXPECT_EQ(ringpoll_fd_is_stream_on_ring((int)made), 1);
+                EXPECT_EQ(ringpoll_close((int)made), 0);
+                EXPECT_EQ(close(client), 0);
+            }
+            EXPECT_EQ(ringpoll_accept(listener, nullptr, nullptr, 0), -EAGAIN);
+        }
+        struct ringpoll_stats stats = {};
+        stats.size = sizeof stats;
+        EXPECT_EQ(ringpoll_get_stats(set, &stats), 0);
+        EXPECT_EQ(stats.accepted > 0, by_ring);
+        for (int fd : {listener, idle[0], idle[1], set})
+            EXPECT_EQ(ringpoll_close(fd), 0);
+    }
+    EXPECT_EQ(ringpoll_accept(-1, nullptr, nullptr, 0), -EBADF);
+    EXPECT_EQ(ringpoll_accept(a_, nullptr, nullptr, 0), -EINVAL);
 }
 
 } // namespace

@@ -87,6 +87,14 @@ RINGPOLL_API const char *ringpoll_version(void);
  * by ringpoll_flush(), which the caller calls before anything that can block, or
  * that tells somebody else. Implies RINGPOLL_ADOPT. */
 #define RINGPOLL_BATCH (1u << 8)
+/* Accepts by the ring: listeners of the set whose connections the program takes by
+ * ringpoll_try_accept() are adopted, see there. Implies RINGPOLL_ADOPT. Without
+ * multishot accepts (before Linux 5.19) none is. */
+#define RINGPOLL_ACCEPT (1u << 9)
+/* Busy adopted sockets, up to 1024, get a slot in the ring's table of files, and
+ * batched sends name that instead of the fd. Implies RINGPOLL_BATCH. On the machines
+ * measured so far it gained nothing. Without sparse tables (Linux 5.19) it is ignored. */
+#define RINGPOLL_FIXED_FILES (1u << 10)
 
 struct ringpoll_options {
     uint32_t size;              /* sizeof(struct ringpoll_options) */
@@ -177,6 +185,9 @@ RINGPOLL_API void ringpoll_fd_duplicated(int from, int to);
 /* Another process may have it from now on (SCM_RIGHTS), or the library may
  * miss what is done to it. */
 RINGPOLL_API void ringpoll_fd_shared(int fd);
+/* The same for every fd that stands in this message (SCM_RIGHTS), before it is sent,
+ * or after it was received. ringpoll_sendmsg() and ringpoll_recvmsg() do so. */
+RINGPOLL_API void ringpoll_fds_shared(const struct msghdr *message);
 /* It will be closed, or used, in ways that nobody reports (fdopen), or is a
  * listener now: kernel epoll serves it for good. */
 RINGPOLL_API void ringpoll_fd_leave(int fd);
@@ -207,7 +218,9 @@ RINGPOLL_API int ringpoll_fd_is_set(int fd);
  * which means that the library has nothing of this fd and the caller shall make
  * the call itself (and may report it by ringpoll_fd_read). They never block, but
  * for MSG_WAITALL on a blocking fd. The functions without "try" make the system
- * call, too.
+ * call, too, and report it: they stand for the call of their name on any fd, known
+ * to the library or not, with a negative errno where that has -1. They are no
+ * cancellation points.
  *
  * Any thread may call them. The thread that waits on the set is answered from the
  * queue; when another one reads, the socket is given back to the kernel for good.
@@ -215,6 +228,15 @@ RINGPOLL_API int ringpoll_fd_is_set(int fd);
  * fd). */
 
 #define RINGPOLL_PASS ((long)-4096)
+
+RINGPOLL_API long ringpoll_read(int fd, void *buffer, size_t length);
+RINGPOLL_API long ringpoll_readv(int fd, const struct iovec *iov, int count);
+RINGPOLL_API long ringpoll_recv(int fd, void *buffer, size_t length, int flags);
+RINGPOLL_API long ringpoll_recvmsg(int fd, struct msghdr *message, int flags);
+RINGPOLL_API long ringpoll_write(int fd, const void *buffer, size_t length);
+RINGPOLL_API long ringpoll_writev(int fd, const struct iovec *iov, int count);
+RINGPOLL_API long ringpoll_send(int fd, const void *buffer, size_t length, int flags);
+RINGPOLL_API long ringpoll_sendmsg(int fd, const struct msghdr *message, int flags);
 
 RINGPOLL_API long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags);
 RINGPOLL_API long ringpoll_try_readv(int fd, const struct iovec *iov, int count);
@@ -266,6 +288,29 @@ RINGPOLL_API uint32_t ringpoll_fd_pending(int fd);
  * still returned by the try functions first. With `for_good` it is never adopted
  * again, otherwise after a while. */
 RINGPOLL_API void ringpoll_fd_release(int fd, int for_good);
+
+/* ------------------------------------------------------- adopted listeners
+ *
+ * A set made with RINGPOLL_ACCEPT takes connections out of the backlog before the
+ * program accepts them. The caller reports listen() and each accept that it makes
+ * itself, asks ringpoll_try_accept() first, and calls ringpoll_fd_release() before
+ * poll(2), shutdown(2) and whatever else these functions do not cover. Only a listener
+ * that is non-blocking, in one set, level- or edge-triggered without EPOLLEXCLUSIVE,
+ * and that nobody else may have (no duplicate, no child) is adopted. A connection that
+ * waits in the library has an fd number already; ringpoll_fd_is_internal() says so. */
+
+/* listen(2) succeeded, with this backlog. Instead of ringpoll_fd_leave(). */
+RINGPOLL_API void ringpoll_fd_listening(int fd, int backlog);
+/* accept4(2) was called on it with these flags, and with room for the peer's address or
+ * not; `result` is the new fd or a negative errno. The caller reports the new fd by
+ * ringpoll_fd_opened(). */
+RINGPOLL_API void ringpoll_fd_accepted(int fd, int result, int flags, int with_address);
+/* accept4(2), from the queue: the new fd, whose birth is known, or a negative errno.
+ * RINGPOLL_PASS: make the call, and report it. Never blocks. */
+RINGPOLL_API long ringpoll_try_accept(int fd, struct sockaddr *address, socklen_t *length, int flags);
+/* Both, and what has to be reported: accept4(2) of any fd, with a negative errno where
+ * that has -1. No cancellation point. */
+RINGPOLL_API long ringpoll_accept(int fd, struct sockaddr *address, socklen_t *length, int flags);
 
 /* ------------------------------------------------------------ the process */
 
@@ -423,6 +468,9 @@ struct ringpoll_stats {
     uint64_t starved;                  /* those that found no buffer */
     uint64_t calls_saved;              /* calls that were answered without the kernel */
     uint64_t sends_batched;
+    uint64_t accepting;                /* adopted listeners, now */
+    uint64_t listeners_adopted;        /* ever, and anew */
+    uint64_t accepted;                 /* connections that the ring accepted */
 };
 
 /* Counters of one set, or, with epfd -1, of the whole process (engine, reason
