@@ -271,6 +271,15 @@ bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
 #define ALONE_TURNS 16384u
 #define ALONE_TURNS_MOST 262144u
 
+/* Adoption begins at an event that counts adopt_in down to nothing. What came there
+ * while the set was alone found it closed, and has to come there again. */
+static void try_again(struct rp_set *set)
+{
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (watch->home == RP_HOME_RING && watch->adopt_in == 0 && !rp_stream_is_armed(watch->stream))
+            watch->adopt_in = 1;
+}
+
 void rp_stream_judge(struct rp_set *set, int events)
 {
     if (events <= 0)
@@ -284,6 +293,8 @@ void rp_stream_judge(struct rp_set *set, int events)
                 set->alone_left = set->alone_gap = 0;
             set->judged = set->judged_single = 0;
         }
+        if (set->alone_left == 0)
+            try_again(set);
         return;
     }
     set->judged_single += events == 1;
