@@ -132,7 +132,7 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         left_elsewhere = true;
     RP_WRITE_ONCE(watch->kind, kind);
     RP_WRITE_ONCE(watch->deleted, false);
-    watch->disabled = watch->ended = false;
+    watch->disabled = watch->ended = watch->hung = false;
     watch->recheck = true;
     RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;

@@ -552,12 +552,22 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         }
         if (set->dirty && (result = flush_dirty(set)) < 0)
             break;
-        while (result == 0 && set->leaving && rp_stream_flush_leaving(set) < 0)
-            result = rp_set_enter_and_reap(set);
+        if (set->leaving) {
+            /* What takes over from a receive that has nothing to tell looks at the file
+             * in this turn, too: others may be ready, and it be reported with them. */
+            bool silent = rp_stream_any_leaves_silently(set);
+            while (result == 0 && set->leaving && rp_stream_flush_leaving(set) < 0)
+                result = rp_set_enter_and_reap(set);
+            if (result == 0 && silent && (result = rp_set_enter_and_reap(set)) == 0 && set->dirty)
+                result = flush_dirty(set);
+        }
         while (result == 0 && set->accepts_leaving && rp_accept_flush_leaving(set) < 0)
             result = rp_set_enter_and_reap(set);
-        if (set->unpolled)
+        for (unsigned turn = 0; result == 0 && set->unpolled; turn++) {
             rp_send_poll_all(set);
+            if (set->unpolled) /* the SQ is full, or there is no memory: nobody would hear of room */
+                result = turn < 64 ? rp_set_enter_and_reap(set) : -ENOMEM;
+        }
         while (result == 0 && set->batched && rp_send_submit(set) < 0)
             result = rp_set_enter_and_reap(set);
         if (result < 0)

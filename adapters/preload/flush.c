@@ -219,7 +219,7 @@ EXPORT void abort(void)
     __builtin_trap();
 }
 
-/* What this fd still has to send comes before its end, and then the kernel has it. */
+/* What this fd still has to send comes before its end. */
 EXPORT int shutdown(int fd, int how)
 {
     rp_shim_flush();
