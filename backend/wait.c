@@ -289,6 +289,21 @@ static bool any_left(struct rp_set *set)
     return false;
 }
 
+/* The kernel's events of such watches tell of those bytes too. */
+static void add_left(struct rp_set *set, struct epoll_event *events, unsigned count)
+{
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        uint32_t bits = watch->left ? left_bits(watch) : 0;
+        for (unsigned i = 0; bits && i < count; i++) {
+            if (events[i].data.u64 != watch->data.u64)
+                continue;
+            events[i].events |= bits;
+            if (watch->events & (EPOLLET | EPOLLONESHOT))
+                watch->left_reported = true;
+        }
+    }
+}
+
 static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
     unsigned count = 0;
@@ -349,6 +364,7 @@ static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsi
             break;
     }
     if (left_last) {
+        add_left(set, events, taken);
         *ret_at = taken;
         taken += *ret_left = take_left(set, events + taken, room - taken);
     }

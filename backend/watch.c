@@ -282,6 +282,10 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
          * RDHUP, which the kernel reports unasked. */
         if ((watch->armed & ~(uint32_t)(EPOLLRDBAND | EPOLLPRI)) & ~interest)
             rp_set_dirty(set, watch);
+        if (oneshot) { /* deaf to what came behind it */
+            watch->mask = ~0u;
+            rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+        }
         return;
     }
     if (wants_reading_only(watch)) {

@@ -13,8 +13,8 @@
  *    with little room until everything has had its turn; sets are compared.
  *  - Of docs/design.md's known differences two can be met here, by operations of
  *    another thread than a ring's: an edge that was reported may be reported again,
- *    once per such an operation, or where the library receives (explained() sees to that, and lets nothing be
- *    missing); and a socket of AF_UNIX with unread bytes ends instead of resetting
+ *    once per such an operation, or where the library receives (explained() sees to
+ *    that, and lets nothing be missing); and a socket of AF_UNIX with unread bytes ends instead of resetting
  *    its peer, so such a close is preceded by a read of them.
  *
  * Environment: RINGPOLL_TEST_ENGINE (what to compare with the kernel),
@@ -1061,7 +1061,8 @@ public:
         bool fine = std::includes(mine.begin(), mine.end(), theirs.begin(), theirs.end());
         for (auto &part : mine) {
             auto edge = edges_.find(part.substr(0, part.find(':')));
-            if (theirs.count(part) == 0 && (edge == edges_.end() || !edge->second.reported || (!receives_ && edge->second.again-- <= 0)))
+            if (theirs.count(part) == 0 &&
+                (edge == edges_.end() || !edge->second.reported || (!receives_ && edge->second.again-- <= 0)))
                 fine = false;
             if (edge != edges_.end())
                 edge->second.reported = true;

@@ -1155,3 +1155,38 @@ TEST_P(Unread, ASetThatIsWatchedHearsOfThemToo)
     EXPECT_EQ(drain(p.a), 4u);
     EXPECT_EQ(ready(watched), Events());
 }
+
+TEST_P(Unread, ASetOnKernelEpollHearsOfThoseThatWereThere)
+{
+    int outer = new_set(), watched = new_set(), set = new_set();
+    ASSERT_EQ(add(outer, watched, in_), 0);
+    Pair p = tcp();
+    WITH_UNREAD(p, set, in_, "abcd");
+    ASSERT_EQ(add(watched, p.a, in_), 0);
+    EXPECT_EQ(ready(watched), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(ready(outer), (Events{{(uint64_t)watched, in_}}));
+    EXPECT_EQ(add(watched, p.a, in_), -EEXIST);
+    EXPECT_EQ(drain(p.a), 4u);
+    EXPECT_EQ(ready(watched), Events());
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(watched), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(del(watched, p.a), 0);
+    EXPECT_EQ(ready(watched), Events());
+}
+
+TEST_P(Unread, TheEndBehindThoseThatNobodyWantsIsReportedAtOnce)
+{
+    for (bool is_tcp : {true, false}) {
+        int set = new_set();
+        Pair p = is_tcp ? tcp() : unix_stream();
+        ASSERT_EQ(add(set, p.a, in_), 0);
+        EXPECT_EQ(ready(set), Events());
+        ASSERT_EQ(mod(set, p.a, 0), 0);
+        EXPECT_EQ(ready(set), Events());
+        put(p.b, 1, p.a);
+        ASSERT_EQ(e().shutdown(p.a, SHUT_RDWR), 0);
+        ASSERT_EQ(e().close(p.b), 0);
+        EXPECT_TRUE(settle(p.a, POLLHUP));
+        EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, hup_}}));
+    }
+}
