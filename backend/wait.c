@@ -453,17 +453,23 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
     if (timeout && blocks && RP_READ_ONCE(set->marked))
         deadline_ns = deadline_of(timeout);
     for (int turn = 0;; turn++) {
+        bool left_last = false;
         if (takes && RP_READ_ONCE(set->left) > 0) {
             rp_set_lock(set);
-            given = (int)take_left(set, events, (unsigned)max);
+            left_last = set->left_last && any_left(set);
+            set->left_last = !left_last;
+            if (!left_last)
+                given = (int)take_left(set, events, (unsigned)max);
             rp_set_unlock(set);
             if (given == max)
                 return given;
             blocks = blocks && given == 0;
         }
         int count = rp_sys_epoll_wait(epfd, events + given, max - given,
-                                      !blocks ? &no_time : (timeout ? &left : NULL), sigmask);
+                                      !blocks || left_last ? &no_time : (timeout ? &left : NULL), sigmask);
         __atomic_fetch_add(&set->stats.kernel_waits, 1, __ATOMIC_RELAXED);
+        if (count == 0 && left_last)
+            continue; /* first, then */
         if (count <= 0)
             return given > 0 ? given : count;
         if (!RP_READ_ONCE(set->marked))
@@ -474,6 +480,15 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
             rp_set_lock(set);
             kept += take_annexes(set, events + given + kept, max - given - kept);
             rp_set_unlock(set);
+        }
+        if (left_last) {
+            rp_set_lock(set);
+            add_left(set, events, (unsigned)kept);
+            given = (int)take_left(set, events + kept, (unsigned)(max - kept));
+            rp_set_unlock(set);
+            if (kept + given > 0)
+                return (int)merge_left(events, (unsigned)kept, (unsigned)given, (unsigned)(kept + given));
+            continue;
         }
         if (given > 0)
             return (int)merge_left(events, 0, (unsigned)given, (unsigned)(given + kept));
