@@ -1052,9 +1052,15 @@ public:
                 one.second.again++;
         if ((verb == "add" || verb == "mod") && (event_bits(events) & (EPOLLET | EPOLLONESHOT)) == EPOLLET)
             edges_[data] = {};
-        if (verb == "poll" && kernels == "0" && ours == "in") /* a set: of one of them */
-            return std::any_of(edges_.begin(), edges_.end(),
-                               [](const auto &one) { return one.second.reported && one.second.again > 0; });
+        if (verb == "set")
+            sets_.insert(set);
+        if ((verb == "add" || verb == "mod") && sets_.count(fd) != 0)
+            nested_.insert(data);
+        /* A set may say so of one of them. */
+        bool of_a_set = std::any_of(edges_.begin(), edges_.end(),
+                                    [](const auto &one) { return one.second.reported && one.second.again > 0; });
+        if (verb == "poll" && kernels == "0" && ours == "in")
+            return of_a_set;
         if (verb != "wait" && verb != "rounds")
             return kernels == ours;
         std::set<std::string> theirs = parts(kernels), mine = parts(ours);
@@ -1071,7 +1077,7 @@ public:
         }
         for (auto &part : mine) {
             auto edge = edges_.find(part.substr(0, part.find(':')));
-            if (theirs.count(part) == 0 &&
+            if (theirs.count(part) == 0 && !(of_a_set && nested_.count(part.substr(0, part.find(':'))) != 0) &&
                 (edge == edges_.end() || !edge->second.reported || (!receives_ && edge->second.again-- <= 0)))
                 fine = false;
             if (edge != edges_.end()) {
@@ -1088,6 +1094,7 @@ private:
         int again = 0; /* at most so often */
         int extra = 0; /* reports that the kernel did not make */
     };
+    std::set<std::string> sets_, nested_; /* slots that were sets; what was registered of them, by data */
     std::map<std::string, Edge> edges_; /* by data */
     bool receives_ = getenv("RINGPOLL_DIFFERENTIAL_RECEIVES") != nullptr;
 
