@@ -88,8 +88,8 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
         /* The lock was dropped: it may be somebody else's by now. The caller looks again. */
         if (rp_fd_watch_of(entry, set) != watch)
             return;
-        if (watch->stream != stream)
-            ; /* ended meanwhile */
+        if (watch->stream != stream || rp_stream_name_closing(stream, watch->fd))
+            ; /* ended meanwhile, or not yet */
         else if (rp_set_is_mine(set) || !rp_stream_is_armed(stream)) {
             rp_set_stream_closing(set, stream, entry);
         } else {

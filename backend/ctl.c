@@ -152,6 +152,8 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
             watch->left_reported = false;
+            if (watch->left)
+                rp_set_tell_left(set, true);
         }
         return error;
     }
@@ -316,6 +318,20 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     if (target && target != set && op == EPOLL_CTL_ADD && (uintptr_t)event >= 4096 &&
         !(event->events & EPOLLEXCLUSIVE) && (set || is_epoll(epfd)))
         ringpoll_demote(fd);
+    /* Of what kernel epoll alone watches there is no record: nobody shall take its bytes.
+     * Those that were taken are told of as long as they last. */
+    if (op == EPOLL_CTL_ADD && (!set || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)) {
+        ringpoll_fd_release(fd, 1);
+        if (set && rp_set_bits_left(fd) && (uintptr_t)event >= 4096 && !rp_self.locks_held &&
+            !exclusive_is_wrong(op, event)) {
+            rp_set_lock(set);
+            struct rp_watch *before = rp_set_find(set, fd);
+            int added = before ? 1 : add_to_kernel(set, fd, event);
+            rp_set_unlock(set);
+            if (added <= 0)
+                return added;
+        }
+    }
     if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && RP_READ_ONCE(set->leftovers) == 0 &&
                  RP_READ_ONCE(set->left) == 0 && RP_READ_ONCE(set->annex_count) == 0))
         return rp_sys_epoll_ctl(epfd, op, fd, event);

@@ -320,12 +320,13 @@ static void harvest(struct rp_set *set, int epfd, const struct by_data *table)
 
 /* It is the kernel's now. Its poll, if any, is cancelled with the owner's next wait,
  * and it is the owner who takes it out of the ready list: that may be in use, since
- * reads are reported without the lock. */
-static void moved(struct rp_set *set, struct rp_watch *watch)
+ * reads are reported without the lock. `told`: all that is there was reported, and it is
+ * not level-triggered. */
+static void moved(struct rp_set *set, struct rp_watch *watch, bool told)
 {
     /* An adopted listener's queue, of which an edge has told. */
-    bool told = watch->kind == RP_KIND_LISTENER && rp_watch_is_edge(watch) && !watch->recheck &&
-                RP_READ_ONCE(watch->ready) == RP_READY_IDLE;
+    told = told || (watch->kind == RP_KIND_LISTENER && rp_watch_is_edge(watch) && !watch->recheck &&
+                     RP_READ_ONCE(watch->ready) == RP_READY_IDLE);
     set->stats.handovers++;
     RP_WRITE_ONCE(watch->home, RP_HOME_KERNEL);
     set->ring_watches--;
@@ -352,12 +353,12 @@ static struct epoll_event interest_of(struct rp_set *set, const struct rp_watch 
     return event;
 }
 
-static int enter_at_once(struct rp_set *set, struct rp_watch *watch)
+static int enter_at_once(struct rp_set *set, struct rp_watch *watch, bool told)
 {
     struct epoll_event event = interest_of(set, watch);
     int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_ADD, watch->fd, &event);
     if (error == 0)
-        moved(set, watch);
+        moved(set, watch, told);
     return error;
 }
 
@@ -365,12 +366,12 @@ static int enter_at_once(struct rp_set *set, struct rp_watch *watch)
  * and be_silent() does it. `known`: see catch_up(). */
 static int enter_kernel(struct rp_set *set, struct rp_watch *watch, bool known)
 {
-    if (watch->disabled ? is_ready(watch->fd, RP_POLL_BITS)
-                        : known && is_spent_edge(watch) && is_ready(watch->fd, watch->events)) {
+    bool told = watch->disabled || (known && is_spent_edge(watch));
+    if (told && is_ready(watch->fd, watch->disabled ? RP_POLL_BITS : watch->events)) {
         watch->silent = SILENT_WANTED;
         return 0;
     }
-    return enter_at_once(set, watch);
+    return enter_at_once(set, watch, told);
 }
 
 /* The place that `instance` is from now on, or 0. */
@@ -461,7 +462,7 @@ static int be_silent(struct rp_set *set, bool passed)
             watch->silent = SILENT_NOT;
             error = result;
         } else if (!clear) {
-            moved(set, watch);
+            moved(set, watch, watch->disabled);
         }
     }
     if (clear) {
@@ -472,11 +473,12 @@ static int be_silent(struct rp_set *set, bool passed)
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         if (watch->silent == SILENT_NOT)
             continue;
-        if (!watch->disabled && (!sure || watch->ready != RP_READY_IDLE || watch->silent == SILENT_IN_VAIN)) {
+        bool told = watch->disabled || (sure && watch->ready == RP_READY_IDLE && watch->silent != SILENT_IN_VAIN);
+        if (!told) {
             struct epoll_event again = {.events = watch->events, .data = watch->data};
             rp_sys_epoll_ctl(epfd, EPOLL_CTL_MOD, watch->fd, &again);
         }
-        moved(set, watch);
+        moved(set, watch, told);
         watch->place = (uint8_t)place;
     }
     if (tabled)
@@ -512,7 +514,7 @@ bool rp_set_leave_ring(struct rp_set *set, struct rp_watch *watch, bool closing)
         struct epoll_event event = {.events = EPOLLONESHOT, .data = rp_set_mark(set)};
         if (watch->disabled && rp_set_kernel_ctl(set, set->identity, EPOLL_CTL_ADD, watch->fd, &event) == 0) {
             RP_COUNT(set->leftovers, -1u);
-            moved(set, watch);
+            moved(set, watch, true);
         }
         return false;
     }
@@ -589,6 +591,11 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
     }
     if (set->accepts_armed)
         rp_accept_end_all(set);
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        struct rp_fd *entry = watch->deleted || watch->fd < 0 ? NULL : rp_fd_peek(watch->fd);
+        if (entry && rp_fd_flags(entry)) /* see ringpoll_ctl() */
+            rp_fd_set_flags(entry, RP_FD_PLAIN, 0);
+    }
     move_all(set, error == 0 && !in_vain && catch_up(set), reason == RINGPOLL_REASON_SHARED);
     set->reason = reason;
     set->error = error;
@@ -760,7 +767,7 @@ void rp_set_adopt_inherited(struct rp_set *set)
             RP_WRITE_ONCE(watch->home, RP_HOME_RING); /* to be moved */
             set->ring_watches++;
             if (enter_kernel(set, watch, false) < 0)
-                moved(set, watch);
+                moved(set, watch, false);
             any_silent = any_silent || watch->silent != SILENT_NOT;
         }
         watch->disabled = false;

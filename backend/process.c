@@ -130,6 +130,7 @@ void ringpoll_fd_duplicated(int from, int to)
     ringpoll_fd_release(from, 1);
     rp_fd_opened(to, (flags & ~(uint32_t)RP_FD_INTERNAL) | RP_FD_SHARED);
     RP_WRITE_ONCE(target->epoch, RP_READ_ONCE(source->epoch));
+    rp_stream_duplicated(from, to);
     if (flags & RP_FD_LISTENER)
         rp_accept_duplicated(from, to);
     leave_rings(source);
@@ -214,7 +215,9 @@ void ringpoll_fd_closing(int fd)
         struct rp_stream *stream = rp_stream_lock(fd);
         if (stream) {
             struct rp_set *owner = stream->set;
-            if (rp_set_is_mine(owner) || owner->owner_inside || !rp_stream_is_armed(stream))
+            if (rp_stream_name_closing(stream, fd))
+                ; /* others have them too */
+            else if (rp_set_is_mine(owner) || owner->owner_inside || !rp_stream_is_armed(stream))
                 rp_set_stream_closing(owner, stream, entry);
             else
                 rp_stream_orphan(owner, stream);

@@ -694,12 +694,23 @@ int ringpoll_fd_flush(int fd)
     return flush_fd(fd, !ringpoll_fd_is_nonblock(fd));
 }
 
+/* The call that comes makes the kernel tell whoever watches the socket, once more; a
+ * receive does not hear of that. */
 void ringpoll_fd_finish(int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
     (void)flush_fd(fd, true);
     if (entry && rp_fd_flags(entry))
         rp_fd_set_flags(entry, RP_FD_SHUT, 0);
+    struct rp_stream *stream = rp_self.locks_held ? NULL : rp_stream_lock(fd);
+    if (!stream)
+        return;
+    struct rp_watch *watch = stream->watch;
+    if (watch && rp_watch_is_edge(watch)) {
+        watch->recheck = true;
+        rp_set_dirty(stream->set, watch);
+    }
+    rp_set_unlock(stream->set);
 }
 
 void ringpoll_fd_full(int fd)

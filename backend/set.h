@@ -55,6 +55,7 @@ struct rp_set {
     struct rp_files files;
     uint32_t buffer_count, stream_bytes; /* options */
     unsigned left;      /* watches with `left` */
+    bool left_last;     /* in the next turn they come behind what the kernel says */
     bool left_told;     /* the wake fd stands in the identity, for them */
     struct rp_stream *batched, *sending; /* see send.h */
     struct rp_arena arena;

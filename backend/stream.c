@@ -95,11 +95,58 @@ static struct rp_stream *stream_new(struct rp_set *set, struct rp_watch *watch, 
     return stream;
 }
 
+void rp_stream_duplicated(int from, int to)
+{
+    struct rp_fd *target = rp_fd_peek(to);
+    struct rp_stream *stream = rp_self.locks_held || !target ? NULL : rp_stream_lock(from);
+    if (!stream)
+        return;
+    if (stream->copies < UINT16_MAX) {
+        stream->copies++;
+        __atomic_store_n(&target->stream, stream, __ATOMIC_RELEASE);
+    }
+    rp_set_unlock(stream->set);
+}
+
+/* A number that has it, or -1. */
+static int find_name(const struct rp_stream *stream)
+{
+    for (unsigned page = 0; page < RP_FD_PAGES; page++) {
+        struct rp_fd *entries = __atomic_load_n(&rp_fd_pages[page], __ATOMIC_ACQUIRE);
+        for (unsigned i = 0; entries && i < RP_FD_PAGE; i++)
+            if (__atomic_load_n(&entries[i].stream, __ATOMIC_RELAXED) == stream)
+                return (int)(page * RP_FD_PAGE + i);
+    }
+    return -1;
+}
+
+static void forget_name(const struct rp_stream *stream, int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    if (entry && __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) == stream)
+        __atomic_store_n(&entry->stream, NULL, __ATOMIC_RELEASE);
+}
+
+bool rp_stream_name_closing(struct rp_stream *stream, int fd)
+{
+    if (stream->copies == 0)
+        return false;
+    forget_name(stream, fd);
+    stream->copies--;
+    if (stream->watch && stream->watch->fd == fd) {
+        stream->watch->stream = NULL;
+        stream->watch = NULL;
+    }
+    if (stream->fd == fd)
+        stream->fd = find_name(stream);
+    return true;
+}
+
 static void stream_free(struct rp_set *set, struct rp_stream *stream)
 {
-    struct rp_fd *entry = rp_fd_peek(stream->fd);
-    if (entry && entry->stream == stream)
-        __atomic_store_n(&entry->stream, NULL, __ATOMIC_RELEASE);
+    forget_name(stream, stream->fd);
+    for (; stream->copies > 0; stream->copies--)
+        forget_name(stream, find_name(stream));
     if (stream->watch)
         stream->watch->stream = NULL;
     if (stream->prev)
@@ -1020,14 +1067,18 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     bool free = !rp_stream_is_armed(stream) || (stream->state == RP_STREAM_LEAVING && !rp_set_is_mine(set));
     if (all && !stream->error && !ends && (size_t)result < wanted && free) {
         bool wait = (flags & MSG_WAITALL) && !nonblocking;
-        end_if_empty(set, stream);
+        stream->held++;
         if (wait)
             rp_set_unlock(set);
         long more = receive_rest(fd, &place, wanted - (size_t)result, wait ? flags : flags | MSG_DONTWAIT);
+        if (wait)
+            rp_set_lock(set);
+        stream->held--;
         if (more > 0)
             result += more;
-        if (wait)
-            return result;
+        else if (more < 0 && more != -EAGAIN && more != -EINTR)
+            stream->error = (int)-more; /* the kernel says it once: it is the next call's */
+        end_if_empty(set, stream);
     } else {
         if (!stream->head && rp_set_is_mine(set))
             note_drained(set, stream);

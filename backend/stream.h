@@ -90,6 +90,7 @@ struct rp_stream {
     bool lingers;           /* closed with bytes to send: `fd` is a duplicate of our own */
     bool holds_pool;        /* its own reference: the ring has gone */
     uint8_t held;           /* callers that hold on to it while it may end */
+    uint16_t copies;        /* numbers beside `fd` that have it: duplicates made while bytes were queued */
     bool closed;            /* its fd is: whatever comes is dropped */
     bool closed_in_handler; /* the same, and the lock could not be had: yet to be done */
     struct rp_stream *next, *prev;                 /* of the set; next: free list */
@@ -120,6 +121,11 @@ int rp_stream_arm(struct rp_set *set, struct rp_watch *watch);
 void rp_stream_judge(struct rp_set *set, int events);
 /* A completion of a receive. */
 void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags);
+
+/* `to` is a duplicate of `from`, whose queue, if there is one, is that of both. */
+void rp_stream_duplicated(int from, int to);
+/* One of the numbers that have it is about to be closed. False: it is the last. */
+bool rp_stream_name_closing(struct rp_stream *stream, int fd);
 
 /* What poll would say beside what the kernel says: bytes or an error in the queue. */
 uint32_t rp_stream_bits(const struct rp_stream *stream);

@@ -253,21 +253,23 @@ static int take_annexes(struct rp_set *set, struct epoll_event *events, int room
     return taken;
 }
 
-/* `count` fresh events came behind `left` ones: what stands in both is one event, with
- * the bits of both. How many there are. */
-static unsigned merge_left(struct epoll_event *events, unsigned left, unsigned count)
+/* What stands in both, among `left` events at `at` and elsewhere, is one event. How
+ * many there are. */
+static unsigned merge_left(struct epoll_event *events, unsigned at, unsigned left, unsigned count)
 {
-    unsigned kept = 0;
-    for (unsigned i = 0; i < left + count; i++) {
+    unsigned kept = at;
+    for (unsigned i = at; i < at + left; i++) {
         bool again = false;
-        for (unsigned j = left; i < left && j < left + count && !again; j++)
-            if (events[i].data.u64 == events[j].data.u64) {
+        for (unsigned j = 0; j < count && !again; j++) {
+            again = (j < at || j >= at + left) && events[j].data.u64 == events[i].data.u64;
+            if (again)
                 events[j].events |= events[i].events;
-                again = true;
-            }
+        }
         if (!again)
             events[kept++] = events[i];
     }
+    for (unsigned i = at + left; i < count; i++)
+        events[kept++] = events[i];
     return kept;
 }
 
@@ -285,6 +287,21 @@ static bool any_left(struct rp_set *set)
         if (watch->left && left_bits(watch))
             return true;
     return false;
+}
+
+/* The kernel's events of such watches tell of those bytes too. */
+static void add_left(struct rp_set *set, struct epoll_event *events, unsigned count)
+{
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        uint32_t bits = watch->left ? left_bits(watch) : 0;
+        for (unsigned i = 0; bits && i < count; i++) {
+            if (events[i].data.u64 != watch->data.u64)
+                continue;
+            events[i].events |= bits;
+            if (watch->events & (EPOLLET | EPOLLONESHOT))
+                watch->left_reported = true;
+        }
+    }
 }
 
 static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsigned room)
@@ -323,10 +340,14 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
     return count;
 }
 
-static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room)
+/* Among them *ret_left at *ret_at of bytes that are left, the first or the last in turn. */
+static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room, unsigned *ret_left,
+                            unsigned *ret_at)
 {
-    unsigned left = set->left > 0 ? take_left(set, events, room) : 0;
-    unsigned taken = left;
+    bool left_last = set->left > 0 && set->left_last;
+    unsigned taken = *ret_left = set->left > 0 && !left_last ? take_left(set, events, room) : 0;
+    *ret_at = 0;
+    set->left_last = !left_last;
     set->hidden_ready = taken == room;
     for (int turn = 0; taken < room && turn < 64; turn++) {
         int count = rp_sys_epoll_wait(set->hidden, events + taken, (int)(room - taken), &no_time, NULL);
@@ -342,9 +363,12 @@ static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsi
         if (kept > 0 || !set->hidden_ready)
             break;
     }
+    if (left_last) {
+        add_left(set, events, taken);
+        *ret_at = taken;
+        taken += *ret_left = take_left(set, events + taken, room - taken);
+    }
     set->hidden_ready = taken == room;
-    if (left > 0)
-        taken = merge_left(events, left, taken - left);
     set->unfit_kernel += taken;
     return taken;
 }
@@ -386,16 +410,21 @@ static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsig
 
 static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    unsigned count = 0;
-    bool hidden_first = set->hidden_first;
-    if (set->hidden_ready && hidden_first && count < room)
-        count += take_hidden(set, events + count, room - count);
+    unsigned count = 0, left = 0, left_at = 0;
+    bool hidden_first = set->hidden_first, hidden_done = false;
+    if (set->hidden_ready && hidden_first && count < room) {
+        count += take_hidden(set, events + count, room - count, &left, &left_at);
+        hidden_done = true;
+    }
     if (count < room && set->ready_count)
         count += take_ready(set, events + count, room - count);
-    if (set->hidden_ready && count < room) /* not a second time: it would have filled the room */
-        count += take_hidden(set, events + count, room - count);
+    if (set->hidden_ready && !hidden_done && count < room) {
+        unsigned before = count;
+        count += take_hidden(set, events + count, room - count, &left, &left_at);
+        left_at += before;
+    }
     set->hidden_first = !hidden_first;
-    return count;
+    return left > 0 ? merge_left(events, left_at, left, count) : count;
 }
 
 static uint64_t deadline_of(const struct timespec *timeout)
@@ -424,17 +453,23 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
     if (timeout && blocks && RP_READ_ONCE(set->marked))
         deadline_ns = deadline_of(timeout);
     for (int turn = 0;; turn++) {
+        bool left_last = false;
         if (takes && RP_READ_ONCE(set->left) > 0) {
             rp_set_lock(set);
-            given = (int)take_left(set, events, (unsigned)max);
+            left_last = set->left_last && any_left(set);
+            set->left_last = !left_last;
+            if (!left_last)
+                given = (int)take_left(set, events, (unsigned)max);
             rp_set_unlock(set);
             if (given == max)
                 return given;
             blocks = blocks && given == 0;
         }
         int count = rp_sys_epoll_wait(epfd, events + given, max - given,
-                                      !blocks ? &no_time : (timeout ? &left : NULL), sigmask);
+                                      !blocks || left_last ? &no_time : (timeout ? &left : NULL), sigmask);
         __atomic_fetch_add(&set->stats.kernel_waits, 1, __ATOMIC_RELAXED);
+        if (count == 0 && left_last)
+            continue; /* first, then */
         if (count <= 0)
             return given > 0 ? given : count;
         if (!RP_READ_ONCE(set->marked))
@@ -446,8 +481,17 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
             kept += take_annexes(set, events + given + kept, max - given - kept);
             rp_set_unlock(set);
         }
+        if (left_last) {
+            rp_set_lock(set);
+            add_left(set, events, (unsigned)kept);
+            given = (int)take_left(set, events + kept, (unsigned)(max - kept));
+            rp_set_unlock(set);
+            if (kept + given > 0)
+                return (int)merge_left(events, (unsigned)kept, (unsigned)given, (unsigned)(kept + given));
+            continue;
+        }
         if (given > 0)
-            return (int)merge_left(events, (unsigned)given, (unsigned)kept);
+            return (int)merge_left(events, 0, (unsigned)given, (unsigned)(given + kept));
         if (kept > 0 || (!blocks && count < max))
             return kept;
         if (!takes && turn > 64) /* a signal handler in the midst of our own work */

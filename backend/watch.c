@@ -282,6 +282,10 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
          * RDHUP, which the kernel reports unasked. */
         if ((watch->armed & ~(uint32_t)(EPOLLRDBAND | EPOLLPRI)) & ~interest)
             rp_set_dirty(set, watch);
+        if (oneshot) { /* deaf to what came behind it */
+            watch->mask = ~0u;
+            rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
+        }
         return;
     }
     if (wants_reading_only(watch)) {
@@ -550,6 +554,10 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
         int error = adopt(set, watch);
         if (error == -EBUSY)
             return error;
+        /* A level-triggered one counts on its next poll to look; a receive looks for
+         * bytes alone. */
+        if (error == 0 && !edge && (watch->events & (EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND)))
+            watch->recheck = true;
     }
     if (watch->stream && rp_stream_is_armed(watch->stream))
         return arm_beside_stream(set, watch);

@@ -223,7 +223,7 @@ EXPORT void abort(void)
 EXPORT int shutdown(int fd, int how)
 {
     rp_shim_flush();
-    if (UNLIKELY(rp_shim.batches) && rp_shim_watching() && how != SHUT_RD)
+    if (rp_shim_watching() && how != SHUT_RD)
         ringpoll_fd_finish(fd);
     if (UNLIKELY(rp_shim.accepts) && rp_shim_watching() && how != SHUT_WR && rp_shim_is_listener(fd))
         rp_shim_before_listener_ends(fd);

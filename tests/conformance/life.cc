@@ -15,6 +15,7 @@ CONFORMANCE(Close);
 CONFORMANCE(Duplicate);
 CONFORMANCE(Reuse);
 CONFORMANCE(SetLife);
+CONFORMANCE(Unread);
 
 /* ---------------------------------------------------------------------- close */
 
@@ -1011,4 +1012,181 @@ TEST_P(Close, ByAnotherThreadResetsThePeerOfAnUnreadUrgentByte)
     EXPECT_TRUE(settle(p.b, POLLERR));
     char byte;
     EXPECT_EQ(e().recv(p.b, &byte, 1, 0), -ECONNRESET);
+}
+
+/* ------------------------------------------------------- bytes that wait to be read
+ *
+ * What a library may have received by now is what the kernel would still have. */
+
+/* Bytes that were reported, twice, and not read. */
+#define WITH_UNREAD(p, set, flags, text)                                                                          \
+    ASSERT_EQ(add(set, (p).a, flags), 0);                                                                         \
+    put_text((p).b, text, (p).a);                                                                                 \
+    EXPECT_EQ(ready(set).size(), 1u);                                                                             \
+    EXPECT_EQ(ready(set).size(), 1u)
+
+TEST_P(Unread, OutIsReportedAfterTheyWereRead)
+{
+    for (bool is_tcp : {true, false}) {
+        int set = new_set();
+        Pair p = is_tcp ? tcp() : unix_stream();
+        ASSERT_EQ(add(set, p.a, in_ | out_ | rdhup_), 0);
+        for (int i = 0; i < 8; i++) {
+            put(p.b, 1, p.a);
+            EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_ | out_}}));
+            EXPECT_EQ(drain(p.a), 1u);
+            EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, out_}})) << i;
+            EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, out_}})) << i;
+        }
+    }
+}
+
+TEST_P(Unread, ADuplicateReadsThem)
+{
+    for (bool is_tcp : {true, false}) {
+        int set = new_set();
+        Pair p = is_tcp ? tcp() : unix_stream();
+        char bytes[8] = {};
+        WITH_UNREAD(p, set, in_, "abcd");
+        int copy = e().dup(p.a), third = e().dup(copy);
+        ASSERT_EQ(e().read(copy, bytes, 1), 1);
+        EXPECT_EQ(bytes[0], 'a');
+        ASSERT_EQ(e().read(p.a, bytes, 1), 1);
+        EXPECT_EQ(bytes[0], 'b');
+        ASSERT_EQ(e().close(p.a), 0);
+        ASSERT_EQ(add(set, third, in_), 0);
+        ASSERT_EQ(e().close(copy), 0);
+        EXPECT_EQ(ready(set).back(), (Event{(uint64_t)third, in_}));
+        ASSERT_EQ(e().read(third, bytes, sizeof bytes), 2);
+        EXPECT_EQ(bytes[0], 'c');
+        EXPECT_EQ(ready(set), Events());
+        put(p.b, 1, third);
+        EXPECT_EQ(drain(third), 1u);
+        ASSERT_EQ(e().close(third), 0);
+        EXPECT_TRUE(settle(p.b, POLLRDHUP)) << "the last name takes the file along";
+    }
+}
+
+TEST_P(Unread, AResetBehindThemIsTold)
+{
+    int set = new_set();
+    Pair p = tcp();
+    char bytes[16];
+    WITH_UNREAD(p, set, in_, "abcd");
+    e().dup(p.a); /* so that the kernel has it again */
+    reset(p.b);
+    EXPECT_TRUE(settle(p.a, POLLHUP));
+    ssize_t count = e().read(p.a, bytes, sizeof bytes);
+    EXPECT_TRUE(count == 4 || count == -ECONNRESET);
+    if (count == 4) {
+        EXPECT_EQ(e().read(p.a, bytes, sizeof bytes), -ECONNRESET);
+    }
+    EXPECT_EQ(e().read(p.a, bytes, sizeof bytes), 0);
+}
+
+TEST_P(Unread, OneRegistrationIsOneEvent)
+{
+    int set = new_set(), second = new_set();
+    Pair p = tcp();
+    WITH_UNREAD(p, set, in_, "abcd");
+    ASSERT_EQ(add(second, p.a, in_ | rdhup_), 0);
+    ASSERT_EQ(e().close(p.b), 0);
+    EXPECT_TRUE(settle(p.a, POLLRDHUP));
+    EXPECT_EQ(ready(second), (Events{{(uint64_t)p.a, in_ | rdhup_}}));
+    EXPECT_EQ(ready(second, 2), (Events{{(uint64_t)p.a, in_ | rdhup_}}));
+    e().dup(p.a);
+    EXPECT_EQ(ready(set, 2), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(ready(set, 2), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Unread, AWriteAfterShutdownFails)
+{
+    int set = new_set();
+    Pair p = tcp(), q = unix_stream();
+    ASSERT_EQ(e().shutdown(p.a, SHUT_WR), 0);
+    WITH_UNREAD(p, set, in_, "abcd");
+    ASSERT_EQ(add(set, q.a, out_), 0);
+    EXPECT_EQ(ready(set).size(), 2u);
+    EXPECT_EQ(e().write(p.a, "x", 1), -EPIPE);
+    Pair r = tcp();
+    int other = new_set();
+    WITH_UNREAD(r, other, in_, "abcd");
+    ASSERT_EQ(e().shutdown(r.a, SHUT_WR), 0);
+    EXPECT_EQ(e().write(r.a, "x", 1), -EPIPE);
+    EXPECT_EQ(drain(r.a), 4u);
+}
+
+TEST_P(Unread, AShutdownMakesTheEdgeAnew)
+{
+    int set = new_set();
+    Pair p = unix_stream();
+    put(p.b, 1, p.a);
+    ASSERT_EQ(add(set, p.a, in_ | et_), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(mod(set, p.a, in_ | et_), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(e().shutdown(p.a, SHUT_WR), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+}
+
+TEST_P(Unread, OfADisabledOneShotStayUntoldWhenItIsDuplicated)
+{
+    int set = new_set();
+    Pair p = unix_stream();
+    WITH_UNREAD(p, set, in_, "abcd");
+    ASSERT_EQ(mod(set, p.a, in_ | once_), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    e().dup(p.a);
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(mod(set, p.a, in_ | once_), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(ready(set), Events());
+}
+
+TEST_P(Unread, ASetThatIsWatchedHearsOfThemToo)
+{
+    int outer = new_set(), watched = new_set(), set = new_set();
+    ASSERT_EQ(add(outer, watched, in_), 0);
+    Pair p = tcp();
+    ASSERT_EQ(add(watched, p.a, in_), 0);
+    WITH_UNREAD(p, set, in_, "abcd");
+    EXPECT_EQ(ready(watched), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(ready(outer), (Events{{(uint64_t)watched, in_}}));
+    EXPECT_EQ(drain(p.a), 4u);
+    EXPECT_EQ(ready(watched), Events());
+}
+
+TEST_P(Unread, ASetOnKernelEpollHearsOfThoseThatWereThere)
+{
+    int outer = new_set(), watched = new_set(), set = new_set();
+    ASSERT_EQ(add(outer, watched, in_), 0);
+    Pair p = tcp();
+    WITH_UNREAD(p, set, in_, "abcd");
+    ASSERT_EQ(add(watched, p.a, in_), 0);
+    EXPECT_EQ(ready(watched), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(ready(outer), (Events{{(uint64_t)watched, in_}}));
+    EXPECT_EQ(add(watched, p.a, in_), -EEXIST);
+    EXPECT_EQ(drain(p.a), 4u);
+    EXPECT_EQ(ready(watched), Events());
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(watched), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(del(watched, p.a), 0);
+    EXPECT_EQ(ready(watched), Events());
+}
+
+TEST_P(Unread, TheEndBehindThoseThatNobodyWantsIsReportedAtOnce)
+{
+    for (bool is_tcp : {true, false}) {
+        int set = new_set();
+        Pair p = is_tcp ? tcp() : unix_stream();
+        ASSERT_EQ(add(set, p.a, in_), 0);
+        EXPECT_EQ(ready(set), Events());
+        ASSERT_EQ(mod(set, p.a, 0), 0);
+        EXPECT_EQ(ready(set), Events());
+        put(p.b, 1, p.a);
+        ASSERT_EQ(e().shutdown(p.a, SHUT_RDWR), 0);
+        ASSERT_EQ(e().close(p.b), 0);
+        EXPECT_TRUE(settle(p.a, POLLHUP));
+        EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, hup_}}));
+    }
 }
