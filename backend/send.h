@@ -82,6 +82,10 @@ int rp_send_flush(struct rp_set *set);
 /* Sends what this stream has by plain calls; where `wait`, for some seconds. True:
  * all of it went. Any thread. */
 bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait);
+extern uint64_t rp_send_last_wait_ns; /* those seconds; tests have less */
+/* The ring goes: drains, and where the peer takes no more, breaks the connection
+ * (ETIMEDOUT), since what the program writes next must not follow a gap. */
+void rp_send_end(struct rp_set *set, struct rp_stream *stream);
 /* Drops everything: its fd is closed, or the ring goes. */
 void rp_send_forget(struct rp_set *set, struct rp_stream *stream);
 void rp_send_arena_free(struct rp_set *set);

@@ -118,17 +118,17 @@ int rp_set_enter_and_reap(struct rp_set *set)
         if (set->sending)
             rp_send_settle(set);
         switch (result) {
-        case -EINTR:
+        case -EINTR: /* of an enter that does not wait nobody has seen these; it did nothing */
         case -ETIME:
-            return 0;
+            continue;
         case -EBUSY:  /* the CQ overflowed and was just reaped */
         case -EAGAIN: /* no memory for requests, for now */
             if (result == -EAGAIN && reaped == 0 && attempts > 100)
                 return result;
             continue;
-        case -EBADR:
+        case -EBADR: /* told once */
             recheck_all(set);
-            return 0;
+            continue;
         default:
             if (result < 0)
                 return result;
