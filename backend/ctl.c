@@ -188,7 +188,14 @@ static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
     return 0;
 }
 
-/* Engine KERNEL with records of disabled one-shots that the kernel has not. */
+static bool has_stream(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    return entry && __atomic_load_n(&entry->stream, __ATOMIC_RELAXED);
+}
+
+/* Engine KERNEL with records of disabled one-shots that the kernel has not, or with
+ * bytes in the library that it knows nothing of. */
 static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_watch *watch = rp_set_find(set, fd);
@@ -204,6 +211,8 @@ static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epo
         }
         return result;
     }
+    if (op == EPOLL_CTL_ADD && !watch && has_stream(fd) && rp_stream_bits(rp_fd_peek(fd)->stream) && !set->zombie)
+        return add_to_kernel(set, fd, event);
     if (!watch || watch->deleted || !watch->disabled)
         return rp_set_kernel_ctl(set, epfd, op, fd, event);
     if (op == EPOLL_CTL_ADD)
@@ -306,7 +315,7 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
         !(event->events & EPOLLEXCLUSIVE) && (set || is_epoll(epfd)))
         ringpoll_demote(fd);
     if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && RP_READ_ONCE(set->leftovers) == 0 &&
-                 RP_READ_ONCE(set->left) == 0))
+                 RP_READ_ONCE(set->left) == 0 && !(op == EPOLL_CTL_ADD && has_stream(fd))))
         return rp_sys_epoll_ctl(epfd, op, fd, event);
     /* What is wrong beyond doubt, the kernel shall name: the identity is a real
      * epoll fd. */
