@@ -295,6 +295,9 @@ public:
         struct ringpoll_stats stats = {};
         stats.size = sizeof stats;
         EXPECT_EQ(ringpoll_get_stats(set_, &stats), 0);
+        if (!faults.allocation_failed) {
+            EXPECT_NE(stats.reason, RINGPOLL_REASON_NO_RING) << "the ring was given up, errno " << -stats.error;
+        }
         struct rp_set *set = rp_set_of(set_);
         if (set->buffers.pool) {
             uint32_t kept = 0;
