@@ -194,7 +194,8 @@ static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
     return 0;
 }
 
-/* Engine KERNEL with records of disabled one-shots that the kernel has not. */
+/* Engine KERNEL with records of disabled one-shots that the kernel has not, or with
+ * bytes in the library that it knows nothing of. */
 static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_watch *watch = rp_set_find(set, fd);

@@ -976,6 +976,16 @@ static long receive_rest(int fd, struct place *place, size_t left, int flags)
     return rp_sys_call(SYS_recvmsg, fd, (long)&message, flags, 0, 0, 0);
 }
 
+/* All that has come for it is in the queue after this, however much else there was. */
+static void catch_up(struct rp_set *set, struct rp_stream *stream)
+{
+    stream->held++;
+    for (unsigned turn = 0; turn < 4096 && rp_stream_is_armed(stream); turn++)
+        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) || rp_set_enter_and_reap(set) < 0)
+            break;
+    stream->held--;
+}
+
 #define ANSWERED_FLAGS \
     (MSG_DONTWAIT | MSG_NOSIGNAL | MSG_PEEK | MSG_TRUNC | MSG_WAITALL | MSG_CMSG_CLOEXEC | MSG_NOSIGNAL)
 
@@ -1007,11 +1017,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     } else if ((flags & ~ANSWERED_FLAGS) || (!nonblocking && stream->bytes < wanted && (flags & MSG_WAITALL))) {
         rp_stream_end_receive(set, stream);
     } else if (stream->bytes < wanted && stream->state != RP_STREAM_PLAIN) {
-        if (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring)) {
-            stream->held++;
-            (void)rp_set_enter_and_reap(set);
-            stream->held--;
-        }
+        catch_up(set, stream);
     }
     if (flags & ~ANSWERED_FLAGS) { /* OOB, ERRQUEUE: the kernel's own business */
         if (!rp_stream_is_armed(stream))
@@ -1281,10 +1287,8 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
     }
     if (!mine) {
         rp_stream_end_receive(set, stream);
-    } else if (stream->state == RP_STREAM_ARMED && (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring))) {
-        stream->held++;
-        (void)rp_set_enter_and_reap(set);
-        stream->held--;
+    } else {
+        catch_up(set, stream);
     }
     *ret_bytes = (int)stream->bytes;
     int whole = stream->state == RP_STREAM_ARMED && in_flight(set, stream);

@@ -461,12 +461,19 @@ static int adopt(struct rp_set *set, struct rp_watch *watch)
         watch->recheck = true; /* the poll that would have been armed now was to look */
     }
     int error = rp_stream_arm(set, watch);
-    /* Batched sends know of OUT from now on, but not that the program waits for it, or
-     * has not been told. */
-    if (error == 0 && (set->flags & RINGPOLL_BATCH) && rp_watch_is_edge(watch) && (watch->events & EPOLLOUT)) {
-        if (!(watch->spent & EPOLLOUT) || !is_writable(watch))
-            rp_send_expect_room(set, watch->stream);
+    if (error < 0 || !(watch->events & EPOLLOUT))
+        return error;
+    /* The poll that would have told of OUT has gone. Level-triggered, a look decides
+     * what stands in for it. Batched sends know of OUT from now on, but not that the
+     * program waits for it, or has not been told. */
+    bool edge = rp_watch_is_edge(watch);
+    if ((set->flags & RINGPOLL_BATCH) && ((edge && !(watch->spent & EPOLLOUT)) || !is_writable(watch)))
+        rp_send_expect_room(set, watch->stream);
+    if (edge && (set->flags & RINGPOLL_BATCH))
         watch->spent &= ~(uint32_t)(EPOLLOUT | EPOLLWRNORM);
+    if (!edge && watch->ready == RP_READY_IDLE) {
+        watch->mask = ~0u;
+        rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
     }
     return error;
 }
