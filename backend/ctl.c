@@ -103,7 +103,7 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         if (error == 0) {
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
-            watch->annexed = false;
+            watch->place = 0;
         }
         return error;
     }
@@ -132,7 +132,7 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         left_elsewhere = true;
     RP_WRITE_ONCE(watch->kind, kind);
     RP_WRITE_ONCE(watch->deleted, false);
-    watch->disabled = watch->ended = false;
+    watch->disabled = watch->ended = watch->hung = false;
     watch->recheck = true;
     RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
@@ -179,7 +179,7 @@ static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
         if (rp_set_may_forget(set, watch))
             rp_set_forget_watch(set, watch);
         else {
-            watch->annexed = false;
+            watch->place = 0;
             RP_WRITE_ONCE(watch->deleted, true);
             rp_set_dirty(set, watch);
         }

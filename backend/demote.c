@@ -22,10 +22,10 @@ static const struct timespec no_time = {0, 0};
  * nobody could put back must not be there: it is one of a registration whose number
  * is closed and whose file is not (or may be: two have the same data).
  *
- * So there are two places for the silent ones. The identity, if the kernel's list of
- * its registrations says that all in it are within reach (is_clear()). Else an
- * *annex*: an instance that holds them alone, made for the purpose, and which stands
- * in the identity, level-triggered, for as long as the set lives. Waits that meet its
+ * So there are several places for the silent ones. The identity, if the kernel's list
+ * of its registrations says that all in it are within reach (is_clear()). Else an
+ * *annex* of which that is true, or a new one that holds them alone. It stands in the
+ * identity, level-triggered, for as long as the set lives. Waits that meet its
  * mark look into it; rp_set_kernel_ctl() looks for fds there first. Only another
  * process that waits on the identity cannot know what the mark is: see rp_set_pass().
  *
@@ -143,6 +143,31 @@ static bool each_registration(int epfd, void (*see)(void *context, const struct 
     return true;
 }
 
+struct number {
+    int fd;
+    bool listed;
+};
+
+static void see_number(void *context, const struct registration *one)
+{
+    struct number *number = context;
+    number->listed = number->listed || one->fd == number->fd;
+}
+
+/* The number may be another file's by now, whose registration nobody shall hear of:
+ * it is tried only where the number is listed. */
+bool rp_set_has_registered(struct rp_set *set, int epfd, int fd)
+{
+    struct number number = {fd, false};
+    struct epoll_event nothing = {.events = EPOLLONESHOT, .data = rp_set_mark(set)};
+    if (each_registration(epfd, see_number, &number) && !number.listed)
+        return false;
+    int result = rp_sys_epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &nothing);
+    if (result == 0)
+        rp_sys_epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL);
+    return result == -EEXIST;
+}
+
 /* ------------------------------------------------------------------ harvesting */
 
 #define HARVEST 64u
@@ -174,11 +199,18 @@ static unsigned find_data(const struct by_data *table, uint64_t data, struct rp_
     return count;
 }
 
-/* All whose events a wait in the identity would bring, and those that are to be silent.
+/* 0 is the identity, the others are annexes. */
+static int place_fd(const struct rp_set *set, unsigned place)
+{
+    return place == 0 ? rp_set_kernel_fd(set) : set->annexes[place - 1];
+}
+
+/* All whose events a wait in that place would bring, and those that are to be silent.
  * `few`: room for a small table. */
-static bool make_table(struct rp_set *set, struct by_data *ret_table, struct rp_watch *few[FEW])
+static bool make_table(struct rp_set *set, unsigned place, struct by_data *ret_table, struct rp_watch *few[FEW])
 {
     size_t watches = 0;
+    memset(few, 0, FEW * sizeof few[0]);
     *ret_table = (struct by_data){few, FEW - 1};
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         watches++;
@@ -188,8 +220,8 @@ static bool make_table(struct rp_set *set, struct by_data *ret_table, struct rp_
         return false;
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         watch->seen = false;
-        if (watch->deleted || watch->disabled || watch->annexed ||
-            (watch->home != RP_HOME_KERNEL && watch->silent == SILENT_NOT))
+        if (watch->deleted || watch->disabled ||
+            (watch->silent == SILENT_NOT && (watch->home != RP_HOME_KERNEL || watch->place != place)))
             continue;
         uint32_t at = first_slot(ret_table, watch->data.u64);
         while (ret_table->slots[at])
@@ -231,8 +263,8 @@ static void count_in(void *context, const struct registration *one)
         watch->seen = true;
 }
 
-/* Whatever a wait in the identity takes can be put back, or comes again. */
-static bool is_clear(struct rp_set *set, const struct by_data *table)
+/* Whatever a wait in that place takes can be put back, or comes again. */
+static bool is_clear(struct rp_set *set, unsigned place, const struct by_data *table)
 {
     struct census census = {table, true};
     for (struct rp_watch *watch = set->watches; watch && census.clear; watch = watch->next_of_set) {
@@ -241,11 +273,11 @@ static bool is_clear(struct rp_set *set, const struct by_data *table)
         if (watch->silent != SILENT_NOT && !watch->disabled)
             census.clear = find_data(table, watch->data.u64, &one, &flags) == 1;
     }
-    return census.clear && each_registration(rp_set_kernel_fd(set), count_in, &census) && census.clear;
+    return census.clear && each_registration(place_fd(set, place), count_in, &census) && census.clear;
 }
 
 /* An event that the kernel takes for reported. */
-static void sort_out(struct rp_set *set, const struct by_data *table, const struct epoll_event *got)
+static void sort_out(int epfd, const struct by_data *table, const struct epoll_event *got)
 {
     struct rp_watch *watch = NULL;
     uint32_t flags = 0;
@@ -260,15 +292,15 @@ static void sort_out(struct rp_set *set, const struct by_data *table, const stru
         return; /* level-triggered: the kernel keeps it */
     struct epoll_event again = {.events = watch->events, .data = watch->data};
     if (watch->events & EPOLLEXCLUSIVE) {
-        rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_DEL, watch->fd, NULL);
-        rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_ADD, watch->fd, &again);
+        rp_sys_epoll_ctl(epfd, EPOLL_CTL_DEL, watch->fd, NULL);
+        rp_sys_epoll_ctl(epfd, EPOLL_CTL_ADD, watch->fd, &again);
     } else {
-        rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &again);
+        rp_sys_epoll_ctl(epfd, EPOLL_CTL_MOD, watch->fd, &again);
     }
 }
 
-/* Lets the kernel report what is to be silent, in the identity. */
-static void harvest(struct rp_set *set, const struct by_data *table)
+/* Lets the kernel report what is to be silent. */
+static void harvest(struct rp_set *set, int epfd, const struct by_data *table)
 {
     struct epoll_event got[HARVEST];
     size_t watches = 0;
@@ -276,9 +308,9 @@ static void harvest(struct rp_set *set, const struct by_data *table)
         watches++;
     /* Ours came last, and level-triggered ones come again and again. */
     for (size_t turn = 0; turn < watches / HARVEST + 16; turn++) {
-        int count = rp_sys_epoll_wait(rp_set_kernel_fd(set), got, HARVEST, &no_time, NULL);
+        int count = rp_sys_epoll_wait(epfd, got, HARVEST, &no_time, NULL);
         for (int i = 0; i < count; i++)
-            sort_out(set, table, &got[i]);
+            sort_out(epfd, table, &got[i]);
         if (count < (int)HARVEST)
             break;
     }
@@ -299,6 +331,7 @@ static void moved(struct rp_set *set, struct rp_watch *watch)
     set->ring_watches--;
     watch->disabled = watch->recheck = watch->leaves = false;
     watch->silent = SILENT_NOT;
+    watch->place = 0;
     if (set->ring.fd < 0 || rp_set_is_mine(set)) {
         rp_watch_to_idle(set, watch);
         watch->quiet = watch->single = false;
@@ -340,37 +373,19 @@ static int enter_kernel(struct rp_set *set, struct rp_watch *watch, bool known)
     return enter_at_once(set, watch);
 }
 
-static void see_any(void *context, const struct registration *unused)
+/* The place that `instance` is from now on, or 0. */
+static unsigned make_annex(struct rp_set *set, int *instance)
 {
-    (void)unused;
-    *(bool *)context = true;
-}
-
-/* Annexes in which nothing is left end here. */
-static bool make_annex(struct rp_set *set, int *instance)
-{
-    unsigned kept = 0;
-    for (unsigned i = 0; i < set->annex_count; i++) {
-        int annex = set->annexes[i];
-        bool any = false;
-        if (!each_registration(annex, see_any, &any) || any) {
-            set->annexes[kept++] = annex;
-        } else {
-            rp_fd_internal(annex, false);
-            rp_sys_close(annex);
-        }
-    }
-    RP_WRITE_ONCE(set->annex_count, kept);
     struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = &rp_annex_mark}};
-    if (kept == RP_ANNEXES || (*instance = rp_sys_dup_high(*instance)) < 0)
-        return false;
-    if (rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_ADD, *instance, &event) < 0)
-        return false;
+    unsigned count = set->annex_count;
+    if (count == RP_ANNEXES || (*instance = rp_sys_dup_high(*instance)) < 0 ||
+        rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_ADD, *instance, &event) < 0)
+        return 0;
     rp_fd_internal(*instance, true);
     RP_WRITE_ONCE(set->marked, true);
-    set->annexes[kept] = *instance;
-    RP_WRITE_ONCE(set->annex_count, kept + 1);
-    return true;
+    set->annexes[count] = *instance;
+    RP_WRITE_ONCE(set->annex_count, count + 1);
+    return count + 1;
 }
 
 /* An instance in which the silent ones are what they shall be. Or -1. */
@@ -392,7 +407,7 @@ static int make_witness(struct rp_set *set)
     return witness;
 }
 
-/* What has happened since to those that are in the identity now. */
+/* What has happened since to those that are in their place now. */
 static void hear_witness(const struct by_data *table, int witness)
 {
     struct epoll_event got[HARVEST];
@@ -412,16 +427,25 @@ static void hear_witness(const struct by_data *table, int witness)
 /* `passed`: another process shall look at the identity, and see no mark of ours. */
 static int be_silent(struct rp_set *set, bool passed)
 {
-    struct rp_watch *few[FEW] = {NULL};
+    struct rp_watch *few[FEW];
     struct by_data table;
-    bool tabled = make_table(set, &table, few);
-    bool clear = tabled && is_clear(set, &table);
+    bool clear = false, tabled = false;
+    unsigned place = 0, places = passed ? 1 : set->annex_count + 1, annex = 0;
+    for (; place < places && !clear; place += !clear) {
+        if (tabled)
+            free_table(&table);
+        tabled = make_table(set, place, &table, few);
+        clear = tabled && is_clear(set, place, &table);
+    }
     int witness = make_witness(set), error = 0;
     bool sure = witness >= 0 && catch_up(set);
-    bool annexed = !clear && !passed && witness >= 0 && make_annex(set, &witness);
-    int place = annexed ? witness : rp_set_kernel_fd(set);
+    if (!clear) {
+        annex = !passed && witness >= 0 ? make_annex(set, &witness) : 0;
+        place = annex;
+    }
+    int epfd = place_fd(set, place);
 
-    for (struct rp_watch *watch = set->watches; watch && !annexed; watch = watch->next_of_set) {
+    for (struct rp_watch *watch = set->watches; watch && !annex; watch = watch->next_of_set) {
         if (watch->silent == SILENT_NOT)
             continue;
         if (!clear)
@@ -431,7 +455,8 @@ static int be_silent(struct rp_set *set, bool passed)
             continue;
         }
         struct epoll_event event = interest_of(set, watch);
-        int result = rp_set_kernel_ctl(set, place, EPOLL_CTL_ADD, watch->fd, &event);
+        set->stats.kernel_ctls++;
+        int result = rp_sys_epoll_ctl(epfd, EPOLL_CTL_ADD, watch->fd, &event);
         if (result < 0) {
             watch->silent = SILENT_NOT;
             error = result;
@@ -440,7 +465,7 @@ static int be_silent(struct rp_set *set, bool passed)
         }
     }
     if (clear) {
-        harvest(set, &table);
+        harvest(set, epfd, &table);
         if (witness >= 0)
             hear_witness(&table, witness);
     }
@@ -449,14 +474,14 @@ static int be_silent(struct rp_set *set, bool passed)
             continue;
         if (!watch->disabled && (!sure || watch->ready != RP_READY_IDLE || watch->silent == SILENT_IN_VAIN)) {
             struct epoll_event again = {.events = watch->events, .data = watch->data};
-            rp_sys_epoll_ctl(place, EPOLL_CTL_MOD, watch->fd, &again);
+            rp_sys_epoll_ctl(epfd, EPOLL_CTL_MOD, watch->fd, &again);
         }
-        watch->annexed = annexed;
         moved(set, watch);
+        watch->place = (uint8_t)place;
     }
     if (tabled)
         free_table(&table);
-    if (witness >= 0 && !annexed)
+    if (witness >= 0 && !annex)
         rp_sys_close(witness);
     return error;
 }
@@ -518,10 +543,10 @@ static void move_all(struct rp_set *set, bool known, bool passed)
 {
     bool any_silent = false, stands_in = true;
     if (passed) {
-        struct rp_watch *few[FEW] = {NULL};
+        struct rp_watch *few[FEW];
         struct by_data table;
-        bool tabled = make_table(set, &table, few);
-        stands_in = tabled && is_clear(set, &table);
+        bool tabled = make_table(set, 0, &table, few);
+        stands_in = tabled && is_clear(set, 0, &table);
         if (tabled)
             free_table(&table);
         known = known && stands_in;
@@ -733,7 +758,6 @@ void rp_set_adopt_inherited(struct rp_set *set)
             continue;
         if (replaced) {
             RP_WRITE_ONCE(watch->home, RP_HOME_RING); /* to be moved */
-            watch->annexed = false;
             set->ring_watches++;
             if (enter_kernel(set, watch, false) < 0)
                 moved(set, watch);

@@ -36,6 +36,7 @@ struct rp_stream;
 #define RP_FD_ALONG (1u << 13)   /* other threads, or other sets' owners, read it too */
 #define RP_FD_PLAIN (1u << 14)   /* never adopt it (again) */
 #define RP_FD_LISTENER (1u << 15) /* listens, and has an acceptor; see accept.h */
+#define RP_FD_SHUT (1u << 16)    /* no more is to be written: no write is batched */
 
 struct rp_fd {
     struct rp_watch *watches; /* by next_of_fd; changed under rp_fdtab_lock */

@@ -335,6 +335,10 @@ int rp_set_make_ring(struct rp_set *set)
         return error;
     uint64_t tells = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_TASKRUN_FLAG;
     set->tells = (set->ring.features & tells) == tells;
+    uint64_t receives = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_MULTISHOT_RECV;
+    if ((set->flags & RINGPOLL_ADOPT) && (set->ring.features & receives) == receives &&
+        (set->ring_options.features & RINGPOLL_FEATURE_RECV_END) && rp_probe_recv_end(&set->ring))
+        set->ring.features |= RINGPOLL_FEATURE_RECV_END;
     rp_fd_internal(set->ring.fd, true);
     rp_op_table_init(&set->ops);
     RP_WRITE_ONCE(set->owner, rp_self_id());

@@ -246,11 +246,13 @@ int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll
 {
     set->stats.kernel_ctls++;
     for (unsigned i = 0; i < set->annex_count && fd != rp_wake_fd; i++) {
-        struct epoll_event probe = {.events = EPOLLONESHOT, .data = rp_set_mark(set)};
-        int result = rp_sys_epoll_ctl(set->annexes[i], op, fd, op == EPOLL_CTL_ADD ? &probe : event);
-        if (op == EPOLL_CTL_ADD && result == 0)
-            rp_sys_epoll_ctl(set->annexes[i], EPOLL_CTL_DEL, fd, NULL);
-        else if (result == (op == EPOLL_CTL_ADD ? -EEXIST : 0))
+        if (op == EPOLL_CTL_ADD) {
+            if (rp_set_has_registered(set, set->annexes[i], fd))
+                return -EEXIST;
+            continue;
+        }
+        int result = rp_sys_epoll_ctl(set->annexes[i], op, fd, event);
+        if (result != -ENOENT)
             return result;
     }
     return rp_sys_epoll_ctl(epfd, op, fd, event);

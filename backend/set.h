@@ -48,6 +48,7 @@ struct rp_set {
     bool marked;        /* * there was a registration of our own in the identity, see rp_set_mark() */
     int annexes[RP_ANNEXES]; /* kernel epoll instances in the identity, see demote.c */
     unsigned annex_count; /* * */
+    unsigned annex_first; /* whose turn it is */
     bool inherited;     /* a fork's child has yet to make it its own */
     struct rp_stream *streams, *leaving; /* all; those whose cancel has yet to go out */
     struct rp_buffers buffers;
@@ -219,6 +220,8 @@ static inline epoll_data_t rp_set_mark(struct rp_set *set)
 /* An annex has this for its data in the identity. */
 extern char rp_annex_mark;
 void rp_set_close_annexes(struct rp_set *set);
+/* This very file, under this number. */
+bool rp_set_has_registered(struct rp_set *set, int epfd, int fd);
 /* owner.c */
 extern struct rp_lock rp_wake_lock;    /* leaf: rp_wake_fd, the number of sets */
 extern struct rp_lock rp_retired_lock; /* leaf: rp_stats_retired, rp_newest_set */

@@ -252,13 +252,15 @@ bool rp_stream_may_stay(const struct rp_watch *watch)
 
 bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
 {
-    if (!(set->flags & RINGPOLL_ADOPT) || watch->adopt_in > 0 || watch->ended || set->alone_left || set->no_streams ||
+    if (!(set->flags & RINGPOLL_ADOPT) || watch->adopt_in > 0 || watch->ended || watch->hung || set->alone_left || set->no_streams ||
         !set->tells ||
         (watch->kind != RINGPOLL_FD_TCP && watch->kind != RINGPOLL_FD_UNIX) || !(watch->events & EPOLLIN) ||
         !rp_stream_may_stay(watch))
         return false;
     struct rp_fd *entry = rp_fd_peek(watch->fd);
     if (!(rp_fd_flags(entry) & RINGPOLL_FD_CONNECTED) || entry->stream != watch->stream)
+        return false;
+    if (watch->kind == RINGPOLL_FD_UNIX && !(set->ring.features & RINGPOLL_FEATURE_RECV_END))
         return false;
     if (rp_watch_is_edge(watch) && !watch->empty && !watch->recheck && !watch->stream)
         return false;
@@ -268,6 +270,15 @@ bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
 #define JUDGED_TURNS 256u
 #define ALONE_TURNS 16384u
 #define ALONE_TURNS_MOST 262144u
+
+/* Adoption begins at an event that counts adopt_in down to nothing. What came there
+ * while the set was alone found it closed, and has to come there again. */
+static void try_again(struct rp_set *set)
+{
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (watch->home == RP_HOME_RING && watch->adopt_in == 0 && !rp_stream_is_armed(watch->stream))
+            watch->adopt_in = 1;
+}
 
 void rp_stream_judge(struct rp_set *set, int events)
 {
@@ -282,6 +293,8 @@ void rp_stream_judge(struct rp_set *set, int events)
                 set->alone_left = set->alone_gap = 0;
             set->judged = set->judged_single = 0;
         }
+        if (set->alone_left == 0)
+            try_again(set);
         return;
     }
     set->judged_single += events == 1;
@@ -372,8 +385,14 @@ static void receive_ended(struct rp_set *set, struct rp_stream *stream)
     stream->op = NULL;
     rp_send_clear_slot(set, stream);
     step(stream, RP_STREAM_PLAIN);
-    if (stream->watch) /* polls take over */
-        rp_set_dirty(set, stream->watch);
+    struct rp_watch *watch = stream->watch;
+    if (!watch)
+        return;
+    rp_set_dirty(set, watch); /* polls take over */
+    /* With batched sends no poll told of OUT, and this one must not tell again. */
+    if ((set->flags & RINGPOLL_BATCH) && rp_watch_is_edge(watch) && !watch->recheck && !watch->op &&
+        stream->send.state != RP_SEND_BLOCKED)
+        watch->spent |= EPOLLOUT | EPOLLWRNORM;
 }
 
 /* Something for the program came by the stream: the watch reports it. */
@@ -381,6 +400,8 @@ static void report(struct rp_set *set, struct rp_stream *stream, bool exact)
 {
     struct rp_watch *watch = stream->watch;
     if (!watch || watch->deleted || watch->disabled)
+        return;
+    if (exact && !(watch->events & (EPOLLIN | EPOLLRDNORM))) /* bytes wake nobody else */
         return;
     watch->quiet = watch->single = false;
     if (exact && (watch->events & EPOLLIN) &&
@@ -469,9 +490,7 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
         report(set, stream, false);
         /* The poll that takes over looks at the file, and finds what was just said. */
         if (stream->watch && rp_watch_is_edge(stream->watch))
-            stream->watch->spent = EPOLLIN | EPOLLRDNORM | EPOLLRDHUP |
-                                   ((set->flags & RINGPOLL_BATCH) && stream->send.state != RP_SEND_BLOCKED
-                                        ? EPOLLOUT | EPOLLWRNORM : 0);
+            stream->watch->spent |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
     } else if (result == -ENOBUFS) {
         set->stats.starved++;
         if (!rp_buffers_starved(&set->buffers))
@@ -526,6 +545,14 @@ int rp_stream_flush_leaving(struct rp_set *set)
             return error;
     }
     return 0;
+}
+
+bool rp_stream_any_leaves_silently(const struct rp_set *set)
+{
+    for (const struct rp_stream *stream = set->leaving; stream; stream = stream->next_leaving)
+        if (!stream->head && stream->watch)
+            return true;
+    return false;
 }
 
 void rp_stream_leave(struct rp_set *set, struct rp_stream *stream)
@@ -767,22 +794,30 @@ static unsigned char *room(struct place *place, uint32_t length, uint32_t *ret_l
     return (unsigned char *)place->iov[place->index].iov_base + place->at;
 }
 
-/* Copies from the queue, which is left as it was with MSG_PEEK. A segment that
- * came with fds begins a read of its own, and ends one (af_unix does both).
- * *ret_control: the segment whose control data go with these bytes, number + 1. */
-static long copy_queue(struct rp_set *set, struct rp_stream *stream, struct place *place, size_t wanted, int flags,
-                       uint32_t *ret_control)
+/* Copies from the queue, which is left as it was with MSG_PEEK; else what was read to
+ * its end stays in it, empty, for drop_read(). A segment that came with fds begins
+ * a read of its own, and the message that it came by ends one (af_unix does both);
+ * such a message goes on in the next segment where it filled its own.
+ * *ret_control: the segment whose control data go with these bytes, number + 1;
+ * *ret_ends: more of them would not have been read by this call. */
+static long copy_queue(struct rp_stream *stream, struct place *place, size_t wanted, int flags, uint32_t *ret_control,
+                       bool *ret_ends)
 {
     long copied = 0;
     uint32_t next = stream->head;
     bool peek = (flags & MSG_PEEK) != 0;
     *ret_control = 0;
+    *ret_ends = false;
+    if (wanted == 0 && next && stream->pool->segments[next - 1].control)
+        *ret_control = next; /* they come even with no byte */
     while (next && (size_t)copied < wanted) {
         uint32_t number = next - 1;
         struct rp_segment *segment = &stream->pool->segments[number];
         if (segment->control) {
-            if (copied > 0)
+            if (copied > 0) {
+                *ret_ends = true;
                 break;
+            }
             *ret_control = next;
         }
         uint32_t at = segment->at, length = segment->length, piece;
@@ -801,29 +836,38 @@ static long copy_queue(struct rp_set *set, struct rp_stream *stream, struct plac
             copied += piece;
         }
         next = segment->next;
-        bool had_control = segment->control != 0;
         if (!peek) {
             stream->bytes -= segment->length - length;
             segment->at = at;
             segment->length = length;
-            if (length == 0 && !had_control)
-                drop_first(set, stream);
         }
-        if (had_control || length > 0)
+        if (length > 0)
             break;
+        if (*ret_control && at < RP_BUFFER_STRIDE) {
+            *ret_ends = true;
+            break;
+        }
     }
     return copied;
 }
 
+static void drop_read(struct rp_set *set, struct rp_stream *stream)
+{
+    while (stream->head && stream->pool->segments[stream->head - 1].length == 0)
+        drop_first(set, stream);
+}
+
 /* Control data of the segment that was just read, as recvmsg gives them. The
- * fds are the program's now, or closed where it left no room. */
+ * fds are the program's now, or closed where it left no room; a peek gets
+ * duplicates. */
 static void give_control(struct rp_stream *stream, uint32_t number, struct msghdr *message, int flags)
 {
     struct rp_segment *segment = &stream->pool->segments[number];
     const unsigned char *bytes = rp_pool_bytes(stream->pool, number) + CONTROL_AT;
     size_t have = 0, capacity = message && message->msg_control ? message->msg_controllen : 0;
+    bool peek = (flags & MSG_PEEK) != 0;
     struct cmsghdr header;
-    if (segment->control < sizeof header)
+    if (segment->control < sizeof header || (peek && !message))
         return;
     memcpy(&header, bytes, sizeof header);
     if (header.cmsg_level != SOL_SOCKET || header.cmsg_type != SCM_RIGHTS) {
@@ -839,11 +883,19 @@ static void give_control(struct rp_stream *stream, uint32_t number, struct msghd
         int fd;
         memcpy(&fd, bytes + CMSG_LEN(0) + i * sizeof fd, sizeof fd);
         if (i >= fit) {
-            rp_sys_close(fd);
+            if (!peek)
+                rp_sys_close(fd);
             continue;
         }
-        if (!(flags & MSG_CMSG_CLOEXEC)) /* it came with the flag */
+        if (peek) {
+            fd = rp_sys_fcntl(fd, flags & MSG_CMSG_CLOEXEC ? 1030 /* F_DUPFD_CLOEXEC */ : 0 /* F_DUPFD */, 0);
+            if (fd < 0) { /* none left */
+                fit = i;
+                continue;
+            }
+        } else if (!(flags & MSG_CMSG_CLOEXEC)) { /* it came with the flag */
             rp_sys_fcntl(fd, 2 /* F_SETFD */, 0);
+        }
         memcpy(to + CMSG_LEN(0) + i * sizeof fd, &fd, sizeof fd);
     }
     if (fit) {
@@ -856,7 +908,8 @@ static void give_control(struct rp_stream *stream, uint32_t number, struct msghd
         if (fit < fds)
             message->msg_flags |= MSG_CTRUNC;
     }
-    segment->control = 0;
+    if (!peek)
+        segment->control = 0;
 }
 
 /* Bytes behind the queue, straight from the kernel; no receive is there. */
@@ -950,21 +1003,23 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     }
     struct place place = {.iov = iov, .count = count};
     uint32_t control;
-    result = copy_queue(set, stream, &place, wanted, flags, &control);
+    bool ends;
+    result = copy_queue(stream, &place, wanted, flags, &control, &ends);
     if (message) {
         message->msg_namelen = 0;
         message->msg_flags = flags & MSG_CMSG_CLOEXEC;
     }
-    if (control && !(flags & MSG_PEEK)) {
+    if (control) {
         give_control(stream, control - 1, message, flags);
-        if (stream->pool->segments[control - 1].length == 0 && stream->head == control)
-            drop_first(set, stream);
     } else if (message) {
         message->msg_controllen = 0;
     }
+    if (!(flags & MSG_PEEK))
+        drop_read(set, stream);
     /* All that the kernel has belongs to this read as well. */
-    if (!stream->head && !stream->error && !control && (size_t)result < wanted && !rp_stream_is_armed(stream) &&
-        !(flags & MSG_PEEK)) {
+    bool all = flags & MSG_PEEK ? (size_t)result == stream->bytes : !stream->head;
+    bool free = !rp_stream_is_armed(stream) || (stream->state == RP_STREAM_LEAVING && !rp_set_is_mine(set));
+    if (all && !stream->error && !ends && (size_t)result < wanted && free) {
         bool wait = (flags & MSG_WAITALL) && !nonblocking;
         end_if_empty(set, stream);
         if (wait)
@@ -1091,6 +1146,8 @@ long ringpoll_try_readv(int fd, const struct iovec *iov, int count)
     long wanted = room_of(iov, (size_t)count);
     if (wanted > 0 && receive_quickly(entry, stream, iov->iov_base, iov->iov_len, (size_t)wanted, 0, &result))
         return result;
+    if (wanted == 0) /* does nothing at all */
+        return RINGPOLL_PASS;
     return wanted < 0 ? wanted : receive(fd, iov, (size_t)count, (size_t)wanted, 0, NULL);
 }
 

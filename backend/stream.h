@@ -137,6 +137,8 @@ void rp_stream_leave(struct rp_set *set, struct rp_stream *stream);
 void rp_stream_send_over(struct rp_set *set, struct rp_stream *stream);
 /* Cancels for LEAVING ones; -EBUSY: the SQ is full. Owner. */
 int rp_stream_flush_leaving(struct rp_set *set);
+/* Whether one of these has nothing queued that would be reported anyway. */
+bool rp_stream_any_leaves_silently(const struct rp_set *set);
 /* Leaves and returns when the receive is over, or (not the owner) when what it
  * brought is queued and it can bring no more. May drop and retake the lock. */
 void rp_stream_end_receive(struct rp_set *set, struct rp_stream *stream);

@@ -245,15 +245,11 @@ static int take_annexes(struct rp_set *set, struct epoll_event *events, int room
     int taken = 0;
     bool unused = false;
     for (unsigned i = 0; i < set->annex_count && taken < room; i++) {
-        int count = rp_sys_epoll_wait(set->annexes[i], events + taken, room - taken, &no_time, NULL);
+        unsigned turn = (set->annex_first + i) % set->annex_count;
+        int count = rp_sys_epoll_wait(set->annexes[turn], events + taken, room - taken, &no_time, NULL);
         taken += without_marks(events + taken, count, &unused);
     }
-    /* The one that was looked into first is last the next time. */
-    for (unsigned i = 1; i < set->annex_count; i++) {
-        int annex = set->annexes[i];
-        set->annexes[i] = set->annexes[i - 1];
-        set->annexes[i - 1] = annex;
-    }
+    set->annex_first = (set->annex_first + 1) % RP_ANNEXES;
     return taken;
 }
 
@@ -543,12 +539,22 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         }
         if (set->dirty && (result = flush_dirty(set)) < 0)
             break;
-        while (result == 0 && set->leaving && rp_stream_flush_leaving(set) < 0)
-            result = rp_set_enter_and_reap(set);
+        if (set->leaving) {
+            /* What takes over from a receive that has nothing to tell looks at the file
+             * in this turn, too: others may be ready, and it be reported with them. */
+            bool silent = rp_stream_any_leaves_silently(set);
+            while (result == 0 && set->leaving && rp_stream_flush_leaving(set) < 0)
+                result = rp_set_enter_and_reap(set);
+            if (result == 0 && silent && (result = rp_set_enter_and_reap(set)) == 0 && set->dirty)
+                result = flush_dirty(set);
+        }
         while (result == 0 && set->accepts_leaving && rp_accept_flush_leaving(set) < 0)
             result = rp_set_enter_and_reap(set);
-        if (set->unpolled)
+        for (unsigned turn = 0; result == 0 && set->unpolled; turn++) {
             rp_send_poll_all(set);
+            if (set->unpolled) /* the SQ is full, or there is no memory: nobody would hear of room */
+                result = turn < 64 ? rp_set_enter_and_reap(set) : -ENOMEM;
+        }
         while (result == 0 && set->batched && rp_send_submit(set) < 0)
             result = rp_set_enter_and_reap(set);
         if (result < 0)

@@ -121,10 +121,12 @@ struct rp_watch {
     uint32_t spent;      /* edge-triggered: bits that were reported; the next poll's first completion may
                             repeat them, having looked at the file */
     bool ended;          /* a receive found the end or an error: no more of them */
+    bool hung;           /* a poll told of an end: a receive would only find it again */
+    uint32_t asked_in;   /* in this wait of the set the ring was asked what is on its way, for its adoption */
     bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
     bool left_reported;  /* and edge-triggered: was reported */
     bool leaves;         /* dirty: the owner shall move it to kernel epoll */
-    bool annexed;        /* its registration stands in an annex, see demote.c */
+    uint8_t place;       /* in kernel epoll: 0 the identity, or which annex, see demote.c */
     bool seen;           /* in the kernel's list, there */
     uint8_t silent;      /* on its way to kernel epoll, see demote.c */
     /* Left by a signal handler inside a critical section, see set.c */

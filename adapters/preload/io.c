@@ -267,6 +267,14 @@ EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags,
     unsigned done = 0;
     if (rp_shim.adopts && rp_shim_watching() && messages) {
         ringpoll_fd_release(fd, 0);
+        if (ringpoll_fd_pending(fd) && count > 0) { /* unlike recvmsg, it looks for an error before it reads */
+            int error = ringpoll_try_error(fd);
+            socklen_t size = sizeof error;
+            if (error == 0)
+                rp_raw(SYS_getsockopt, fd, SOL_SOCKET, SO_ERROR, (long)&error, (long)&size, 0);
+            if (error)
+                return rp_fail(error);
+        }
         for (ssize_t length; done < count && ringpoll_fd_pending(fd); done++) {
             int how = flags & ~MSG_WAITFORONE;
             if (done > 0) {
@@ -435,8 +443,10 @@ EXPORT ssize_t writev(int fd, const struct iovec *iov, int count)
         struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
         if (count == 1 && iov->iov_len > 0)
             result = rp_real.send(fd, iov->iov_base, iov->iov_len, 0);
-        else
+        else if (length_of(iov, (size_t)count) > 0)
             result = rp_real.sendmsg(fd, &message, 0);
+        else
+            result = rp_real.writev(fd, iov, count);
         if (LIKELY(result >= 0) || errno != ENOTSOCK)
             return wrote(fd, UNLIKELY(rp_shim.batches) && result >= 0 ? length_of(iov, (size_t)count) : 0, result);
     }

@@ -739,6 +739,28 @@ TEST_P(Accept, AClosedListenerResetsThemAndFreesItsPort)
     }
 }
 
+TEST_P(Accept, AClosedListenerResetsAPeerThatHasSentNothing)
+{
+    FOR_EVERYWHERE(where)
+    {
+        begin();
+        int fds[2];
+        for (int &fd : fds) {
+            fd = own(::socket(tcp() ? AF_INET : AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+            ASSERT_EQ(::connect(fd, (struct sockaddr *)&address_, length_), 0);
+            if (where == Where::both ? fd == fds[0] : where == Where::library && fd == fds[1]) {
+                ASSERT_EQ(wait(2000), in_);
+            }
+        }
+        EXPECT_EQ(R(close_now(l_)), 0);
+        /* Nobody can reset an AF_UNIX connection that is accepted: design.md, known
+         * differences. */
+        bool differs = accepts() && !tcp() && where != Where::kernel;
+        EXPECT_EQ(end_of(fds[0]), differs ? 0 : -ECONNRESET);
+        EXPECT_EQ(end_of(fds[1]), differs && where == Where::library ? 0 : -ECONNRESET);
+    }
+}
+
 TEST_P(Accept, ClosedWithNothingWaitingItsPortIsFree)
 {
     begin();

@@ -367,7 +367,8 @@ RINGPOLL_API void ringpoll_process_exiting(void);
 #define RINGPOLL_FEATURE_RECV_BUNDLE (UINT64_C(1) << 26)     /* 6.10 */
 #define RINGPOLL_FEATURE_NAPI (UINT64_C(1) << 27)            /* 6.9 */
 #define RINGPOLL_FEATURE_RESIZE (UINT64_C(1) << 28)          /* 6.13 */
-#define RINGPOLL_FEATURE_COUNT 29
+#define RINGPOLL_FEATURE_RECV_END (UINT64_C(1) << 29)        /* 7.0, and fixed stable kernels */
+#define RINGPOLL_FEATURE_COUNT 30
 
 /* The name of feature bit `index`, as in $RINGPOLL_MASK after "no-" and in
  * `ringpoll probe` ("defer", "multishot-poll", …). Static storage; NULL when
