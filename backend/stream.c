@@ -82,7 +82,7 @@ static struct rp_stream *stream_new(struct rp_set *set, struct rp_watch *watch, 
     stream->pool = set->buffers.pool;
     stream->fd = watch->fd;
     stream->is_unix = watch->kind == RINGPOLL_FD_UNIX;
-    stream->gain = RP_STREAM_GAIN_FIRST;
+    stream->gain = watch->adopt_gap <= 4 ? RP_STREAM_GAIN_FIRST : RP_STREAM_GAIN_FIRST / 8;
     step(stream, RP_STREAM_PLAIN);
     stream->next = set->streams;
     if (set->streams)
@@ -475,6 +475,7 @@ static bool take_buffer(struct rp_set *set, struct rp_stream *stream, uint32_t n
         length = result > at ? result - at : 0;
         if (length > out.payloadlen)
             length = out.payloadlen;
+        stream->gain -= (int32_t)rp_stream_worth(true); /* RECVMSG itself */
         control = out.controllen <= RP_BUFFER_CONTROL ? out.controllen : RP_BUFFER_CONTROL;
     }
     if (length == 0) {
