@@ -833,8 +833,8 @@ private:
         if ((flags & MSG_OOB) && (!file->tcp || verb != "send" || peer->blocking || peer->without_urgency))
             return "unfit";
         bool gone = peer->refs == 0 || peer->no_more_reads || file->fin_sent || file->reset || peer->reset;
-        /* A batched send to an AF_UNIX peer that is gone fails with the next call, as on TCP. */
-        if (gone && batches() && !file->tcp)
+        /* A batched send fails with the next call. */
+        if (gone && batches() && !file->fin_sent)
             return "unfit";
         size_t cost = verb == "writev" || verb == "write" || verb == "send" || verb == "sendto" || verb == "sendmsg"
                           ? cost_of(length)
@@ -1034,6 +1034,8 @@ private:
             return "none";
         File *file = at->file;
         int how = a[1] == "rd" ? SHUT_RD : a[1] == "wr" ? SHUT_WR : SHUT_RDWR;
+        if (file->unread > 0 && file->tcp) /* a wake-up, of no meaning: an edge for who was told before */
+            return "unfit";
         long result = answer_of(::shutdown(at->fd, how));
         if (result != 0)
             return result_text(result);
@@ -1464,7 +1466,7 @@ private:
     void converse(int at)
     {
         int from = peer_of(at), into = one_in(10) ? set() : 0;
-        for (int i = 1 + below(6); i > 0; i--) {
+        for (int i = 1 + below(one_in(2) ? 40 : 6); i > 0; i--) {
             say("write" + s(from) + s(1 + below(100)));
             say((one_in(3) ? "turn" : "wait") + s(into));
             say("read" + s(at) + " 65536");
