@@ -307,8 +307,10 @@ void ringpoll_fd_accepted(int fd, int result, int flags, int with_address)
         /* This set's from now on. */
         rp_set_unlock(&limbo);
         rp_set_lock(set);
-        if (acceptor->set == &limbo)
+        rp_lock(&limbo.lock);
+        if (find(fd) == acceptor && acceptor->set == &limbo)
             __atomic_store_n(&acceptor->set, set, __ATOMIC_RELEASE);
+        rp_unlock(&limbo.lock);
         rp_set_unlock(set);
         acceptor = lock(fd);
         if (!acceptor)
@@ -868,7 +870,8 @@ static long hand_out(struct rp_set *set, struct rp_acceptor *acceptor, bool mine
             have = room < 0 ? 0 : peer_address(acceptor, fd, &peer);
         }
         if (room < 0 || have < 0) { /* the connection is lost, as by the kernel */
-            reset(fd);
+            rp_fd_internal(fd, false);
+            rp_sys_close(fd);
             return have < 0 ? -ECONNABORTED : (uintptr_t)length < 4096 ? -EFAULT : -EINVAL;
         }
         memcpy(address, from, (size_t)(have < room ? have : room));
@@ -880,6 +883,7 @@ static long hand_out(struct rp_set *set, struct rp_acceptor *acceptor, bool mine
         rp_sys_fcntl(fd, 2 /* F_SETFD */, flags & SOCK_CLOEXEC ? 1 : 0);
     if (flags != asked_before && acceptor->state == RP_ACCEPTOR_ARMED) { /* learn anew */
         acceptor->wanted_flags = flags;
+        put_off(acceptor);
         leave(acceptor);
     }
     return fd;

@@ -31,7 +31,7 @@ struct rp_anchor {
     char magic[8];
     char version[16];    /* ringpoll_version() */
     uint32_t size;       /* of this structure */
-    uint16_t layout[58]; /* sizes, and offsets of all that is read; see stats.c */
+    uint16_t layout[59]; /* sizes, and offsets of all that is read; see stats.c */
     const struct rp_anchor *self; /* a mapped file is no loaded one */
     /* The process's own. */
     struct rp_set *const *sets;

@@ -18,11 +18,12 @@ static void end_connection(int fd, uint8_t kind, bool dropped)
 {
     struct linger linger = {0, 0};
     unsigned length = sizeof linger;
-    int unread = 0;
+    int unread = 0, at_mark = 0;
     if (kind == RINGPOLL_FD_TCP) {
         rp_sys_getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &length);
         rp_sys_call(SYS_ioctl, fd, FIONREAD, (long)&unread, 0, 0, 0);
-        if (dropped || unread > 0 || (linger.l_onoff && linger.l_linger == 0)) {
+        rp_sys_call(SYS_ioctl, fd, SIOCATMARK, (long)&at_mark, 0, 0, 0); /* it counts no urgent byte */
+        if (dropped || unread > 0 || at_mark || (linger.l_onoff && linger.l_linger == 0)) {
             struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
             rp_sys_call(SYS_connect, fd, (long)&nowhere, sizeof nowhere, 0, 0, 0);
             return;
@@ -43,6 +44,20 @@ void rp_set_stream_closing(struct rp_set *set, struct rp_stream *stream, const s
         struct linger at_once = {1, 0};
         rp_sys_call(SYS_setsockopt, fd, SOL_SOCKET, SO_LINGER, (long)&at_once, sizeof at_once, 0);
     }
+}
+
+/* Its file outlives the close, its registrations shall not: what is done to the file
+ * now would be reported. */
+static void unregister(int fd)
+{
+    rp_lock(&rp_sets_lock);
+    for (struct rp_set *set = rp_sets; set; set = set->next_set) {
+        rp_lock(&set->lock);
+        if (set->in_use && !set->inherited && !rp_set_is_ending(set))
+            rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, fd, NULL);
+        rp_unlock(&set->lock);
+    }
+    rp_unlock(&rp_sets_lock);
 }
 
 bool rp_set_cancel(struct rp_set *set, struct rp_watch *watch)
@@ -111,8 +126,12 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
     uint8_t kind = watch->kind;
     if (set->owner_inside && rp_set_ask_owner(set))
         return;
-    if (!rp_fd_shared(entry))
-        end_connection(fd, kind, unread);
+    if (rp_fd_shared(entry))
+        return;
+    rp_set_unlock(set);
+    unregister(fd);
+    rp_set_lock(set);
+    end_connection(fd, kind, unread);
 }
 
 void rp_set_name_closing(struct rp_set *set, int fd)
@@ -184,6 +203,8 @@ int ringpoll_fd_vacate(int fd)
         if (set->in_use) {
             bool enters_by_it = set->ring.enter_fd == fd && set->ring.fd == fd;
             moved = move_fd(&set->hidden, fd);
+            for (unsigned i = 0; i < set->annex_count && !moved; i++)
+                moved = move_fd(&set->annexes[i], fd);
             if (!moved && set->ring.fd == fd && (moved = move_fd(&set->ring.fd, fd)) && enters_by_it)
                 RP_WRITE_ONCE(set->ring.enter_fd, set->ring.fd);
         }

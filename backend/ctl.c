@@ -103,6 +103,7 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         if (error == 0) {
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
+            watch->place = 0;
         }
         return error;
     }
@@ -178,6 +179,7 @@ static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
         if (rp_set_may_forget(set, watch))
             rp_set_forget_watch(set, watch);
         else {
+            watch->place = 0;
             RP_WRITE_ONCE(watch->deleted, true);
             rp_set_dirty(set, watch);
         }
@@ -232,7 +234,7 @@ static int ctl_in_handler(struct rp_set *set, int epfd, int op, int fd, struct e
                      watch->deleted_in_handler))
         watch = RP_READ_ONCE(watch->next_of_fd);
     if (!watch || RP_READ_ONCE(watch->home) == RP_HOME_KERNEL || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)
-        return rp_sys_epoll_ctl(epfd, op, fd, event);
+        return rp_set_kernel_ctl(set, epfd, op, fd, event);
     if (op == EPOLL_CTL_ADD)
         return -EEXIST;
     if (op == EPOLL_CTL_MOD) {
@@ -290,7 +292,7 @@ static inline bool mod_as_usual(struct rp_set *set, int fd, const struct epoll_e
             rp_watch_to_idle(set, watch);
         done = true;
     } else if (watch && watch->set == set && !watch->next_of_fd && watch->quiet && watch->events == event->events &&
-               watch->home == RP_HOME_RING && watch->ready == RP_READY_IDLE && watch->op && !watch->armed_oneshot &&
+               watch->home == RP_HOME_RING && watch->ready == RP_READY_IDLE && watch->op &&
                !watch->deleted && !watch->disabled && !watch->dirty && !watch->stream && set->tells &&
                !set->owner_inside && rp_set_engine(set) == RINGPOLL_ENGINE_RING) {
         watch->data = event->data;
@@ -313,7 +315,7 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
         !(event->events & EPOLLEXCLUSIVE) && (set || is_epoll(epfd)))
         ringpoll_demote(fd);
     if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && RP_READ_ONCE(set->leftovers) == 0 &&
-                 RP_READ_ONCE(set->left) == 0))
+                 RP_READ_ONCE(set->left) == 0 && RP_READ_ONCE(set->annex_count) == 0))
         return rp_sys_epoll_ctl(epfd, op, fd, event);
     /* What is wrong beyond doubt, the kernel shall name: the identity is a real
      * epoll fd. */
@@ -332,8 +334,11 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) : NULL;
     if (op == EPOLL_CTL_ADD && stream && __atomic_load_n(&stream->set, __ATOMIC_RELAXED) != set)
         ringpoll_fd_release(fd, 1);
-    if (op == EPOLL_CTL_ADD && entry && (rp_fd_flags(entry) & RP_FD_LISTENER) && RP_READ_ONCE(entry->watches) &&
-        RP_READ_ONCE(entry->watches)->set != set)
+    /* And an accept that waits, as exclusively as EXCLUSIVE does, would take wake-ups along
+     * when it is cancelled. */
+    struct rp_watch *watching = entry && op == EPOLL_CTL_ADD && (rp_fd_flags(entry) & RP_FD_LISTENER)
+                                    ? RP_READ_ONCE(entry->watches) : NULL;
+    if (watching && (RP_READ_ONCE(watching->set) != set || (event->events & EPOLLEXCLUSIVE)))
         rp_accept_release(fd, true);
 
     int result;

@@ -17,9 +17,21 @@ static const struct timespec no_time = {0, 0};
  * one has, or has not, reported what there is; a one-shot one is enabled, or was
  * reported and is disabled. EPOLL_CTL_ADD makes the fresh state alone: enabled,
  * and reported if ready. The other two are made by letting the kernel report it,
- * to nobody, right after the ADD (`silent`, harvest()). That takes a wait, which
- * takes others' events along; they are put back, or kept for the next wait (the
- * stash) where nobody can put them back.
+ * to nobody, right after the ADD (`silent`, be_silent()). That takes a wait, which
+ * takes others' events along. Those of watches are put back by MOD. An event that
+ * nobody could put back must not be there: it is one of a registration whose number
+ * is closed and whose file is not (or may be: two have the same data).
+ *
+ * So there are several places for the silent ones. The identity, if the kernel's list
+ * of its registrations says that all in it are within reach (is_clear()). Else an
+ * *annex* of which that is true, or a new one that holds them alone. It stands in the
+ * identity, level-triggered, for as long as the set lives. Waits that meet its
+ * mark look into it; rp_set_kernel_ctl() looks for fds there first. Only another
+ * process that waits on the identity cannot know what the mark is: see rp_set_pass().
+ *
+ * The instance is made in any case: it is also the *witness* of what happens to the
+ * silent ones until they are in their place. What had happened before it listens the
+ * ring knows (catch_up()).
  *
  * A disabled one-shot is made to report by asking for everything. One that has
  * nothing to report at all (a pipe that was read to its bottom, a socket that is
@@ -34,7 +46,7 @@ static const struct timespec no_time = {0, 0};
  * that nothing happened meanwhile, the edge is made anew.
  */
 
-enum { SILENT_NOT, SILENT_WANTED, SILENT_DONE };
+enum { SILENT_NOT, SILENT_WANTED, SILENT_DONE, SILENT_IN_VAIN };
 
 static bool is_ready(int fd, uint32_t events)
 {
@@ -131,9 +143,37 @@ static bool each_registration(int epfd, void (*see)(void *context, const struct 
     return true;
 }
 
+struct number {
+    int fd;
+    bool listed;
+};
+
+static void see_number(void *context, const struct registration *one)
+{
+    struct number *number = context;
+    number->listed = number->listed || one->fd == number->fd;
+}
+
+/* The number may be another file's by now, whose registration nobody shall hear of:
+ * it is tried only where the number is listed. */
+bool rp_set_has_registered(struct rp_set *set, int epfd, int fd)
+{
+    struct number number = {fd, false};
+    struct epoll_event nothing = {.events = EPOLLONESHOT, .data = rp_set_mark(set)};
+    if (each_registration(epfd, see_number, &number) && !number.listed)
+        return false;
+    int result = rp_sys_epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &nothing);
+    if (result == 0)
+        rp_sys_epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL);
+    return result == -EEXIST;
+}
+
 /* ------------------------------------------------------------------ harvesting */
 
 #define HARVEST 64u
+#define FEW (4 * HARVEST)
+/* What the kernel lists of a registration that can report. */
+#define EVENT_BITS (RP_POLL_BITS | EPOLLERR | EPOLLHUP)
 
 /* Watches by their data. */
 struct by_data {
@@ -159,152 +199,121 @@ static unsigned find_data(const struct by_data *table, uint64_t data, struct rp_
     return count;
 }
 
-struct ghost {
-    uint64_t data;
-    bool level, edge;
-};
-
-static void see_ghost(void *context, const struct registration *one)
+/* 0 is the identity, the others are annexes. */
+static int place_fd(const struct rp_set *set, unsigned place)
 {
-    struct ghost *ghost = context;
-    if (one->data == ghost->data)
-        *(one->events & (EPOLLET | EPOLLONESHOT) ? &ghost->edge : &ghost->level) = true;
+    return place == 0 ? rp_set_kernel_fd(set) : set->annexes[place - 1];
 }
 
-static bool stash_has_room(struct rp_set *set, unsigned room)
+/* All whose events a wait in that place would bring, and those that are to be silent.
+ * `few`: room for a small table. */
+static bool make_table(struct rp_set *set, unsigned place, struct by_data *ret_table, struct rp_watch *few[FEW])
 {
-    if (set->stash_room - set->stash_count >= room)
-        return true;
-    uint32_t larger = set->stash_room ? set->stash_room * 2 : 4 * HARVEST;
-    struct rp_stashed *stash = rp_sys_pages(larger * sizeof *stash);
-    if (!stash)
+    size_t watches = 0;
+    memset(few, 0, FEW * sizeof few[0]);
+    *ret_table = (struct by_data){few, FEW - 1};
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        watches++;
+    while (watches * 2 > ret_table->mask)
+        ret_table->mask = ret_table->mask * 2 + 1;
+    if (ret_table->mask >= FEW && !(ret_table->slots = rp_sys_pages((ret_table->mask + (size_t)1) * sizeof few[0])))
         return false;
-    if (set->stash) {
-        memcpy(stash, set->stash, set->stash_count * sizeof *stash);
-        rp_sys_pages_free(set->stash, set->stash_room * sizeof *stash);
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        watch->seen = false;
+        if (watch->deleted || watch->disabled ||
+            (watch->silent == SILENT_NOT && (watch->home != RP_HOME_KERNEL || watch->place != place)))
+            continue;
+        uint32_t at = first_slot(ret_table, watch->data.u64);
+        while (ret_table->slots[at])
+            at = (at + 1) & ret_table->mask;
+        ret_table->slots[at] = watch;
     }
-    set->stash = stash;
-    set->stash_room = larger;
     return true;
 }
 
-static void see_stashed(void *context, const struct registration *one)
+static void free_table(struct by_data *table)
 {
-    struct rp_set *set = context;
-    for (uint32_t i = 0; i < set->stash_count; i++)
-        if (set->stash[i].event.data.u64 == one->data)
-            set->stash[i].exists = true;
+    if (table->mask >= FEW)
+        rp_sys_pages_free(table->slots, (table->mask + (size_t)1) * sizeof table->slots[0]);
 }
 
-/* Those whose files have gone are forgotten. */
-unsigned rp_set_take_stash(struct rp_set *set, struct epoll_event *events, unsigned room)
+struct census {
+    const struct by_data *table;
+    bool clear;
+};
+
+static bool is_mark(epoll_data_t data)
 {
-    uint32_t had = set->stash_count, taken = 0, left = 0;
-    for (uint32_t i = 0; i < had; i++)
-        set->stash[i].exists = false;
-    bool unknown = had > 0 && !each_registration(rp_set_kernel_fd(set), see_stashed, set);
-    for (uint32_t i = 0; i < had; i++) {
-        if (!set->stash[i].exists && !unknown)
-            continue;
-        if (taken < room)
-            events[taken++] = set->stash[i].event;
-        else
-            set->stash[left++] = set->stash[i];
-    }
-    RP_WRITE_ONCE(set->stash_count, left);
-    rp_set_lower(set);
-    return taken;
+    return data.ptr == &rp_wake_fd || data.ptr == &rp_annex_mark;
 }
 
-unsigned rp_set_merge_stash(struct epoll_event *events, unsigned stashed, unsigned count)
+static void count_in(void *context, const struct registration *one)
 {
-    unsigned kept = 0;
-    for (unsigned i = 0; i < stashed + count; i++) {
-        bool again = false;
-        for (unsigned j = stashed; i < stashed && j < stashed + count && !again; j++)
-            again = events[i].data.u64 == events[j].data.u64;
-        if (!again)
-            events[kept++] = events[i];
+    struct census *census = context;
+    struct rp_watch *watch = NULL;
+    uint32_t flags = 0;
+    /* What is level-triggered comes again; what is disabled does not come. */
+    if (!(one->events & (EPOLLET | EPOLLONESHOT)) || !(one->events & EVENT_BITS) ||
+        is_mark((epoll_data_t){.u64 = one->data}))
+        return;
+    if (find_data(census->table, one->data, &watch, &flags) != 1 || watch->fd != one->fd ||
+        watch->home != RP_HOME_KERNEL || watch->seen)
+        census->clear = false;
+    else
+        watch->seen = true;
+}
+
+/* Whatever a wait in that place takes can be put back, or comes again. */
+static bool is_clear(struct rp_set *set, unsigned place, const struct by_data *table)
+{
+    struct census census = {table, true};
+    for (struct rp_watch *watch = set->watches; watch && census.clear; watch = watch->next_of_set) {
+        struct rp_watch *one = NULL;
+        uint32_t flags = 0;
+        if (watch->silent != SILENT_NOT && !watch->disabled)
+            census.clear = find_data(table, watch->data.u64, &one, &flags) == 1;
     }
-    return kept;
+    return census.clear && each_registration(place_fd(set, place), count_in, &census) && census.clear;
 }
 
 /* An event that the kernel takes for reported. */
-static void sort_out(struct rp_set *set, const struct by_data *table, const struct epoll_event *got)
+static void sort_out(int epfd, const struct by_data *table, const struct epoll_event *got)
 {
     struct rp_watch *watch = NULL;
     uint32_t flags = 0;
-    uint64_t data = got->data.u64;
 
-    if (got->data.ptr == &rp_wake_fd)
+    if (is_mark(got->data) || find_data(table, got->data.u64, &watch, &flags) != 1)
         return;
-    unsigned count = find_data(table, data, &watch, &flags);
-    if (count == 1 && watch->silent == SILENT_WANTED) {
+    if (watch->silent == SILENT_WANTED) {
         watch->silent = SILENT_DONE;
         return;
     }
-    if (count > 0 && !(flags & (EPOLLET | EPOLLONESHOT)))
+    if (!(flags & (EPOLLET | EPOLLONESHOT)))
         return; /* level-triggered: the kernel keeps it */
-    if (count == 1) {
-        struct epoll_event again = {.events = watch->events, .data = watch->data};
-        if (watch->events & EPOLLEXCLUSIVE) {
-            rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_DEL, watch->fd, NULL);
-            rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_ADD, watch->fd, &again);
-        } else {
-            rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &again);
-        }
-        return;
+    struct epoll_event again = {.events = watch->events, .data = watch->data};
+    if (watch->events & EPOLLEXCLUSIVE) {
+        rp_sys_epoll_ctl(epfd, EPOLL_CTL_DEL, watch->fd, NULL);
+        rp_sys_epoll_ctl(epfd, EPOLL_CTL_ADD, watch->fd, &again);
+    } else {
+        rp_sys_epoll_ctl(epfd, EPOLL_CTL_MOD, watch->fd, &again);
     }
-    if (count == 0) {
-        /* Its number is closed, its file is not: out of anybody's reach. */
-        struct ghost ghost = {.data = data};
-        if (each_registration(rp_set_kernel_fd(set), see_ghost, &ghost) && !ghost.edge)
-            return;
-    }
-    for (uint32_t i = 0; i < set->stash_count; i++)
-        if (set->stash[i].event.data.u64 == data) {
-            set->stash[i].event = *got;
-            return;
-        }
-    set->stash[set->stash_count].event = *got;
-    RP_COUNT(set->stash_count, 1);
 }
 
 /* Lets the kernel report what is to be silent. */
-static void harvest(struct rp_set *set)
+static void harvest(struct rp_set *set, int epfd, const struct by_data *table)
 {
-    struct rp_watch *few[4 * HARVEST] = {NULL};
-    struct by_data table = {few, sizeof few / sizeof few[0] - 1};
     struct epoll_event got[HARVEST];
     size_t watches = 0;
-
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         watches++;
-    while (watches * 2 > table.mask)
-        table.mask = table.mask * 2 + 1;
-    size_t length = (table.mask + (size_t)1) * sizeof table.slots[0];
-    if (length > sizeof few && !(table.slots = rp_sys_pages(length)))
-        return;
-    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
-        if (watch->deleted || watch->disabled || (watch->home != RP_HOME_KERNEL && watch->silent == SILENT_NOT))
-            continue;
-        uint32_t at = first_slot(&table, watch->data.u64);
-        while (table.slots[at])
-            at = (at + 1) & table.mask;
-        table.slots[at] = watch;
-    }
     /* Ours came last, and level-triggered ones come again and again. */
-    for (size_t turn = 0; turn < watches / HARVEST + 16 && stash_has_room(set, HARVEST); turn++) {
-        int count = rp_sys_epoll_wait(rp_set_kernel_fd(set), got, HARVEST, &no_time, NULL);
+    for (size_t turn = 0; turn < watches / HARVEST + 16; turn++) {
+        int count = rp_sys_epoll_wait(epfd, got, HARVEST, &no_time, NULL);
         for (int i = 0; i < count; i++)
-            sort_out(set, &table, &got[i]);
+            sort_out(epfd, table, &got[i]);
         if (count < (int)HARVEST)
             break;
     }
-    if (table.slots != few)
-        rp_sys_pages_free(table.slots, length);
-    if (set->stash_count > 0)
-        rp_set_raise(set);
 }
 
 /* ---------------------------------------------------------------- the moves */
@@ -314,56 +323,167 @@ static void harvest(struct rp_set *set)
  * reads are reported without the lock. */
 static void moved(struct rp_set *set, struct rp_watch *watch)
 {
+    /* An adopted listener's queue, of which an edge has told. */
+    bool told = watch->kind == RP_KIND_LISTENER && rp_watch_is_edge(watch) && !watch->recheck &&
+                RP_READ_ONCE(watch->ready) == RP_READY_IDLE;
     set->stats.handovers++;
     RP_WRITE_ONCE(watch->home, RP_HOME_KERNEL);
     set->ring_watches--;
     watch->disabled = watch->recheck = watch->leaves = false;
     watch->silent = SILENT_NOT;
+    watch->place = 0;
     if (set->ring.fd < 0 || rp_set_is_mine(set)) {
         rp_watch_to_idle(set, watch);
         watch->quiet = watch->single = false;
     }
     rp_set_note_left(set, watch);
+    watch->left_reported |= told && watch->left;
     rp_set_dirty(set, watch);
 }
 
-/* Registers it in the state that it has; where that needs a harvest, `silent` says
- * so, and be_silent() completes it. `known`: see catch_up(). */
-static int enter_kernel(struct rp_set *set, struct rp_watch *watch, bool known)
+/* The interest that gives a silent one, or a stand-in, its state. */
+static struct epoll_event interest_of(struct rp_set *set, const struct rp_watch *watch)
 {
     struct epoll_event event = {.events = watch->events, .data = watch->data};
-    bool silent = false;
     if (watch->disabled) {
-        silent = is_ready(watch->fd, RP_POLL_BITS);
-        event.events = EPOLLONESHOT | (silent ? RP_POLL_BITS : 0);
+        event.events = EPOLLONESHOT | (watch->silent == SILENT_NOT ? 0 : RP_POLL_BITS);
         event.data = rp_set_mark(set);
-    } else if (known && is_spent_edge(watch)) {
-        silent = is_ready(watch->fd, watch->events);
     }
-    int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_ADD, watch->fd, &event);
-    if (error < 0)
-        return error;
-    if (silent)
-        watch->silent = SILENT_WANTED;
-    else
-        moved(set, watch);
-    return 0;
+    return event;
 }
 
-static void be_silent(struct rp_set *set)
+static int enter_at_once(struct rp_set *set, struct rp_watch *watch)
 {
-    harvest(set);
-    /* Did anything happen to them? */
-    bool sure = catch_up(set);
+    struct epoll_event event = interest_of(set, watch);
+    int error = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_ADD, watch->fd, &event);
+    if (error == 0)
+        moved(set, watch);
+    return error;
+}
+
+/* Registers it in the state that it has; where that takes a wait, `silent` says so,
+ * and be_silent() does it. `known`: see catch_up(). */
+static int enter_kernel(struct rp_set *set, struct rp_watch *watch, bool known)
+{
+    if (watch->disabled ? is_ready(watch->fd, RP_POLL_BITS)
+                        : known && is_spent_edge(watch) && is_ready(watch->fd, watch->events)) {
+        watch->silent = SILENT_WANTED;
+        return 0;
+    }
+    return enter_at_once(set, watch);
+}
+
+/* The place that `instance` is from now on, or 0. */
+static unsigned make_annex(struct rp_set *set, int *instance)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = &rp_annex_mark}};
+    unsigned count = set->annex_count;
+    if (count == RP_ANNEXES || (*instance = rp_sys_dup_high(*instance)) < 0 ||
+        rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_ADD, *instance, &event) < 0)
+        return 0;
+    rp_fd_internal(*instance, true);
+    RP_WRITE_ONCE(set->marked, true);
+    set->annexes[count] = *instance;
+    RP_WRITE_ONCE(set->annex_count, count + 1);
+    return count + 1;
+}
+
+/* An instance in which the silent ones are what they shall be. Or -1. */
+static int make_witness(struct rp_set *set)
+{
+    struct epoll_event got[HARVEST];
+    int witness = rp_sys_epoll_create1(EPOLL_CLOEXEC);
+    if (witness < 0)
+        return -1;
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        struct epoll_event event = interest_of(set, watch);
+        if (watch->silent == SILENT_NOT || rp_sys_epoll_ctl(witness, EPOLL_CTL_ADD, watch->fd, &event) == 0)
+            continue;
+        rp_sys_close(witness);
+        return -1;
+    }
+    while (rp_sys_epoll_wait(witness, got, HARVEST, &no_time, NULL) == (int)HARVEST)
+        ;
+    return witness;
+}
+
+/* What has happened since to those that are in their place now. */
+static void hear_witness(const struct by_data *table, int witness)
+{
+    struct epoll_event got[HARVEST];
+    int count;
+    do {
+        count = rp_sys_epoll_wait(witness, got, HARVEST, &no_time, NULL);
+        for (int i = 0; i < count; i++) {
+            struct rp_watch *watch = NULL;
+            uint32_t flags = 0;
+            if (!is_mark(got[i].data) && find_data(table, got[i].data.u64, &watch, &flags) == 1 &&
+                watch->silent == SILENT_DONE)
+                watch->silent = SILENT_IN_VAIN;
+        }
+    } while (count == (int)HARVEST);
+}
+
+/* `passed`: another process shall look at the identity, and see no mark of ours. */
+static int be_silent(struct rp_set *set, bool passed)
+{
+    struct rp_watch *few[FEW];
+    struct by_data table;
+    bool clear = false, tabled = false;
+    unsigned place = 0, places = passed ? 1 : set->annex_count + 1, annex = 0;
+    for (; place < places && !clear; place += !clear) {
+        if (tabled)
+            free_table(&table);
+        tabled = make_table(set, place, &table, few);
+        clear = tabled && is_clear(set, place, &table);
+    }
+    int witness = make_witness(set), error = 0;
+    bool sure = witness >= 0 && catch_up(set);
+    if (!clear) {
+        annex = !passed && witness >= 0 ? make_annex(set, &witness) : 0;
+        place = annex;
+    }
+    int epfd = place_fd(set, place);
+
+    for (struct rp_watch *watch = set->watches; watch && !annex; watch = watch->next_of_set) {
+        if (watch->silent == SILENT_NOT)
+            continue;
+        if (!clear)
+            watch->silent = SILENT_NOT;
+        if (!clear && passed && watch->disabled) {
+            RP_COUNT(set->leftovers, 1);
+            continue;
+        }
+        struct epoll_event event = interest_of(set, watch);
+        set->stats.kernel_ctls++;
+        int result = rp_sys_epoll_ctl(epfd, EPOLL_CTL_ADD, watch->fd, &event);
+        if (result < 0) {
+            watch->silent = SILENT_NOT;
+            error = result;
+        } else if (!clear) {
+            moved(set, watch);
+        }
+    }
+    if (clear) {
+        harvest(set, epfd, &table);
+        if (witness >= 0)
+            hear_witness(&table, witness);
+    }
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         if (watch->silent == SILENT_NOT)
             continue;
-        if (watch->silent == SILENT_DONE && (!sure || watch->ready != RP_READY_IDLE)) {
+        if (!watch->disabled && (!sure || watch->ready != RP_READY_IDLE || watch->silent == SILENT_IN_VAIN)) {
             struct epoll_event again = {.events = watch->events, .data = watch->data};
-            rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &again);
+            rp_sys_epoll_ctl(epfd, EPOLL_CTL_MOD, watch->fd, &again);
         }
         moved(set, watch);
+        watch->place = (uint8_t)place;
     }
+    if (tabled)
+        free_table(&table);
+    if (witness >= 0 && !annex)
+        rp_sys_close(witness);
+    return error;
 }
 
 int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
@@ -379,7 +499,7 @@ int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
         return 0;
     int error = enter_kernel(set, watch, known);
     if (error == 0 && watch->silent != SILENT_NOT)
-        be_silent(set);
+        error = be_silent(set, false);
     return error;
 }
 
@@ -416,28 +536,19 @@ bool rp_set_leave_ring(struct rp_set *set, struct rp_watch *watch, bool closing)
 
 /* ------------------------------------------------------------------ the set */
 
-struct strangers {
-    struct rp_set *set;
-    bool any;
-};
-
-static void see_stranger(void *context, const struct registration *one)
-{
-    struct strangers *strangers = context;
-    struct rp_watch *watch = rp_set_find(strangers->set, one->fd);
-    bool known = watch && !watch->deleted && watch->home == RP_HOME_KERNEL && watch->data.u64 == one->data;
-    strangers->any = strangers->any || (!known && (one->events & (EPOLLET | EPOLLONESHOT)));
-}
-
 /* Every watch of the ring goes where the others are. First those that must be
  * silent, so that the harvest finds little else. Another process shall see no mark
- * of ours, and has no stash: where the harvest could need them it does without. */
+ * of ours: where that would take one, it does without. */
 static void move_all(struct rp_set *set, bool known, bool passed)
 {
     bool any_silent = false, stands_in = true;
     if (passed) {
-        struct strangers strangers = {set, false};
-        stands_in = each_registration(rp_set_kernel_fd(set), see_stranger, &strangers) && !strangers.any;
+        struct rp_watch *few[FEW];
+        struct by_data table;
+        bool tabled = make_table(set, 0, &table, few);
+        stands_in = tabled && is_clear(set, 0, &table);
+        if (tabled)
+            free_table(&table);
         known = known && stands_in;
     }
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
@@ -453,7 +564,7 @@ static void move_all(struct rp_set *set, bool known, bool passed)
         any_silent = any_silent || watch->silent != SILENT_NOT;
     }
     if (any_silent)
-        be_silent(set);
+        (void)be_silent(set, passed);
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         if (!watch->deleted && !watch->disabled && watch->home == RP_HOME_RING)
             enter_kernel(set, watch, false);
@@ -504,8 +615,30 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
     }
 }
 
+struct annex_of {
+    struct rp_set *set;
+    int annex;
+};
+
+/* What is in an annex moves to the identity. */
+static void leave_annex(void *context, const struct registration *one)
+{
+    struct annex_of *from = context;
+    struct epoll_event event = {.events = one->events, .data = {.u64 = one->data}};
+    if (rp_sys_epoll_ctl(from->annex, EPOLL_CTL_DEL, one->fd, NULL) == 0)
+        rp_sys_epoll_ctl(rp_set_kernel_fd(from->set), EPOLL_CTL_ADD, one->fd, &event);
+}
+
+/* Another process waits on the identity, where it must meet no mark. So what lives in
+ * annexes moves, its edges are reported once more, and numbers that are closed are not
+ * heard of again. */
 void rp_set_pass(struct rp_set *set)
 {
+    for (unsigned i = 0; i < set->annex_count; i++) {
+        struct annex_of from = {set, set->annexes[i]};
+        each_registration(from.annex, leave_annex, &from);
+    }
+    rp_set_close_annexes(set);
     if (!set->raised)
         return;
     rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, rp_wake_fd, NULL);
@@ -517,15 +650,11 @@ int ringpoll_demote(int epfd)
     struct rp_set *set = rp_set_of(epfd);
     if (!set)
         return rp_sys_fcntl(epfd, 1 /* F_GETFD */, 0) < 0 ? -EBADF : -EINVAL;
-    if ((rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && RP_READ_ONCE(set->stash_count) == 0) || rp_self.locks_held)
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL || rp_self.locks_held)
         return 0;
     rp_process_check();
     rp_set_lock(set);
     rp_set_demote(set, RINGPOLL_REASON_NESTED, 0);
-    /* Whoever looks at the identity now shall not find it readable for events whose
-     * files have gone since they were kept. */
-    if (set->stash_count > 0)
-        (void)rp_set_take_stash(set, NULL, 0);
     rp_set_unlock(set);
     return 0;
 }
@@ -552,6 +681,7 @@ void rp_set_after_fork(struct rp_set *set)
     rp_stream_after_fork(set);
     set->accepts_armed = set->accepts_leaving = 0;
     rp_buffers_abandon(&set->buffers);
+    rp_files_abandon(&set->files);
     for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
         next = watch->next_of_set;
         rp_watch_to_idle(set, watch);
@@ -564,8 +694,7 @@ void rp_set_after_fork(struct rp_set *set)
     set->left_told = false;
     set->hidden_op = NULL;
     set->hidden_armed = set->hidden_ready = set->wake_sent = set->owner_inside = set->requests = false;
-    set->raised = false; /* what was kept for the next wait is the parent's to give */
-    RP_WRITE_ONCE(set->stash_count, 0);
+    set->raised = false;
     set->waiters = 0;
     set->serviced = 0;
     RP_WRITE_ONCE(set->owner, 0);
@@ -617,8 +746,12 @@ void rp_set_adopt_inherited(struct rp_set *set)
     bool had_ring = rp_set_engine(set) == RINGPOLL_ENGINE_RING;
     bool any_silent = false;
     each_registration(rp_set_kernel_fd(set), see_disabled, set);
+    for (unsigned i = 0; i < set->annex_count; i++)
+        each_registration(set->annexes[i], see_disabled, set);
     bool replaced = replace_identity(set);
     rp_set_close_hidden(set);
+    if (replaced)
+        rp_set_close_annexes(set);
     /* Without an instance of our own the parent's is used: as the kernel has it. */
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         if (watch->home != RP_HOME_KERNEL)
@@ -633,7 +766,7 @@ void rp_set_adopt_inherited(struct rp_set *set)
         watch->disabled = false;
     }
     if (any_silent)
-        be_silent(set);
+        (void)be_silent(set, false);
     if (had_ring) {
         __atomic_store_n(&set->engine, RINGPOLL_ENGINE_NEW, __ATOMIC_RELEASE);
         rp_set_demote(set, RINGPOLL_REASON_FORK, 0);

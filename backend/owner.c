@@ -197,7 +197,7 @@ void rp_set_raise(struct rp_set *set)
 
 void rp_set_lower(struct rp_set *set)
 {
-    if (!set->raised || set->wake_sent || set->stash_count > 0 || set->left_told)
+    if (!set->raised || set->wake_sent || set->left_told)
         return;
     rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, rp_wake_fd, NULL);
     set->raised = false;
@@ -335,6 +335,10 @@ int rp_set_make_ring(struct rp_set *set)
         return error;
     uint64_t tells = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_TASKRUN_FLAG;
     set->tells = (set->ring.features & tells) == tells;
+    uint64_t receives = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_MULTISHOT_RECV;
+    if ((set->flags & RINGPOLL_ADOPT) && (set->ring.features & receives) == receives &&
+        (set->ring_options.features & RINGPOLL_FEATURE_RECV_END) && rp_probe_recv_end(&set->ring))
+        set->ring.features |= RINGPOLL_FEATURE_RECV_END;
     rp_fd_internal(set->ring.fd, true);
     rp_op_table_init(&set->ops);
     RP_WRITE_ONCE(set->owner, rp_self_id());
@@ -403,6 +407,7 @@ void rp_set_end_ring(struct rp_set *set)
     (void)rp_set_await_orphans(set, 1); /* there are none; their files are free then */
     rp_stream_keep_pool(set);
     rp_buffers_fini(&set->buffers, ring);
+    rp_files_fini(&set->files, ring);
     rp_send_arena_free(set);
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         rp_watch_to_idle(set, watch);

@@ -130,6 +130,8 @@ static void tell_writable(struct rp_set *set, struct rp_stream *stream)
     if (!stream->send.was_blocked)
         return;
     stream->send.was_blocked = false;
+    if (watch)
+        watch->spent &= ~(uint32_t)(EPOLLOUT | EPOLLWRNORM);
     if (!watch || watch->deleted || watch->disabled || !(watch->events & EPOLLOUT))
         return;
     watch->mask = (watch->ready == RP_READY_IDLE ? 0 : watch->mask) | EPOLLOUT | EPOLLWRNORM;
@@ -158,12 +160,16 @@ int rp_send_submit(struct rp_set *set)
         }
         send->from_rest = send->rest_length > 0;
         sqe->opcode = RP_IORING_OP_SEND;
-        sqe->fd = stream->fd;
+        if (stream->pays && !stream->slot && set->files.free_head && rp_stream_is_armed(stream))
+            stream->slot = rp_files_fill(&set->files, &set->ring, stream->fd);
+        sqe->fd = stream->slot ? stream->slot - 1 : stream->fd;
         sqe->addr = (uint64_t)(uintptr_t)(send->from_rest ? send->rest + send->rest_at : set->arena.bytes + send->at);
         sqe->len = send->from_rest ? send->rest_length : send->length;
         sqe->op_flags = MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL;
         if (set->ring.features & RINGPOLL_FEATURE_CQE_SKIP)
             sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
+        if (stream->slot)
+            sqe->flags |= RP_SQE_FIXED_FILE;
         sqe->user_data = rp_op_user_data(&set->ops, op);
         send->op = op;
         send->sqe_at = set->ring.sqe_tail - 1;
@@ -172,6 +178,20 @@ int rp_send_submit(struct rp_set *set)
         set->stats.sends_batched++;
     }
     return 0;
+}
+
+void rp_send_clear_slot(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_send *send = &stream->send;
+    if (!stream->slot)
+        return;
+    if (send->state == RP_SEND_SENDING && (int32_t)(send->sqe_at - set->ring.sqe_head) >= 0) {
+        struct rp_sqe *sqe = &set->ring.sqes[send->sqe_at & set->ring.sq_mask];
+        sqe->fd = stream->fd;
+        sqe->flags &= (uint8_t)~RP_SQE_FIXED_FILE;
+    }
+    rp_files_clear(&set->files, &set->ring, stream->slot);
+    stream->slot = 0;
 }
 
 /* What was asked for is out, or as much of it as the kernel took. */
@@ -215,7 +235,27 @@ void rp_send_settle(struct rp_set *set)
     }
 }
 
-/* BLOCKED: a poll tells of room. */
+/* Its completion finds nobody. False: no room in the SQ to cancel it. */
+static bool orphan_poll(struct rp_set *set, struct rp_send *send)
+{
+    struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
+    if (!sqe)
+        return false;
+    if (send->op->state == RP_OP_QUEUED)
+        rp_op_step(&set->ops, send->op, RP_OP_INFLIGHT);
+    sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
+    sqe->fd = -1;
+    sqe->addr = rp_op_user_data(&set->ops, send->op);
+    if (set->ring.features & RINGPOLL_FEATURE_CQE_SKIP)
+        sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
+    rp_op_step(&set->ops, send->op, RP_OP_ORPHANED);
+    send->op = NULL;
+    return true;
+}
+
+/* BLOCKED: a poll tells of room. RDHUP comes with each, asked for or not, and would
+ * end a one-shot poll of a half-closed connection at once, for ever: such a one gets
+ * a multishot poll, which tells of it once. */
 static void wait_for_room(struct rp_set *set, struct rp_stream *stream)
 {
     struct rp_send *send = &stream->send;
@@ -232,38 +272,68 @@ static void wait_for_room(struct rp_set *set, struct rp_stream *stream)
     sqe->opcode = RP_IORING_OP_POLL_ADD;
     sqe->fd = stream->fd;
     sqe->poll32_events = rp_poll_word(EPOLLOUT);
+    sqe->len = send->half_closed ? RP_POLL_ADD_MULTI : 0;
     sqe->user_data = rp_op_user_data(&set->ops, op);
     send->op = op;
     send->sqe_at = set->ring.sqe_tail - 1;
 }
 
+void rp_send_expect_room(struct rp_set *set, struct rp_stream *stream)
+{
+    stream->send.was_blocked = true;
+    if (stream->send.state != RP_SEND_IDLE)
+        return;
+    step(set, stream, RP_SEND_BLOCKED);
+    wait_for_room(set, stream);
+}
+
+/* There is room, or an error: the rest goes out, or the program is told. */
+static void unblock(struct rp_set *set, struct rp_stream *stream)
+{
+    struct rp_send *send = &stream->send;
+    if (send->op && !orphan_poll(set, send)) {
+        send->has_room = set->unpolled = true;
+        return;
+    }
+    send->has_room = false;
+    if (send->rest_length > 0) {
+        step(set, stream, RP_SEND_BATCHED);
+        return;
+    }
+    step(set, stream, RP_SEND_IDLE);
+    tell_writable(set, stream);
+    rp_stream_send_over(set, stream);
+}
+
 void rp_send_poll_all(struct rp_set *set)
 {
     set->unpolled = false;
-    for (struct rp_stream *stream = set->streams; stream; stream = stream->next)
-        if (stream->send.state == RP_SEND_BLOCKED)
+    for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
+        next = stream->next;
+        if (stream->send.state != RP_SEND_BLOCKED)
+            continue;
+        if (stream->send.has_room)
+            unblock(set, stream);
+        else
             wait_for_room(set, stream);
+    }
 }
 
 void rp_send_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags)
 {
     struct rp_stream *stream = op->owner;
     struct rp_send *send = &stream->send;
-    (void)flags;
-    end_op(set, op);
-    send->op = NULL;
-    if (send->state == RP_SEND_BLOCKED) { /* the poll: OUT, an error, or cancelled */
-        if (result == -ECANCELED) {
+    if (!(flags & RP_CQE_F_MORE)) {
+        end_op(set, op);
+        send->op = NULL;
+    }
+    if (send->state == RP_SEND_BLOCKED) { /* the poll */
+        bool only_half_closed = result >= 0 && !(result & (EPOLLOUT | EPOLLERR | EPOLLHUP));
+        send->half_closed = send->half_closed || only_half_closed;
+        if (result != -ECANCELED && !only_half_closed)
+            unblock(set, stream);
+        else if (!send->op)
             wait_for_room(set, stream);
-            return;
-        }
-        if (send->rest_length > 0) {
-            step(set, stream, RP_SEND_BATCHED);
-            return;
-        }
-        step(set, stream, RP_SEND_IDLE);
-        tell_writable(set, stream);
-        rp_stream_send_over(set, stream);
         return;
     }
     if (send->state != RP_SEND_SENDING)
@@ -538,11 +608,18 @@ static inline bool send_quickly(const struct rp_fd *entry, struct rp_stream *str
     return done;
 }
 
-long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
+static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
 {
-    struct rp_fd *entry = rp_fd_peek(fd);
-    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE) : NULL;
-    if (!stream || count <= 0 || rp_self.locks_held)
+    *ret_entry = rp_fd_peek(fd);
+    return *ret_entry ? __atomic_load_n(&(*ret_entry)->stream, __ATOMIC_ACQUIRE) : NULL;
+}
+
+/* Apart from its callers, so that a write to a socket that is not adopted costs some
+ * loads and nothing else. */
+static __attribute__((noinline)) long send_by_stream(struct rp_fd *entry, struct rp_stream *stream, int fd,
+                                                     const struct iovec *iov, int count, int flags)
+{
+    if (count <= 0 || rp_self.locks_held)
         return RINGPOLL_PASS;
     if (count == 1 && send_quickly(entry, stream, iov->iov_base, iov->iov_len, flags))
         return (long)iov->iov_len;
@@ -562,10 +639,21 @@ long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
     return result;
 }
 
+long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
+{
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    return stream ? send_by_stream(entry, stream, fd, iov, count, flags) : RINGPOLL_PASS;
+}
+
 long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
 {
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    if (!stream)
+        return RINGPOLL_PASS;
     struct iovec iov = {.iov_base = (void *)(uintptr_t)buffer, .iov_len = length};
-    return ringpoll_try_sendv(fd, &iov, 1, flags);
+    return send_by_stream(entry, stream, fd, &iov, 1, flags);
 }
 
 void ringpoll_flush(void)
@@ -618,17 +706,20 @@ void ringpoll_fd_finish(int fd)
 void ringpoll_fd_full(int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
-    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
+    if (!entry || rp_self.locks_held)
+        return;
+    struct rp_watch *watch = RP_READ_ONCE(entry->watches);
+    struct rp_set *of = watch ? __atomic_load_n(&watch->set, __ATOMIC_ACQUIRE) : NULL;
+    if (of && rp_set_is_mine(of) && !RP_READ_ONCE(watch->next_of_fd)) /* OUT is news when it comes again */
+        watch->spent &= ~(uint32_t)(EPOLLOUT | EPOLLWRNORM);
+    if (!__atomic_load_n(&entry->stream, __ATOMIC_RELAXED))
         return;
     struct rp_stream *stream = rp_stream_lock(fd);
     if (!stream)
         return;
     struct rp_set *set = stream->set;
     if ((set->flags & RINGPOLL_BATCH) && rp_set_is_mine(set) && !set->owner_inside && set->ring.fd >= 0 &&
-        stream->send.state == RP_SEND_IDLE) {
-        stream->send.was_blocked = true;
-        step(set, stream, RP_SEND_BLOCKED);
-        wait_for_room(set, stream);
-    }
+        stream->send.state == RP_SEND_IDLE)
+        rp_send_expect_room(set, stream);
     rp_set_unlock(set);
 }

@@ -43,6 +43,8 @@ struct rp_send { /* a part of rp_stream */
     uint8_t state;        /* enum rp_send_state */
     bool from_rest;       /* SENDING: of the rest, not of the arena */
     bool was_blocked;     /* the kernel was full: tell the program when there is room */
+    bool half_closed;     /* the peer will send no more: BLOCKED polls tell of it, too */
+    bool has_room;        /* BLOCKED, with a poll that has yet to be cancelled: it told of room */
     uint32_t sqe_at, asked; /* SENDING: where its SQE is, and its length */
     uint32_t at, length;  /* the slice of the arena */
     uint32_t rest_at, rest_length;
@@ -71,6 +73,8 @@ int rp_send_submit(struct rp_set *set);
 void rp_send_settle(struct rp_set *set);
 /* A completion of a send that was short or failed, or of the poll of a BLOCKED one. */
 void rp_send_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags);
+/* IDLE → BLOCKED: the program waits for room, or was not told that there is. Owner. */
+void rp_send_expect_room(struct rp_set *set, struct rp_stream *stream);
 /* The polls of BLOCKED streams that found no room in the SQ. Owner. */
 void rp_send_poll_all(struct rp_set *set);
 /* Sends all that is batched now. Owner. */
@@ -78,6 +82,8 @@ int rp_send_flush(struct rp_set *set);
 /* Sends what this stream has by plain calls; where `wait`, for some seconds. True:
  * all of it went. Any thread. */
 bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait);
+/* Lets go of the stream's slot in the table of files (files.h), if it has one. Owner. */
+void rp_send_clear_slot(struct rp_set *set, struct rp_stream *stream);
 /* Drops everything: its fd is closed, or the ring goes. */
 void rp_send_forget(struct rp_set *set, struct rp_stream *stream);
 void rp_send_arena_free(struct rp_set *set);

@@ -117,7 +117,7 @@ void rp_set_free(struct rp_set *set)
     rp_unlock(&rp_wake_lock);
     rp_lock(&rp_retired_lock);
     rp_stats_add(&rp_stats_retired, set);
-    rp_stats_retired.polls_armed = rp_stats_retired.ops_in_flight = 0;
+    rp_stats_retired.polls_armed = rp_stats_retired.ops_in_flight = rp_stats_retired.adopted = 0;
     if (rp_newest_set == set) {
         rp_stats_retired.engine = rp_stats_engine(set, &rp_stats_retired.reason);
         rp_stats_retired.error = set->error;
@@ -129,9 +129,7 @@ void rp_set_free(struct rp_set *set)
     rp_stream_to_limbo(set);
     rp_accept_to_limbo(set);
     rp_set_close_hidden(set);
-    if (set->stash)
-        rp_sys_pages_free(set->stash, set->stash_room * sizeof *set->stash);
-    set->stash = NULL;
+    rp_set_close_annexes(set);
     RP_WRITE_ONCE(set->owner, 0);
     set->in_use = false;
 }
@@ -247,7 +245,28 @@ int rp_set_make_hidden(struct rp_set *set)
 int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
 {
     set->stats.kernel_ctls++;
+    for (unsigned i = 0; i < set->annex_count && fd != rp_wake_fd; i++) {
+        if (op == EPOLL_CTL_ADD) {
+            if (rp_set_has_registered(set, set->annexes[i], fd))
+                return -EEXIST;
+            continue;
+        }
+        int result = rp_sys_epoll_ctl(set->annexes[i], op, fd, event);
+        if (result != -ENOENT)
+            return result;
+    }
     return rp_sys_epoll_ctl(epfd, op, fd, event);
+}
+
+char rp_annex_mark;
+
+void rp_set_close_annexes(struct rp_set *set)
+{
+    for (unsigned i = 0; i < set->annex_count; i++) {
+        rp_fd_internal(set->annexes[i], false);
+        rp_sys_close(set->annexes[i]);
+    }
+    RP_WRITE_ONCE(set->annex_count, 0);
 }
 
 void rp_set_close_hidden(struct rp_set *set)
@@ -305,6 +324,8 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         }
         memcpy(&options, given, size);
     }
+    if (options.flags & RINGPOLL_FIXED_FILES)
+        options.flags |= RINGPOLL_BATCH;
     if (options.flags & (RINGPOLL_BATCH | RINGPOLL_ACCEPT))
         options.flags |= RINGPOLL_ADOPT;
     if (options.flags & RINGPOLL_ADOPT)
@@ -314,7 +335,8 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
     if (options.send_bytes > 1u << 24)
         return -EINVAL;
     uint32_t known = RINGPOLL_CLOEXEC | RINGPOLL_KERNEL | RINGPOLL_REQUIRE | RINGPOLL_TRACKED | RINGPOLL_ANY_RING |
-                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_ACCEPT;
+                     RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_ACCEPT |
+                     RINGPOLL_FIXED_FILES;
     if (options.flags & ~known)
         return -EINVAL;
     if ((options.flags & RINGPOLL_KERNEL) && (options.flags & (RINGPOLL_REQUIRE | RINGPOLL_SQPOLL)))

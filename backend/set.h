@@ -8,6 +8,7 @@
 #include "accept.h"
 #include "buffers.h"
 #include "fdtab.h"
+#include "files.h"
 #include "lock.h"
 #include "op.h"
 #include "ring.h"
@@ -16,11 +17,7 @@
 #include "stream.h"
 #include "watch.h"
 
-/* An event of a registration that is out of everybody's reach. */
-struct rp_stashed {
-    struct epoll_event event;
-    bool exists; /* still, as the kernel says */
-};
+#define RP_ANNEXES 16
 
 struct rp_set {
     struct rp_lock lock;
@@ -40,7 +37,7 @@ struct rp_set {
     int waiters;        /* threads inside a wait */
     bool owner_inside;  /* the owner is about to be, or is, inside a blocking enter */
     bool wake_sent;     /* the owner is being woken */
-    bool raised;        /* the wake fd stands in the identity: for that, or for the stash */
+    bool raised;        /* the wake fd stands in the identity */
     bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
     uint32_t demote_reason; /* the owner is asked to demote it; 0: not */
     struct rp_watch *watches; /* all */
@@ -49,12 +46,13 @@ struct rp_set {
     unsigned ring_watches; /* HOME_RING records */
     unsigned leftovers; /* * engine KERNEL: records of disabled one-shots, see demote.c */
     bool marked;        /* * there was a registration of our own in the identity, see rp_set_mark() */
-    struct rp_stashed *stash; /* taken out of the identity, not yet given; see demote.c */
-    uint32_t stash_count; /* * */
-    uint32_t stash_room;
+    int annexes[RP_ANNEXES]; /* kernel epoll instances in the identity, see demote.c */
+    unsigned annex_count; /* * */
+    unsigned annex_first; /* whose turn it is */
     bool inherited;     /* a fork's child has yet to make it its own */
     struct rp_stream *streams, *leaving; /* all; those whose cancel has yet to go out */
     struct rp_buffers buffers;
+    struct rp_files files;
     uint32_t buffer_count, stream_bytes; /* options */
     unsigned left;      /* watches with `left` */
     bool left_told;     /* the wake fd stands in the identity, for them */
@@ -191,6 +189,7 @@ void rp_set_forget_watches(struct rp_set *set);
 struct rp_watch *rp_set_find(struct rp_set *set, int fd);
 int rp_set_make_hidden(struct rp_set *set);
 void rp_set_close_hidden(struct rp_set *set);
+/* Where it is registered already, in an annex, or else in `epfd`, the identity. */
 int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event);
 /* A watch that kernel epoll serves, while bytes that were received for it (or an
  * error) wait in the library: the wait reports them beside what the kernel says.
@@ -218,6 +217,11 @@ static inline epoll_data_t rp_set_mark(struct rp_set *set)
     RP_WRITE_ONCE(set->marked, true);
     return (epoll_data_t){.ptr = &rp_wake_fd};
 }
+/* An annex has this for its data in the identity. */
+extern char rp_annex_mark;
+void rp_set_close_annexes(struct rp_set *set);
+/* This very file, under this number. */
+bool rp_set_has_registered(struct rp_set *set, int epfd, int fd);
 /* owner.c */
 extern struct rp_lock rp_wake_lock;    /* leaf: rp_wake_fd, the number of sets */
 extern struct rp_lock rp_retired_lock; /* leaf: rp_stats_retired, rp_newest_set */
@@ -254,11 +258,6 @@ bool rp_set_leave_ring(struct rp_set *set, struct rp_watch *watch, bool closing)
 /* close.c: cancels its poll and returns when the ring has let go of its file. Owner.
  * Whether the ring had it. */
 bool rp_set_cancel(struct rp_set *set, struct rp_watch *watch);
-/* What is in the stash, of that at most `room`. */
-unsigned rp_set_take_stash(struct rp_set *set, struct epoll_event *events, unsigned room);
-/* `count` fresh events came behind `stashed` ones: what stands in both is fresh. How
- * many are left. */
-unsigned rp_set_merge_stash(struct epoll_event *events, unsigned stashed, unsigned count);
 void rp_set_dirty(struct rp_set *set, struct rp_watch *watch);
 
 #endif

@@ -163,7 +163,7 @@ __attribute__((used)) const struct rp_anchor rp_anchor = {
         SET(next_set), SET(in_use), SET(tells), SET(stats), SET(ops.count), SET(ops.stale),
         SET(ring.fd), SET(ring.enters), SET(ring.sqes_submitted), SET(ring.cqes_reaped), SET(ring.overflows),
         WATCH(set), WATCH(events), WATCH(fd), WATCH(home), WATCH(deleted), WATCH(dirty), WATCH(next_of_fd),
-        WATCH(adopt_in), WATCH(adopt_gap), WATCH(empty),
+        WATCH(adopt_in), WATCH(adopt_gap), WATCH(empty), WATCH(kind),
         STREAM(fd), STREAM(set), STREAM(state), STREAM(bytes), STREAM(error), STREAM(ended), STREAM(send.length),
         STREAM(send.rest_length), offsetof(struct rp_fd, stream),
         RP_FD_KNOWN | RP_FD_SHARED | RP_FD_LEAVE | RP_FD_INTERNAL, RP_FD_ALONG, RP_FD_PLAIN,

@@ -272,14 +272,28 @@ bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
     struct rp_fd *entry = rp_fd_peek(watch->fd);
     if (!(rp_fd_flags(entry) & RINGPOLL_FD_CONNECTED) || entry->stream != watch->stream)
         return false;
-    if (rp_watch_is_edge(watch) && !watch->empty && !watch->recheck && !watch->stream)
+    if (watch->kind == RINGPOLL_FD_UNIX && !(set->ring.features & RINGPOLL_FEATURE_RECV_END))
+        return false;
+    /* Not where the receive would tell again of bytes that were reported: but those
+     * that the adoption itself has just come across were not. */
+    if (rp_watch_is_edge(watch) && !watch->empty && !watch->recheck && !watch->stream &&
+        (watch->ready == RP_READY_IDLE || watch->asked_in != set->wait_serial))
         return false;
     return !watch->stream || (watch->stream->state == RP_STREAM_PLAIN && !watch->stream->ended);
 }
 
 #define JUDGED_TURNS 256u
-#define ALONE_TURNS 2048u
-#define ALONE_TURNS_MOST 65536u
+#define ALONE_TURNS 16384u
+#define ALONE_TURNS_MOST 262144u
+
+/* Adoption begins at an event that counts adopt_in down to nothing. What came there
+ * while the set was alone found it closed, and has to come there again. */
+static void try_again(struct rp_set *set)
+{
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (watch->home == RP_HOME_RING && watch->adopt_in == 0 && !rp_stream_is_armed(watch->stream))
+            watch->adopt_in = 1;
+}
 
 void rp_stream_judge(struct rp_set *set, int events)
 {
@@ -294,6 +308,8 @@ void rp_stream_judge(struct rp_set *set, int events)
                 set->alone_left = set->alone_gap = 0;
             set->judged = set->judged_single = 0;
         }
+        if (set->alone_left == 0)
+            try_again(set);
         return;
     }
     set->judged_single += events == 1;
@@ -325,6 +341,8 @@ static int prepare(struct rp_set *set)
         error = rp_buffers_init(&set->buffers, &set->ring, set->buffer_count ? set->buffer_count : DEFAULT_BUFFERS);
     if (error < 0)
         set->no_streams = true;
+    else if (set->flags & RINGPOLL_FIXED_FILES)
+        (void)rp_files_init(&set->files, &set->ring, RP_FILES_COUNT);
     return error;
 }
 
@@ -380,6 +398,7 @@ static bool in_flight(const struct rp_set *set, const struct rp_stream *stream)
 static void receive_ended(struct rp_set *set, struct rp_stream *stream)
 {
     stream->op = NULL;
+    rp_send_clear_slot(set, stream);
     step(stream, RP_STREAM_PLAIN);
     struct rp_watch *watch = stream->watch;
     if (!watch)
@@ -696,6 +715,7 @@ void rp_stream_after_fork(struct rp_set *set)
     for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
         next = stream->next;
         stream->op = NULL;
+        stream->slot = 0;
         stream->held = 0;
         memset(&stream->send, 0, sizeof stream->send); /* the parent sends it */
         if (stream->state != RP_STREAM_PLAIN)
@@ -1108,17 +1128,23 @@ static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
     return *ret_entry ? __atomic_load_n(&(*ret_entry)->stream, __ATOMIC_ACQUIRE) : NULL;
 }
 
-long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags)
+/* Apart from its caller, so that a read of a socket that is not adopted costs some
+ * loads and nothing else. */
+static __attribute__((noinline)) long receive_by_stream(struct rp_fd *entry, struct rp_stream *stream, int fd,
+                                                        void *buffer, size_t length, int flags)
 {
-    struct rp_fd *entry;
-    struct rp_stream *stream = stream_of(fd, &entry);
     long result;
-    if (!stream)
-        return RINGPOLL_PASS;
     if (receive_quickly(entry, stream, buffer, length, length, flags, &result))
         return result;
     struct iovec iov = {.iov_base = buffer, .iov_len = length};
     return receive(fd, &iov, 1, length, flags, NULL);
+}
+
+long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags)
+{
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    return stream ? receive_by_stream(entry, stream, fd, buffer, length, flags) : RINGPOLL_PASS;
 }
 
 static long room_of(const struct iovec *iov, size_t count)

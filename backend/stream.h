@@ -79,6 +79,7 @@ struct rp_stream {
     uint32_t sqe_at;        /* the SQE's position, to take it back while it is QUEUED */
     uint32_t bytes;         /* queued */
     uint16_t head, tail;    /* segments, number + 1 */
+    uint16_t slot;          /* ARMED to CANCELING: in the table of files, number + 1; 0: none */
     int32_t gain;           /* what receives and batched sends are worth so far, see above */
     int error;              /* a positive errno that the program has yet to see, or 0 */
     uint8_t state;          /* enum rp_stream_state */

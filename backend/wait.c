@@ -225,13 +225,49 @@ static int arm_hidden(struct rp_set *set)
 
 /* ------------------------------------------------------------------- wait */
 
-/* Takes out what the library itself has registered. */
-static int without_marks(struct epoll_event *events, int count)
+/* Takes out what the library itself has registered. True in *ret_annexes: something
+ * is ready in one of them. */
+static int without_marks(struct epoll_event *events, int count, bool *ret_annexes)
 {
     int kept = 0;
-    for (int i = 0; i < count; i++)
-        if (events[i].data.ptr != &rp_wake_fd)
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.ptr == &rp_annex_mark)
+            *ret_annexes = true;
+        else if (events[i].data.ptr != &rp_wake_fd)
             events[kept++] = events[i];
+    }
+    return kept;
+}
+
+/* Those that find no room come again: annexes stand in the identity level-triggered. */
+static int take_annexes(struct rp_set *set, struct epoll_event *events, int room)
+{
+    int taken = 0;
+    bool unused = false;
+    for (unsigned i = 0; i < set->annex_count && taken < room; i++) {
+        unsigned turn = (set->annex_first + i) % set->annex_count;
+        int count = rp_sys_epoll_wait(set->annexes[turn], events + taken, room - taken, &no_time, NULL);
+        taken += without_marks(events + taken, count, &unused);
+    }
+    set->annex_first = (set->annex_first + 1) % RP_ANNEXES;
+    return taken;
+}
+
+/* `count` fresh events came behind `left` ones: what stands in both is one event, with
+ * the bits of both. How many there are. */
+static unsigned merge_left(struct epoll_event *events, unsigned left, unsigned count)
+{
+    unsigned kept = 0;
+    for (unsigned i = 0; i < left + count; i++) {
+        bool again = false;
+        for (unsigned j = left; i < left && j < left + count && !again; j++)
+            if (events[i].data.u64 == events[j].data.u64) {
+                events[j].events |= events[i].events;
+                again = true;
+            }
+        if (!again)
+            events[kept++] = events[i];
+    }
     return kept;
 }
 
@@ -280,7 +316,7 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
             watch->disabled = true;
         else if (watch->events & EPOLLONESHOT) {
             struct epoll_event none = {.events = EPOLLONESHOT, .data = watch->data};
-            rp_sys_epoll_ctl(rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
+            rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
         }
     }
     rp_set_tell_left(set, any_left(set));
@@ -289,10 +325,8 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
 
 static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    unsigned stashed = set->stash_count > 0 ? rp_set_take_stash(set, events, room) : 0;
-    if (set->left > 0)
-        stashed += take_left(set, events + stashed, room - stashed);
-    unsigned taken = stashed;
+    unsigned left = set->left > 0 ? take_left(set, events, room) : 0;
+    unsigned taken = left;
     set->hidden_ready = taken == room;
     for (int turn = 0; taken < room && turn < 64; turn++) {
         int count = rp_sys_epoll_wait(set->hidden, events + taken, (int)(room - taken), &no_time, NULL);
@@ -300,14 +334,17 @@ static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsi
         if (count <= 0)
             break;
         set->hidden_ready = count == (int)(room - taken);
-        int kept = set->marked ? without_marks(events + taken, count) : count;
+        bool annexes = false;
+        int kept = set->marked ? without_marks(events + taken, count, &annexes) : count;
+        if (annexes)
+            kept += take_annexes(set, events + taken + kept, (int)(room - taken) - kept);
         taken += (unsigned)kept;
         if (kept > 0 || !set->hidden_ready)
             break;
     }
     set->hidden_ready = taken == room;
-    if (stashed > 0)
-        taken = rp_set_merge_stash(events, stashed, taken - stashed);
+    if (left > 0)
+        taken = merge_left(events, left, taken - left);
     set->unfit_kernel += taken;
     return taken;
 }
@@ -387,10 +424,9 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
     if (timeout && blocks && RP_READ_ONCE(set->marked))
         deadline_ns = deadline_of(timeout);
     for (int turn = 0;; turn++) {
-        if (takes && (RP_READ_ONCE(set->stash_count) > 0 || RP_READ_ONCE(set->left) > 0)) {
+        if (takes && RP_READ_ONCE(set->left) > 0) {
             rp_set_lock(set);
-            given = (int)rp_set_take_stash(set, events, (unsigned)max);
-            given += (int)take_left(set, events + given, (unsigned)(max - given));
+            given = (int)take_left(set, events, (unsigned)max);
             rp_set_unlock(set);
             if (given == max)
                 return given;
@@ -403,9 +439,15 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
             return given > 0 ? given : count;
         if (!RP_READ_ONCE(set->marked))
             return given + count;
-        int kept = without_marks(events + given, count);
+        bool annexes = false;
+        int kept = without_marks(events + given, count, &annexes);
+        if (annexes && takes) {
+            rp_set_lock(set);
+            kept += take_annexes(set, events + given + kept, max - given - kept);
+            rp_set_unlock(set);
+        }
         if (given > 0)
-            return (int)rp_set_merge_stash(events, (unsigned)given, (unsigned)kept);
+            return (int)merge_left(events, (unsigned)given, (unsigned)kept);
         if (kept > 0 || (!blocks && count < max))
             return kept;
         if (!takes && turn > 64) /* a signal handler in the midst of our own work */
@@ -508,8 +550,11 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         }
         while (result == 0 && set->accepts_leaving && rp_accept_flush_leaving(set) < 0)
             result = rp_set_enter_and_reap(set);
-        if (set->unpolled)
+        for (unsigned turn = 0; result == 0 && set->unpolled; turn++) {
             rp_send_poll_all(set);
+            if (set->unpolled) /* the SQ is full, or there is no memory: nobody would hear of room */
+                result = turn < 64 ? rp_set_enter_and_reap(set) : -ENOMEM;
+        }
         while (result == 0 && set->batched && rp_send_submit(set) < 0)
             result = rp_set_enter_and_reap(set);
         if (result < 0)

@@ -419,6 +419,13 @@ int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **r
     return 0;
 }
 
+static bool is_writable(const struct rp_watch *watch)
+{
+    struct pollfd look = {.fd = watch->fd, .events = POLLOUT};
+    static const struct timespec now = {0, 0};
+    return rp_sys_poll(&look, 1, &now) == 1 && (look.revents & POLLOUT);
+}
+
 /* An edge-triggered poll will be armed anew though nobody asked for a look: an
  * OUT that was reported is not to be reported again. It was, if nothing is on its
  * way and the socket is writable. */
@@ -428,9 +435,7 @@ static void note_spent_out(struct rp_set *set, struct rp_watch *watch)
         rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring) || !rp_watch_in_flight(watch) ||
         watch->ready != RP_READY_IDLE)
         return;
-    struct pollfd look = {.fd = watch->fd, .events = POLLOUT};
-    static const struct timespec now = {0, 0};
-    if (rp_sys_poll(&look, 1, &now) == 1 && (look.revents & POLLOUT))
+    if (is_writable(watch))
         watch->spent |= EPOLLOUT | EPOLLWRNORM;
 }
 
@@ -451,7 +456,15 @@ static int adopt(struct rp_set *set, struct rp_watch *watch)
     } else if (!rp_watch_is_edge(watch) && (watch->events & (EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND))) {
         watch->recheck = true; /* the poll that would have been armed now was to look */
     }
-    return rp_stream_arm(set, watch);
+    int error = rp_stream_arm(set, watch);
+    /* Batched sends know of OUT from now on, but not that the program waits for it, or
+     * has not been told. */
+    if (error == 0 && (set->flags & RINGPOLL_BATCH) && rp_watch_is_edge(watch) && (watch->events & EPOLLOUT)) {
+        if (!(watch->spent & EPOLLOUT) || !is_writable(watch))
+            rp_send_expect_room(set, watch->stream);
+        watch->spent &= ~(uint32_t)(EPOLLOUT | EPOLLWRNORM);
+    }
+    return error;
 }
 
 static int arm_poll(struct rp_set *set, struct rp_watch *watch, uint32_t want, bool oneshot)
@@ -529,7 +542,7 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
         }
         return error;
     }
-    if (recheck)
+    if (recheck || watch->ready != RP_READY_IDLE) /* not reported yet: the look below is what reports it */
         watch->spent = 0;
     else if (watch->ended && edge && (!watch->op || !(watch->armed & EPOLLIN)) && watch->ready == RP_READY_IDLE)
         watch->spent |= watch->mask & ~(uint32_t)(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
@@ -567,6 +580,9 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
     /* One-shot only where RDHUP, which comes unasked, implies a wanted bit:
      * else a half-closed peer would complete it again and again. */
     bool oneshot = !edge && (watch->events & EPOLLIN) && (watch->fresh > 0 || (watch->events & EPOLLONESHOT));
+    /* What was reported may have been used up since: then OUT is news again. */
+    if ((watch->spent & EPOLLOUT) && !is_writable(watch))
+        watch->spent &= ~(uint32_t)(EPOLLOUT | EPOLLWRNORM);
     int error = arm_poll(set, watch, want, oneshot);
     if (error < 0)
         return error;

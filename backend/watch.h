@@ -126,6 +126,8 @@ struct rp_watch {
     bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
     bool left_reported;  /* and edge-triggered: was reported */
     bool leaves;         /* dirty: the owner shall move it to kernel epoll */
+    uint8_t place;       /* in kernel epoll: 0 the identity, or which annex, see demote.c */
+    bool seen;           /* in the kernel's list, there */
     uint8_t silent;      /* on its way to kernel epoll, see demote.c */
     /* Left by a signal handler inside a critical section, see set.c */
     bool closed_in_handler, modified_in_handler, deleted_in_handler;

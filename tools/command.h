@@ -60,6 +60,8 @@ const char *errno_name(int error, char *buffer, size_t size);
 bool check_mode(const char *source, const char *word);
 bool check_profile(const char *source, const char *word);
 bool check_mask(const char *source, const char *text);
+/* The same word, in static storage; NULL for one that is no profile. */
+const char *profile_word(const char *word);
 /* The words that RINGPOLL_MASK takes beside no-NAME; ends with NULL. */
 extern const char *const mask_generations[];
 /* The variable, or NULL when it is unset or empty, which mean the same. */
@@ -69,6 +71,9 @@ const char *setting(const char *name);
  * of a readable file in path[size]; false, after a sentence, otherwise. */
 bool find_preload(char *path, size_t size);
 bool find_bench_driver(char *path, size_t size);
+/* Without a sentence: nobody needs these. */
+bool find_own_programs(char *path, size_t size);
+bool find_system_programs(char *path, size_t size);
 
 /* engine.c: what a set of this process would run on. */
 struct engine {
@@ -102,5 +107,9 @@ struct program {
 /* Searches PATH as execvp(3) does. STATUS_OK with the whole of *program set;
  * STATUS_NOT_FOUND or STATUS_CANNOT_RUN after a sentence. */
 int find_program(const char *word, struct program *program);
+
+/* programs.c: the profile that the files of programs have for this one, in static
+ * storage, or NULL. False after a sentence: a file cannot be understood. */
+bool find_profile(const char *word, const struct program *program, const char **ret_profile);
 
 #endif

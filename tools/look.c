@@ -232,18 +232,19 @@ static void read_fd(struct subject *subject, int fd, const struct rp_fd *entry, 
         bool on_ring = watch.home == RP_HOME_RING && set->copy.engine != RINGPOLL_ENGINE_KERNEL;
         bool mine = on_ring && has_stream && stream.set == watch.set;
         bool adopted = mine && stream.state == RP_STREAM_ARMED;
+        bool listens = on_ring && watch.kind == RP_KIND_LISTENER; /* the ring accepts */
         *(on_ring ? &set->on_ring : &set->on_kernel) += 1;
         set->adopted += adopted;
         if (!list)
             continue;
         struct seen_fd *seen = add_fd(subject, fd, entry, &set->copy);
         seen->on_ring = on_ring;
-        seen->adopted = adopted;
+        seen->adopted = adopted || listens;
         if (set->copy.engine == RINGPOLL_ENGINE_KERNEL)
             seen->why = "set on kernel epoll";
         else if (!on_ring)
             seen->why = why_on_kernel(subject, entry, &watch);
-        else if (!adopted)
+        else if (!seen->adopted)
             seen->why = why_not_adopted(subject, &set->copy, entry, &watch, mine ? &stream : NULL);
         seen->unread = has_stream ? stream.bytes : 0;
         seen->unsent = has_stream ? rp_send_waiting(&stream.send) : 0;

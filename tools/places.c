@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * Where the shim and the bench driver are. Looked for in this order:
+ * Where the shim, the bench driver and the files of programs are. Looked for in this order:
  *
- *   1. what RINGPOLL_PRELOAD or RINGPOLL_BENCH names; that or nothing
+ *   1. what RINGPOLL_PRELOAD or RINGPOLL_BENCH names; that or nothing (the files of programs
+ *      have no such variable)
  *   2. the build tree, when this executable lies in one (a directory `tools`,
  *      or libtool's `tools/.libs`)
  *   3. beside this executable, as far from it as the installation put it: so a
@@ -29,10 +30,16 @@
 #ifndef RINGPOLL_PKGLIBEXECDIR
 #define RINGPOLL_PKGLIBEXECDIR "/usr/local/libexec/ringpoll"
 #endif
+#ifndef RINGPOLL_PKGDATADIR
+#define RINGPOLL_PKGDATADIR "/usr/local/share/ringpoll"
+#endif
+#ifndef RINGPOLL_CONFDIR
+#define RINGPOLL_CONFDIR "/usr/local/etc/ringpoll"
+#endif
 
 struct part {
     const char *what;        /* for the sentence */
-    const char *variable;    /* overrides the rest */
+    const char *variable;    /* overrides the rest; NULL: none, and missing it is no complaint */
     const char *in_build[3]; /* below the top of the build tree; ends with NULL */
     const char *directory;   /* configured */
     const char *name;        /* in it */
@@ -55,6 +62,22 @@ static const struct part bench_driver = {
     .directory = RINGPOLL_PKGLIBEXECDIR,
     .name = "ringpoll-bench",
     .access = X_OK,
+};
+
+static const struct part own_programs = {
+    .what = "the file of programs",
+    .in_build = {"tools/share/programs.conf", NULL},
+    .directory = RINGPOLL_PKGDATADIR,
+    .name = "programs.conf",
+    .access = R_OK,
+};
+
+static const struct part system_programs = {
+    .what = "the system's file of programs",
+    .in_build = {NULL},
+    .directory = RINGPOLL_CONFDIR,
+    .name = "programs.conf",
+    .access = R_OK,
 };
 
 static bool is_usable_file(const char *path, int mode)
@@ -135,7 +158,7 @@ static bool find_beside(const struct part *part, const char *directory, char *pa
 static bool find_part(const struct part *part, char *path, size_t size)
 {
     char directory[PATH_MAX];
-    const char *named = setting(part->variable);
+    const char *named = part->variable != NULL ? setting(part->variable) : NULL;
     if (named != NULL) {
         char resolved[PATH_MAX];
         if (!is_usable_file(named, part->access) || realpath(named, resolved) == NULL) {
@@ -151,6 +174,8 @@ static bool find_part(const struct part *part, char *path, size_t size)
     }
     if (join(path, size, part->directory, part->name) && is_usable_file(path, part->access))
         return true;
+    if (part->variable == NULL)
+        return false;
     complain("%s is not installed: '%s/%s': %s; %s may name another.", part->what, part->directory, part->name,
              strerror(errno), part->variable);
     return false;
@@ -164,4 +189,14 @@ bool find_preload(char *path, size_t size)
 bool find_bench_driver(char *path, size_t size)
 {
     return find_part(&bench_driver, path, size);
+}
+
+bool find_own_programs(char *path, size_t size)
+{
+    return find_part(&own_programs, path, size);
+}
+
+bool find_system_programs(char *path, size_t size)
+{
+    return find_part(&system_programs, path, size);
 }

@@ -59,6 +59,7 @@ static const struct {
     {"6.10", "several buffers in one receive"},
     {"6.9", "busy polling of a network device"},
     {"6.13", "a ring that grows"},
+    {"7.0", "a receive on AF_UNIX that tells of an end right behind bytes"},
 };
 _Static_assert(sizeof(feature_notes) / sizeof(feature_notes[0]) == RINGPOLL_FEATURE_COUNT,
                "each feature has its note");

@@ -28,16 +28,20 @@ static int print_help(void)
 {
     fputs("Usage: ringpoll run [OPTION]... [--] PROGRAM [ARGUMENT]...\n"
           "Run PROGRAM with its epoll on io_uring.\n\n"
-          "      --profile=PROFILE  readiness (the default), safe or throughput\n"
+          "      --profile=PROFILE  readiness, safe or throughput (default: what the files\n"
+          "                         of programs say of PROGRAM, or else safe)\n"
           "      --require          refuse to run where no ring can be had\n"
           "      --stats[=FILE]     at exit report what was done to stderr, or append it\n"
           "                         to FILE; %p in FILE is the pid\n"
           "  -h, --help             print this and exit\n\n"
           "Environment: RINGPOLL=off|auto|require, RINGPOLL_PROFILE, RINGPOLL_MASK and\n"
           "RINGPOLL_STATS mean what the options do; options go first.\n\n"
-          "Exit status: PROGRAM's own; 2 for a wrong option or variable, 125 if a ring is\n"
-          "required and cannot be had or ringpoll is not installed completely, 126 if\n"
-          "PROGRAM cannot be started, 127 if it is not found. See ringpoll-run(1).\n",
+          "Files of programs, lines \"PROGRAM profile=PROFILE\", the first that fits counts:\n"
+          "$XDG_CONFIG_HOME/ringpoll/programs.conf (or ~/.config/...), the system's and the\n"
+          "one that comes with ringpoll.\n\n"
+          "Exit status: PROGRAM's own; 2 for a wrong option, variable or file, 125 if a\n"
+          "ring is required and cannot be had or ringpoll is not installed completely,\n"
+          "126 if PROGRAM cannot be started, 127 if it is not found. See ringpoll-run(1).\n",
           stdout);
     return finish_output();
 }
@@ -279,6 +283,9 @@ int run_main(int argc, char **argv)
             complain("RINGPOLL=off: '%s' runs without the shim, so nothing will be reported.", argv[0]);
         return apply(&request) ? become(&program, argv) : STATUS_REFUSED;
     }
+    if (request.profile == NULL && setting("RINGPOLL_PROFILE") == NULL &&
+        !find_profile(argv[0], &program, &request.profile))
+        return STATUS_USAGE;
     char obstacle[9000];
     if (describe_obstacle(&program, obstacle, sizeof(obstacle))) {
         if (required) {

@@ -39,10 +39,19 @@ bool check_mode(const char *source, const char *word)
     return false;
 }
 
-bool check_profile(const char *source, const char *word)
+const char *profile_word(const char *word)
 {
     static const char *const profiles[] = {"readiness", "safe", "throughput", NULL};
-    if (is_one_of(word, profiles))
+    for (const char *const *profile = profiles; *profile != NULL; profile++) {
+        if (strcmp(word, *profile) == 0)
+            return *profile;
+    }
+    return NULL;
+}
+
+bool check_profile(const char *source, const char *word)
+{
+    if (profile_word(word) != NULL)
         return true;
     complain("%s: '%s' is not a profile; the profiles are readiness, safe and throughput.", source, word);
     return false;

@@ -91,6 +91,20 @@ bool rp_shim_is_listener(int fd)
     return (unsigned)fd >= LISTENERS || __atomic_load_n(&listener_kinds[fd], __ATOMIC_RELAXED) != 0;
 }
 
+/* A TCP listener resets what nobody has accepted; an AF_UNIX one gives it out still. */
+void rp_shim_before_listener_ends(int fd)
+{
+    struct linger at_once = {1, 0};
+    long queued;
+    ringpoll_fd_release(fd, 0);
+    if ((unsigned)fd >= LISTENERS || __atomic_load_n(&listener_kinds[fd], __ATOMIC_RELAXED) != RINGPOLL_FD_TCP + 1)
+        return;
+    while (ringpoll_fd_pending(fd) && (queued = ringpoll_try_accept(fd, NULL, NULL, 0)) >= 0) {
+        rp_raw(SYS_setsockopt, queued, SOL_SOCKET, SO_LINGER, (long)&at_once, sizeof at_once, 0);
+        ringpoll_close((int)queued);
+    }
+}
+
 void rp_shim_after_accept(int listener, int fd, int flags)
 {
     ringpoll_fd_opened(fd, kind_of_accepted(listener) | RINGPOLL_FD_CONNECTED | rp_shim_socket_flags(flags));

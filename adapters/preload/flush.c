@@ -226,6 +226,6 @@ EXPORT int shutdown(int fd, int how)
     if (UNLIKELY(rp_shim.batches) && rp_shim_watching() && how != SHUT_RD)
         ringpoll_fd_finish(fd);
     if (UNLIKELY(rp_shim.accepts) && rp_shim_watching() && how != SHUT_WR && rp_shim_is_listener(fd))
-        ringpoll_fd_release(fd, 0);
+        rp_shim_before_listener_ends(fd);
     return RP_LATE(shutdown) ? rp_real.shutdown(fd, how) : rp_fail(ENOSYS);
 }

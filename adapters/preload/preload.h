@@ -438,6 +438,7 @@ void rp_shim_after_fcntl(int fd, int command, long argument, int result);
 void rp_shim_after_accept(int listener, int fd, int flags);
 /* Before and after accept4. `result` is libc's. */
 bool rp_shim_is_listener(int fd); /* or may be one */
+void rp_shim_before_listener_ends(int fd); /* shutdown */
 bool rp_shim_answers_accept(int fd, struct sockaddr *address, socklen_t *length, int flags, int *ret_fd);
 void rp_shim_accepted(int fd, int result, int flags, bool with_address);
 void rp_shim_after_connect(int fd, const struct sockaddr *address, int error);

@@ -645,6 +645,125 @@ TEST(Variables, AreSetByTheOptionsAndOtherwiseLeftAlone)
               "RINGPOLL=\n");
 }
 
+/* A staged installation with files of programs, and a user. */
+class Programs : public testing::Test {
+protected:
+    void SetUp() override
+    {
+        NEED_SHIM();
+        for (const char *directory : {RINGPOLL_BINDIR, RINGPOLL_PKGLIBDIR, RINGPOLL_PKGDATADIR, RINGPOLL_CONFDIR})
+            scratch.make_directories(std::string("stage") + directory);
+        scratch.make_directories("home/.config/ringpoll");
+        scratch.make_directories("xdg/ringpoll");
+        staged = scratch.copy(command(), "stage" RINGPOLL_BINDIR "/ringpoll", 0755);
+        scratch.copy(shim(), "stage" RINGPOLL_PKGLIBDIR "/libringpoll-preload.so", 0755);
+        program = scratch.copy(helper(), "some-server", 0755);
+    }
+    void ours(const std::string &text) { scratch.write("stage" RINGPOLL_PKGDATADIR "/programs.conf", text, 0644); }
+    void systems(const std::string &text) { scratch.write("stage" RINGPOLL_CONFDIR "/programs.conf", text, 0644); }
+    std::string users(const std::string &text)
+    {
+        return scratch.write("home/.config/ringpoll/programs.conf", text, 0644);
+    }
+    Outcome run_staged(const Words &options = {}, const Words &environment = {}, const Words &command_line = {})
+    {
+        Start how;
+        how.words = {staged, "run"};
+        how.words.insert(how.words.end(), options.begin(), options.end());
+        const Words words = command_line.empty() ? Words{program, "env", "RINGPOLL_PROFILE"} : command_line;
+        how.words.insert(how.words.end(), words.begin(), words.end());
+        how.environment = {"RINGPOLL_PRELOAD", "XDG_CONFIG_HOME", "HOME=" + scratch.file("home")};
+        how.environment.insert(how.environment.end(), environment.begin(), environment.end());
+        return start(how);
+    }
+    std::string profile(const Words &options = {}, const Words &environment = {}, const Words &command_line = {})
+    {
+        Outcome outcome = run_staged(options, environment, command_line);
+        EXPECT_TRUE(outcome.exited_with(0)) << outcome.story();
+        EXPECT_EQ(outcome.complaints(), 0u) << outcome.story();
+        return outcome.out;
+    }
+    Scratch scratch;
+    std::string staged, program;
+};
+
+TEST_F(Programs, AProgramThatIsNamedNowhereHasTheDefault)
+{
+    EXPECT_EQ(profile(), "RINGPOLL_PROFILE is unset\n");
+    ours("another-server profile=throughput\n");
+    EXPECT_EQ(profile(), "RINGPOLL_PROFILE is unset\n");
+}
+
+TEST_F(Programs, TheUsersFileGoesBeforeTheSystemsAndThatBeforeOurs)
+{
+    ours("# a comment\n\n  some-server\tprofile=throughput # why\n");
+    EXPECT_EQ(profile(), "RINGPOLL_PROFILE=throughput\n");
+    systems("some-server profile=safe\n");
+    EXPECT_EQ(profile(), "RINGPOLL_PROFILE=safe\n");
+    users("another profile=throughput\nsome-server profile=readiness"); /* no newline at the end */
+    EXPECT_EQ(profile(), "RINGPOLL_PROFILE=readiness\n");
+    scratch.write("xdg/ringpoll/programs.conf", "some-server profile=safe\n", 0644);
+    EXPECT_EQ(profile({}, {"XDG_CONFIG_HOME=" + scratch.file("xdg")}), "RINGPOLL_PROFILE=safe\n");
+    EXPECT_EQ(profile({}, {"XDG_CONFIG_HOME="}), "RINGPOLL_PROFILE=readiness\n");
+    EXPECT_EQ(profile({}, {"XDG_CONFIG_HOME", "HOME"}), "RINGPOLL_PROFILE=safe\n");
+}
+
+TEST_F(Programs, TheOptionAndTheVariableGoBeforeTheFiles)
+{
+    users("some-server profile=throughput\n");
+    EXPECT_EQ(profile({}, {"RINGPOLL_PROFILE=safe"}), "RINGPOLL_PROFILE=safe\n");
+    EXPECT_EQ(profile({}, {"RINGPOLL_PROFILE="}), "RINGPOLL_PROFILE=throughput\n");
+    EXPECT_EQ(profile({"--profile=readiness"}, {"RINGPOLL_PROFILE=safe"}), "RINGPOLL_PROFILE=readiness\n");
+}
+
+TEST_F(Programs, TheFirstLineThatFitsCountsAndNamesMayHaveWildcards)
+{
+    users("some-*r profile=readiness\nsome-server profile=throughput\n");
+    EXPECT_EQ(profile(), "RINGPOLL_PROFILE=readiness\n");
+    users("some profile=readiness\n[rs]ome-serve? profile=throughput\n");
+    EXPECT_EQ(profile(), "RINGPOLL_PROFILE=throughput\n");
+}
+
+TEST_F(Programs, AScriptIsKnownByItsOwnNameAndElseByItsInterpreters)
+{
+    Outcome outcome = run_staged({}, {}, {scratch.write("shell", "#!/bin/sh\necho $RINGPOLL_PROFILE\n", 0755)});
+    EXPECT_EQ(outcome.out, "\n") << outcome.story();
+    users("shell profile=readiness\nsh profile=throughput\ndash profile=throughput\nbash profile=throughput\n");
+    outcome = run_staged({}, {}, {scratch.file("shell")});
+    EXPECT_EQ(outcome.out, "readiness\n") << outcome.story();
+    users("sh profile=throughput\ndash profile=throughput\nbash profile=throughput\n");
+    outcome = run_staged({}, {}, {scratch.file("shell")});
+    EXPECT_EQ(outcome.out, "throughput\n") << outcome.story();
+}
+
+TEST_F(Programs, ABadLineIsOneSentenceWithItsFileAndNumber)
+{
+    for (const std::string line : {"some-server", "some-server profile=fast", "some-server profile=", "some-server safe",
+                                   "some-server profile=safe profile=safe", "profile=safe", "/bin/x profile=safe",
+                                   "other threads=3"}) {
+        std::string file = users("# a comment\nsome-server profile=safe\n" + line + "\n");
+        Outcome outcome = run_staged();
+        EXPECT_TRUE(outcome.exited_with(2)) << line << outcome.story();
+        EXPECT_EQ(outcome.out, "") << line;
+        EXPECT_EQ(outcome.complaints(), 1u) << line << outcome.story();
+        EXPECT_TRUE(contains(outcome.err, file + ":3: ")) << line << outcome.story();
+        EXPECT_TRUE(contains(outcome.err, "readiness, safe or throughput")) << line << outcome.story();
+        /* Whoever says what he wants needs no file. */
+        EXPECT_EQ(profile({"--profile=safe"}), "RINGPOLL_PROFILE=safe\n") << line;
+    }
+}
+
+TEST_F(Programs, OursIsGoodAndKnowsMemcached)
+{
+    const char *top = getenv("top_srcdir");
+    std::string text = read_file(std::string(top != nullptr ? top : ".") + "/tools/programs.conf");
+    ASSERT_NE(text, "");
+    ours(text);
+    EXPECT_EQ(profile(), "RINGPOLL_PROFILE is unset\n"); /* and no sentence */
+    std::string memcached = scratch.copy(helper(), "memcached", 0755);
+    EXPECT_EQ(profile({}, {}, {memcached, "env", "RINGPOLL_PROFILE"}), "RINGPOLL_PROFILE=throughput\n");
+}
+
 TEST(Stats, AloneGoToStandardError)
 {
     NEED_SHIM();

@@ -416,6 +416,210 @@ TEST_P(Duplicate, OfASpentEdgeTakesNoEventOfOthersAlong)
     EXPECT_EQ(ready(set, 256).size(), 41u);
 }
 
+/* A spent edge of a number that is duplicated now, beside a pending event of a number
+ * that is closed: nobody could put that back. */
+struct OutOfReach {
+    int set, copy;
+    Pair spent;
+};
+
+class ClosedNumber : public Conformance {
+protected:
+    OutOfReach make(uint32_t flags)
+    {
+        OutOfReach at = {new_set(), -1, tcp()};
+        int ghost = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC | EFD_SEMAPHORE);
+        EXPECT_EQ(add(at.set, at.spent.a, in_ | out_ | et_), 0);
+        EXPECT_EQ(ready(at.set), (Events{{(uint64_t)at.spent.a, out_}}));
+        EXPECT_EQ(add_as(at.set, ghost, flags, 1000), 0);
+        at.copy = e().dup(ghost);
+        EXPECT_EQ(e().close(ghost), 0);
+        EXPECT_GE(e().dup(at.spent.a), 0);
+        return at;
+    }
+};
+INSTANTIATE_TEST_SUITE_P(, ClosedNumber, ::testing::ValuesIn(support::chosen_engines()),
+                         [](const auto &engine) { return engine.param; });
+
+TEST_P(ClosedNumber, ItsEventIsGivenAsItIsThen)
+{
+    OutOfReach at = make(in_ | out_ | et_);
+    kick(at.copy, UINT64_MAX - 2);
+    EXPECT_EQ(ready(at.set), (Events{{1000, in_}})) << "OUT has gone since";
+    EXPECT_EQ(ready(at.set), Events());
+}
+
+TEST_P(ClosedNumber, ThatWasDrainedIsNotReported)
+{
+    for (uint32_t flags : {in_ | et_, in_ | once_}) {
+        OutOfReach at = make(flags);
+        take(at.copy);
+        EXPECT_EQ(ready(at.set), Events());
+        kick(at.copy);
+        EXPECT_EQ(ready(at.set), (Events{{1000, in_}}));
+        kick(at.copy);
+        EXPECT_EQ(ready(at.set), flags & once_ ? Events() : (Events{{1000, in_}}));
+    }
+}
+
+TEST_P(ClosedNumber, WhoseFileHasGoneIsNotReported)
+{
+    OutOfReach at = make(in_ | et_);
+    ASSERT_EQ(e().close(at.copy), 0);
+    EXPECT_EQ(ready(at.set), Events());
+}
+
+TEST_P(ClosedNumber, BesideItAMovedOneGoesOnReporting)
+{
+    OutOfReach at = make(in_ | et_);
+    EXPECT_EQ(ready(at.set), (Events{{1000, in_}}));
+    put(at.spent.b, 1, at.spent.a);
+    EXPECT_EQ(ready(at.set, 1), (Events{{(uint64_t)at.spent.a, in_ | out_}}));
+    Waiter waiter([&] { return next(at.set); });
+    ASSERT_TRUE(waiter.asleep());
+    put(at.spent.b, 1, at.spent.a);
+    EXPECT_EQ(waiter.result(), (Events{{(uint64_t)at.spent.a, in_ | out_}}));
+    e().will_be_polled(at.set);
+    EXPECT_EQ(poll_now(at.set) & POLLIN, 0);
+    put(at.spent.b, 1, at.spent.a);
+    EXPECT_EQ(poll_now(at.set) & POLLIN, POLLIN);
+    EXPECT_EQ(ready(at.set), (Events{{(uint64_t)at.spent.a, in_ | out_}}));
+}
+
+TEST_P(ClosedNumber, BesideItAMovedOneCanBeChanged)
+{
+    for (bool polled : {false, true}) {
+        OutOfReach at = make(in_ | et_);
+        int fd = at.spent.a;
+        if (polled)
+            e().will_be_polled(at.set);
+        EXPECT_EQ(add(at.set, fd, in_), -EEXIST);
+        EXPECT_EQ(mod(at.set, fd, in_ | exclusive_), -EINVAL);
+        EXPECT_EQ(mod(at.set, fd, out_ | once_), 0);
+        EXPECT_EQ(ready(at.set), (Events{{(uint64_t)fd, out_}, {1000, in_}}));
+        EXPECT_EQ(ready(at.set), Events());
+        EXPECT_EQ(mod(at.set, fd, out_), 0);
+        EXPECT_EQ(ready(at.set), (Events{{(uint64_t)fd, out_}}));
+        EXPECT_EQ(ready(at.set), (Events{{(uint64_t)fd, out_}}));
+        EXPECT_EQ(del(at.set, fd), 0);
+        EXPECT_EQ(del(at.set, fd), -ENOENT);
+        EXPECT_EQ(mod(at.set, fd, out_), -ENOENT);
+        EXPECT_EQ(ready(at.set), Events());
+        EXPECT_EQ(add(at.set, fd, out_), 0);
+        EXPECT_EQ(ready(at.set), (Events{{(uint64_t)fd, out_}}));
+        EXPECT_EQ(del(at.set, fd), 0);
+    }
+}
+
+TEST_P(ClosedNumber, BesideItAMovedOneOutlivesItsOwn)
+{
+    OutOfReach at = make(in_ | et_);
+    int fd = at.spent.a, copy = e().dup(fd);
+    ASSERT_EQ(e().close(fd), 0);
+    EXPECT_EQ(ready(at.set), (Events{{1000, in_}}));
+    put(at.spent.b, 1, copy);
+    EXPECT_EQ(ready(at.set), (Events{{(uint64_t)fd, in_ | out_}}));
+    ASSERT_EQ(e().dup2(copy, fd), fd);
+    EXPECT_EQ(add(at.set, fd, in_), -EEXIST) << "it is the same file under the same number";
+    EXPECT_EQ(mod(at.set, fd, in_), 0);
+    EXPECT_EQ(ready(at.set), (Events{{(uint64_t)fd, in_}}));
+    EXPECT_EQ(del(at.set, fd), 0);
+    EXPECT_EQ(ready(at.set), Events());
+}
+
+TEST_P(ClosedNumber, BesideItADisabledOneShotStaysDisabled)
+{
+    OutOfReach at = make(in_ | et_);
+    Pair p = tcp();
+    ASSERT_EQ(add(at.set, p.a, in_ | once_), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(at.set), (Events{{(uint64_t)p.a, in_}, {1000, in_}}));
+    kick(at.copy);
+    e().dup(p.a);
+    EXPECT_EQ(ready(at.set), (Events{{1000, in_}}));
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(at.set), Events());
+    EXPECT_EQ(mod(at.set, p.a, in_ | once_), 0);
+    EXPECT_EQ(ready(at.set), (Events{{(uint64_t)p.a, in_}}));
+    EXPECT_EQ(ready(at.set), Events());
+}
+
+TEST_P(ClosedNumber, BesideItManyMovesAreEachSilent)
+{
+    OutOfReach at = make(in_ | et_);
+    for (int i = 0; i < 40; i++) {
+        Pair p = unix_stream();
+        ASSERT_EQ(add(at.set, p.a, in_ | et_), 0);
+        put(p.b, 1, p.a);
+        EXPECT_EQ(ready(at.set).back().data, i % 8 == 0 ? 1000u : (uint64_t)p.a) << i;
+        if (i % 8 == 0) {
+            EXPECT_EQ(ready(at.set), Events());
+        }
+        int copy = e().dup(p.a);
+        EXPECT_EQ(ready(at.set), Events()) << i;
+        put(p.b, 1, p.a);
+        EXPECT_EQ(ready(at.set), (Events{{(uint64_t)p.a, in_}})) << i;
+        if (i % 8 == 7) {
+            kick(at.copy);
+        } else if (i % 4 == 3) {
+            ASSERT_EQ(e().close(p.a), 0);
+        }
+        ASSERT_EQ(e().close(copy), 0);
+    }
+}
+
+TEST_P(ClosedNumber, BesideItAnAddThatFailsWakesNobody)
+{
+    OutOfReach at = make(in_ | et_);
+    int outer = new_set();
+    ASSERT_EQ(add(outer, at.set, in_ | et_), 0);
+    EXPECT_EQ(ready(outer).size(), 1u);
+    Pair p = unix_stream();
+    ASSERT_EQ(e().close(p.b), 0);
+    ASSERT_EQ(add(at.set, p.a, in_), 0);
+    EXPECT_EQ(ready(outer).size(), 1u);
+    EXPECT_EQ(add(at.set, p.a, in_), -EEXIST);
+    EXPECT_EQ(ready(outer), Events());
+}
+
+/* Who else waits on the set is no client of the library. */
+TEST_P(ClosedNumber, BesideItAPassedSetTellsOfTheProgramsDataAlone)
+{
+    OutOfReach at = make(in_ | et_);
+    Pair over = unix_stream();
+    int received = -1;
+    char byte = 0;
+    ASSERT_EQ(e().send_fd(over.a, at.set, "x", 1), 1);
+    ASSERT_EQ(e().recv_fd(over.b, &byte, 1, &received), 1);
+    put(at.spent.b, 1, at.spent.a);
+    struct epoll_event events[8];
+    long count = syscall(SYS_epoll_pwait, received, events, 8, 0, nullptr, 8);
+    ASSERT_GE(count, 1);
+    bool told = false;
+    for (long i = 0; i < count; i++) {
+        EXPECT_TRUE(events[i].data.u64 == 1000 || events[i].data.u64 == (uint64_t)at.spent.a);
+        told = told || events[i].data.u64 == (uint64_t)at.spent.a;
+    }
+    EXPECT_TRUE(told);
+}
+
+TEST_P(Duplicate, OfASpentEdgeBesideAnotherOneWithTheSameData)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add_as(set, p.a, in_ | et_, 7), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{7, in_}}));
+    int other = eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC | EFD_SEMAPHORE);
+    ASSERT_EQ(add_as(set, other, in_ | et_, 7), 0);
+    e().dup(p.a);
+    take(other);
+    EXPECT_EQ(ready(set), Events());
+    kick(other);
+    EXPECT_EQ(ready(set), (Events{{7, in_}}));
+    EXPECT_EQ(ready(set), Events());
+}
+
 TEST_P(Duplicate, AnEdgeThatNobodySawSurvivesTheClose)
 {
     int set = new_set();
@@ -775,4 +979,36 @@ TEST_P(SetLife, ItSeesReadsThatNobodyReports)
         std::thread([&] { ASSERT_EQ(::recv(p.a, bytes, sizeof bytes, 0), 10); }).join();
         EXPECT_EQ(ready(set), Events());
     }
+}
+
+/* The one by another thread while its owner is busy: what is done for the peer's sake
+ * must not be heard of in other sets. */
+TEST_P(Close, ByAnotherThreadLeavesNothingInASecondSet)
+{
+    for (bool is_tcp : {true, false}) {
+        int set = new_set(), second = new_set();
+        Pair p = is_tcp ? tcp() : unix_stream();
+        ASSERT_EQ(add(set, p.a, in_ | et_), 0);
+        ASSERT_EQ(add(second, p.a, in_ | rdhup_), 0);
+        e().will_be_polled(second);
+        EXPECT_EQ(ready(set), Events());
+        EXPECT_EQ(ready(second), Events());
+        std::thread([&] { EXPECT_EQ(e().close(p.a), 0); }).join();
+        EXPECT_TRUE(settle(p.b, POLLRDHUP));
+        EXPECT_EQ(ready(second), Events());
+    }
+}
+
+TEST_P(Close, ByAnotherThreadResetsThePeerOfAnUnreadUrgentByte)
+{
+    int set = new_set();
+    Pair p = tcp();
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    EXPECT_EQ(ready(set), Events());
+    ASSERT_EQ(e().send(p.b, "x", 1, MSG_OOB), 1);
+    EXPECT_TRUE(settle(p.a, POLLPRI));
+    std::thread([&] { EXPECT_EQ(e().close(p.a), 0); }).join();
+    EXPECT_TRUE(settle(p.b, POLLERR));
+    char byte;
+    EXPECT_EQ(e().recv(p.b, &byte, 1, 0), -ECONNRESET);
 }

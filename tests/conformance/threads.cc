@@ -263,6 +263,47 @@ TEST_P(Concurrent, AReadByAnotherThreadLeavesNoStaleEvent)
 
 /* -------------------------------------------------------------- several waiters */
 
+TEST_P(Concurrent, AnotherThreadsDupRepeatsNoEdge)
+{
+    int set = new_set();
+    Pair p = unix_stream();
+    ASSERT_EQ(add(set, p.a, in_ | out_ | et_), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, out_}}));
+    std::thread([&] { e().dup(p.a); }).join();
+    EXPECT_EQ(ready(set), Events());
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_ | out_}}));
+}
+
+TEST_P(Concurrent, AnotherThreadsDupEnablesNoOneShot)
+{
+    int set = new_set();
+    Pair p = tcp(), q = tcp();
+    ASSERT_EQ(add(set, p.a, in_ | once_), 0);
+    ASSERT_EQ(add(set, q.a, in_), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    put(q.b, 1, q.a); /* something that the set's thread has not heard of */
+    std::thread([&] { e().dup(p.a); }).join();
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)q.a, in_}}));
+}
+
+TEST_P(Waiters, ASecondOneIsToldOfNoEdgeAgain)
+{
+    int set = new_set();
+    Pair p = unix_stream();
+    ASSERT_EQ(add(set, p.a, in_ | out_ | et_), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, out_}}));
+    Events second;
+    std::thread([&] { second = ready(set); }).join();
+    /* Another thread cannot see whether such a ring has something to tell. */
+    bool tells = e().name() != std::string("sqpoll") && e().name() != std::string("sqaff") &&
+                 e().name() != std::string("anyring");
+    EXPECT_TRUE(second.empty() || !tells);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_ | out_}}));
+}
+
 TEST_P(Waiters, TwoOfThemOneEventWakesAtLeastOne)
 {
     int set = new_set();

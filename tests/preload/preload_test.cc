@@ -228,14 +228,15 @@ struct Listed {
     bool rides_the_ring;
 };
 
-/* Names that begin with a small letter are second halves of others. */
-std::vector<Listed> listed_scenarios()
+/* Names that begin with a small letter are second halves of others; "Flush…" are the
+ * flush points of batched writes. */
+std::vector<Listed> listed_scenarios(bool flush_points)
 {
     std::vector<Listed> list;
     std::istringstream lines(run({in_build_tree("scenarios"), "--list"}, {}).out);
     std::string name;
     for (int rides; lines >> name >> rides;)
-        if (isupper(static_cast<unsigned char>(name[0])))
+        if (isupper(static_cast<unsigned char>(name[0])) && (name.compare(0, 5, "Flush") == 0) == flush_points)
             list.push_back({name, rides != 0});
     std::reverse(list.begin(), list.end());
     return list;
@@ -283,6 +284,16 @@ TEST_P(Scenario, IsOnTheRingAsOnEpoll)
     EXPECT_TRUE(rode) << contents(stats);
 }
 
+TEST_P(Scenario, IsInReadinessAsOnEpoll)
+{
+    must_be_as_on_epoll({{"RINGPOLL_PROFILE", "readiness"}});
+}
+
+TEST_P(Scenario, IsInThroughputAsOnEpoll)
+{
+    must_be_as_on_epoll({{"RINGPOLL_PROFILE", "throughput"}});
+}
+
 TEST_P(Scenario, IsOnAnOldKernelAsOnEpoll)
 {
     must_be_as_on_epoll({{"RINGPOLL_MASK", "as-5.10"}});
@@ -298,7 +309,20 @@ TEST_P(Scenario, IsSwitchedOffAsOnEpoll)
     must_be_as_on_epoll({{"RINGPOLL", "off"}});
 }
 
-INSTANTIATE_TEST_SUITE_P(Shim, Scenario, testing::ValuesIn(listed_scenarios()),
+INSTANTIATE_TEST_SUITE_P(Shim, Scenario, testing::ValuesIn(listed_scenarios(false)),
+                         [](const testing::TestParamInfo<Listed> &info) { return info.param.name; });
+
+class FlushPoint : public Scenario {};
+
+TEST_P(FlushPoint, SendsWhatWasHeldBack)
+{
+    NEEDS_A_RING();
+    must_be_as_on_epoll({{"RINGPOLL", "require"},
+                         {"RINGPOLL_PROFILE", "throughput"},
+                         {"RINGPOLL_PRELOAD_TEST_BATCHES", "1"}});
+}
+
+INSTANTIATE_TEST_SUITE_P(Shim, FlushPoint, testing::ValuesIn(listed_scenarios(true)),
                          [](const testing::TestParamInfo<Listed> &info) { return info.param.name; });
 
 /* ------------------------------------------------------------ environment */

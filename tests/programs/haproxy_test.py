@@ -496,7 +496,7 @@ def ended_and_bound_again(run):
             read_exactly(conn, 5)
         if number == signal.SIGKILL:
             run.kill_and_rebind(proxy.process, proxy.raw, made)
-            run.check_port_is_free(proxy.web, reuse=False)
+            run.check_port_is_free(proxy.web, reuse=False, killed=True)
             seen.append("killed")
         else:
             proxy.process.end(number)

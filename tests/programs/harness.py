@@ -27,7 +27,8 @@ Environment: RINGPOLL_PRELOAD (path of the preload library), RINGPOLL_TEST_CASES
 (comma-separated names: only these), RINGPOLL_TEST_MODES (epoll,ring),
 RINGPOLL_TEST_KEEP=1 (keep the directories and logs), RINGPOLL_TEST_SEED,
 RINGPOLL_TEST_PATIENCE (seconds to wait for what should come at once),
-RINGPOLL_PROFILE and RINGPOLL_MASK (for the programs on the ring).
+RINGPOLL_PROFILE (safe when it is unset) and RINGPOLL_MASK (for the programs on the
+ring).
 """
 
 import ctypes
@@ -295,8 +296,11 @@ class Run:
         with open("/proc/net/unix") as file:
             return any(words[-1].startswith(path) and words[3] == "00010000" for words in map(str.split, file))
 
-    def check_port_is_free(self, port, reuse):
-        """The first try to bind must succeed: call it right after the wait."""
+    def check_port_is_free(self, port, reuse, killed=False):
+        """The first try to bind must succeed: call it right after the wait. (A killed
+        program whose ring accepted, by the profile throughput, has the port for some
+        milliseconds longer: design.md, known differences.)"""
+        late = killed and self.mode == "ring" and self.suite.profile == "throughput"
         with socket.socket() as probe:
             if reuse:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -311,6 +315,10 @@ class Run:
                             again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if reuse else 0)
                             again.bind((self.suite.address, port))
                             again.listen(1)
+                        if late:
+                            self.notes.append("a killed program had its port for %.1f ms" %
+                                              ((time.monotonic() - began) * 1e3))
+                            return
                         raise Failure("the port could be bound only %.1f ms after the end of the program" %
                                       ((time.monotonic() - began) * 1e3)) from None
                     except OSError:
@@ -333,7 +341,7 @@ class Run:
                     os.waitpid(pid, 0)
                 except ChildProcessError:
                     pass
-        self.check_port_is_free(port, reuse=bool(conns))
+        self.check_port_is_free(port, reuse=bool(conns), killed=True)
         for conn in conns:
             check_ended(conn)
 
@@ -543,7 +551,7 @@ def in_threads(jobs):
 
 
 class Suite:
-    def __init__(self, name, needs=(), profile="readiness"):
+    def __init__(self, name, needs=(), profile="safe"):
         self.name, self.needs, self.cases = name, needs, []
         self.profile = os.environ.get("RINGPOLL_PROFILE", profile)
         self.preload = None

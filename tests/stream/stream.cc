@@ -67,7 +67,12 @@ int unread(int fd)
 bool Stream::adopts()
 {
     const char *word = getenv("RINGPOLL_TEST_EXPECT");
-    return word != nullptr && strcmp(word, "adopt") == 0;
+    return word != nullptr && strncmp(word, "adopt", 5) == 0;
+}
+
+bool Stream::adopts_this()
+{
+    return adopts() && (tcp() || strcmp(getenv("RINGPOLL_TEST_EXPECT"), "adopt-tcp") != 0);
 }
 
 void Stream::SetUp()
@@ -190,7 +195,7 @@ void Stream::adopt()
      * many rounds. One reason goes when the loop has company: events of two fds. */
     bool adopted = false;
     int company = -1;
-    for (int round = 0; round < (adopts() ? 600 : 3) && !adopted && !HasFatalFailure(); round++) {
+    for (int round = 0; round < (adopts_this() ? 600 : 3) && !adopted && !HasFatalFailure(); round++) {
         if (round == 10) {
             struct epoll_event event = {};
             event.events = in_;
@@ -202,7 +207,8 @@ void Stream::adopt()
     if (company >= 0) {
         ASSERT_EQ(close(company), 0);
     }
-    ASSERT_TRUE(adopted || !adopts()) << "the library does not receive for this socket";
+    ASSERT_TRUE(adopted || !adopts_this()) << "the library does not receive for this socket";
+    ASSERT_FALSE(adopted && !adopts_this()) << "this kernel's receives may miss an end";
 }
 
 std::string text_of(uint64_t from, size_t count)
@@ -272,7 +278,7 @@ void Stream::place(size_t count, Where where)
     send(first);
     if (where != Where::kernel) {
         EXPECT_TRUE(wait(20000) & in_);
-        if (adopts() && empty) {
+        if (adopts_this() && empty) {
             EXPECT_EQ(past::unread(a_), 0) << "the library did not receive";
         }
     }

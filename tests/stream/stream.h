@@ -86,7 +86,8 @@ protected:
     bool edge() const { return trigger() == et_; }
     bool once() const { return trigger() == once_; }
     /* The library is below, and this run's profile and mask let it adopt. */
-    static bool adopts();
+    static bool adopts(); /* this run, if not each kind of socket */
+    bool adopts_this();   /* sockets of this test's kind */
 
     /* A pair, `a` registered and adopted, nothing unread; what there was before is
      * closed. */

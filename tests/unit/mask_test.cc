@@ -54,6 +54,7 @@ TEST(FeatureNames, EachBitHasOneOfItsOwn)
     EXPECT_STREQ(ringpoll_feature_name(1), "defer");
     EXPECT_STREQ(ringpoll_feature_name(13), "multishot-poll");
     EXPECT_STREQ(ringpoll_feature_name(28), "resize");
+    EXPECT_STREQ(ringpoll_feature_name(29), "recv-end");
 }
 
 TEST(MaskWords, EveryFeatureCanBeTakenAwayByItsName)
@@ -85,7 +86,7 @@ TEST(MaskWords, ReleasesLackWhatCameAfterThem)
 
     EXPECT_EQ(as_6_1, RINGPOLL_FEATURE_NO_SQARRAY | RINGPOLL_FEATURE_NO_IOWAIT | RINGPOLL_FEATURE_ABS_TIMER |
                           RINGPOLL_FEATURE_READ_MULTISHOT | RINGPOLL_FEATURE_RECV_BUNDLE | RINGPOLL_FEATURE_NAPI |
-                          RINGPOLL_FEATURE_RESIZE);
+                          RINGPOLL_FEATURE_RESIZE | RINGPOLL_FEATURE_RECV_END);
     EXPECT_EQ(as_5_19 & ~as_6_1, RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_SINGLE_ISSUER |
                                      RINGPOLL_FEATURE_SYNC_CANCEL | RINGPOLL_FEATURE_MULTISHOT_RECV |
                                      RINGPOLL_FEATURE_SEND_ZC);
@@ -199,14 +200,16 @@ TEST(CloseOver, TakesAwayWhatStandsOnTheMissing)
     EXPECT_EQ(rp_probe_close_over(all, all), 0u);
     EXPECT_EQ(rp_probe_close_over(0, 0), 0u);
     EXPECT_EQ(rp_probe_close_over(all, RINGPOLL_FEATURE_SINGLE_ISSUER),
-              all & ~(RINGPOLL_FEATURE_SINGLE_ISSUER | RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_RESIZE));
+              all & ~(RINGPOLL_FEATURE_SINGLE_ISSUER | RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_RESIZE |
+                      RINGPOLL_FEATURE_RECV_END));
     EXPECT_EQ(rp_probe_close_over(all, RINGPOLL_FEATURE_DEFER),
-              all & ~(RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_RESIZE));
+              all & ~(RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_RESIZE |
+                      RINGPOLL_FEATURE_RECV_END));
     EXPECT_EQ(rp_probe_close_over(all, RINGPOLL_FEATURE_MULTISHOT_POLL),
               all & ~(RINGPOLL_FEATURE_MULTISHOT_POLL | RINGPOLL_FEATURE_POLL_UPDATE));
     EXPECT_EQ(rp_probe_close_over(all, RINGPOLL_FEATURE_BUF_RING),
               all & ~(RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV | RINGPOLL_FEATURE_READ_MULTISHOT |
-                      RINGPOLL_FEATURE_RECV_BUNDLE));
+                      RINGPOLL_FEATURE_RECV_BUNDLE | RINGPOLL_FEATURE_RECV_END));
     EXPECT_EQ(rp_probe_close_over(all, RINGPOLL_FEATURE_EXT_ARG),
               all & ~(RINGPOLL_FEATURE_EXT_ARG | RINGPOLL_FEATURE_ABS_TIMER));
 }

@@ -182,6 +182,93 @@ TEST_F(Adopted, BytesThatWereReceivedOutliveTheirSet)
     EXPECT_EQ(take(), "onetwo");
 }
 
+TEST_F(Adopted, BigMessagesAreReadDirectlyAndSmallOnesAreReceivedAgain)
+{
+    std::string big(3000, 'b'), small(10, 's');
+    auto exchange = [&](const std::string &message) {
+        char bytes[4096];
+        ASSERT_EQ(write(b_, message.data(), message.size()), (ssize_t)message.size());
+        ASSERT_EQ(wait(1000), 1);
+        long got = ringpoll_try_recv(a_, bytes, sizeof bytes, 0);
+        if (got == RINGPOLL_PASS) {
+            got = read(a_, bytes, sizeof bytes);
+            ringpoll_fd_read(a_, sizeof bytes, got);
+        }
+        ASSERT_EQ(got, (long)message.size());
+        ASSERT_EQ(std::string(bytes, message.size()), message);
+    };
+    for (int i = 0; i < 32 && stats().adopted > 0; i++)
+        exchange(big);
+    EXPECT_EQ(stats().adopted, 0u);
+    uint64_t adoptions = stats().adoptions;
+    for (int i = 0; i < 100; i++) /* fewer than it takes to see that the socket is alone */
+        exchange(big);
+    EXPECT_EQ(stats().adoptions, adoptions) << "a receive was tried although nothing had changed";
+    for (int i = 0; i < 32 && stats().adopted == 0; i++)
+        exchange(small);
+    EXPECT_EQ(stats().adopted, 1u);
+    for (int i = 0; i < 50; i++)
+        exchange(small);
+    EXPECT_EQ(stats().adoptions, adoptions + 1);
+}
+
+TEST_F(Adopted, BigMessagesThatAreReadInPiecesAreReceived)
+{
+    std::string message(3000, 'p');
+    uint64_t adoptions = stats().adoptions;
+    for (int i = 0; i < 100; i++) {
+        ASSERT_EQ(write(b_, message.data(), message.size()), (ssize_t)message.size());
+        ASSERT_EQ(wait(1000), 1);
+        EXPECT_EQ(take(), message);
+    }
+    EXPECT_EQ(stats().adopted, 1u);
+    EXPECT_EQ(stats().adoptions, adoptions);
+}
+
+TEST_F(Adopted, ALonelySetGoesBackToPollsAndComesBackWithCompany)
+{
+    int more[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, more), 0);
+    ringpoll_fd_opened(more[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+    struct epoll_event event = {};
+    event.events = EPOLLIN;
+    event.data.fd = 1;
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, more[0], &event), 0);
+    /* One read for each event, as a program with a big buffer does. */
+    auto turn = [&](bool both) {
+        struct timespec second = {1, 0};
+        struct epoll_event events[2];
+        EXPECT_EQ(write(b_, "x", 1), 1);
+        if (both) {
+            EXPECT_EQ(write(more[1], "x", 1), 1);
+        }
+        int count = ringpoll_wait(set_, events, 2, &second, nullptr);
+        EXPECT_EQ(count, both ? 2 : 1);
+        for (int fd : {a_, more[0]}) {
+            char bytes[64];
+            if (fd != a_ && !both)
+                continue;
+            long got = ringpoll_try_recv(fd, bytes, sizeof bytes, 0);
+            if (got == RINGPOLL_PASS) {
+                got = read(fd, bytes, sizeof bytes);
+                ringpoll_fd_read(fd, sizeof bytes, got < 0 ? -errno : got);
+            }
+            EXPECT_EQ(got, 1);
+        }
+    };
+    for (int i = 0; i < 64; i++)
+        turn(true);
+    EXPECT_EQ(stats().adopted, 2u);
+    for (int i = 0; i < 1024; i++)
+        turn(false);
+    EXPECT_EQ(stats().adopted, 0u);
+    for (int i = 0; i < 64; i++)
+        turn(true);
+    EXPECT_EQ(stats().adopted, 2u);
+    for (int fd : more)
+        ringpoll_close(fd);
+}
+
 TEST_F(Adopted, ASecondSetHearsOfWhatTheFirstReceived)
 {
     ASSERT_EQ(write(b_, "one", 3), 3);

@@ -91,6 +91,10 @@ RINGPOLL_API const char *ringpoll_version(void);
  * ringpoll_try_accept() are adopted, see there. Implies RINGPOLL_ADOPT. Without
  * multishot accepts (before Linux 5.19) none is. */
 #define RINGPOLL_ACCEPT (1u << 9)
+/* Busy adopted sockets, up to 1024, get a slot in the ring's table of files, and
+ * batched sends name that instead of the fd. Implies RINGPOLL_BATCH. On the machines
+ * measured so far it gained nothing. Without sparse tables (Linux 5.19) it is ignored. */
+#define RINGPOLL_FIXED_FILES (1u << 10)
 
 struct ringpoll_options {
     uint32_t size;              /* sizeof(struct ringpoll_options) */
@@ -363,7 +367,8 @@ RINGPOLL_API void ringpoll_process_exiting(void);
 #define RINGPOLL_FEATURE_RECV_BUNDLE (UINT64_C(1) << 26)     /* 6.10 */
 #define RINGPOLL_FEATURE_NAPI (UINT64_C(1) << 27)            /* 6.9 */
 #define RINGPOLL_FEATURE_RESIZE (UINT64_C(1) << 28)          /* 6.13 */
-#define RINGPOLL_FEATURE_COUNT 29
+#define RINGPOLL_FEATURE_RECV_END (UINT64_C(1) << 29)        /* 7.0, and fixed stable kernels */
+#define RINGPOLL_FEATURE_COUNT 30
 
 /* The name of feature bit `index`, as in $RINGPOLL_MASK after "no-" and in
  * `ringpoll probe` ("defer", "multishot-poll", …). Static storage; NULL when
