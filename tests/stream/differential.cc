@@ -18,7 +18,8 @@
  *    full socket takes is nobody's promise.
  *  - A blocking call is made only where it can be satisfied.
  *
- * What is left out is what docs/design.md says is different: see known().
+ * What docs/design.md says is different is left out ("unfit"), each where its
+ * operation is.
  *
  * Environment: as for tests/conformance/differential.cc.
  */
@@ -179,7 +180,7 @@ struct File { /* an open file of the world, whatever fds name it */
     uint64_t received = 0; /* TCP: what its peer has sent, urgent bytes too */
     size_t unread = 0, cost = 0; /* an upper bound; what it may cost the peer's buffer */
     bool fin_sent = false, reset = false, no_more_reads = false, blocking = false, urgent = false, small = false,
-         without_urgency = false, sealed = false;
+         without_urgency = false, sealed = false, shut_here = false;
     bool watched = false, edge_of_out = false;
     int low_water = 1, timeout_ms = 0;
 };
@@ -834,7 +835,7 @@ private:
             return "unfit";
         bool gone = peer->refs == 0 || peer->no_more_reads || file->fin_sent || file->reset || peer->reset;
         /* A batched send fails with the next call. */
-        if (gone && batches() && !file->fin_sent)
+        if (gone && batches() && !file->shut_here)
             return "unfit";
         size_t cost = verb == "writev" || verb == "write" || verb == "send" || verb == "sendto" || verb == "sendmsg"
                           ? cost_of(length)
@@ -1034,7 +1035,7 @@ private:
             return "none";
         File *file = at->file;
         int how = a[1] == "rd" ? SHUT_RD : a[1] == "wr" ? SHUT_WR : SHUT_RDWR;
-        if (file->unread > 0 && file->tcp) /* a wake-up, of no meaning: an edge for who was told before */
+        if (file->unread > 0) /* a wake-up, of no meaning: an edge for who was told before */
             return "unfit";
         long result = answer_of(::shutdown(at->fd, how));
         if (result != 0)
@@ -1045,6 +1046,7 @@ private:
                 file->peer->fin_sent = true;
         }
         if (how != SHUT_RD) {
+            file->shut_here = true;
             if (!file->tcp)
                 file->peer->no_more_reads = true;
             if (!file->fin_sent) {

@@ -197,6 +197,86 @@ TEST_P(MixedUnix, AnFdThatFollowsUnreadBytes)
     EXPECT_EQ(value, 3u);
 }
 
+/* docs/design.md, known differences: the urgent mark. Who waits for PRI is answered as by the kernel. */
+TEST_P(MixedTcp, AnUrgentByte)
+{
+    for (bool waits_for_it : {false, true}) {
+        begin();
+        if (waits_for_it) {
+            modify(in_ | EPOLLPRI);
+            EXPECT_EQ(wait(), 0u);
+        }
+        std::string text = text_of(sent_, 20);
+        ASSERT_EQ(::send(b_, text.data(), 10, 0), 10);
+        ASSERT_EQ(::send(b_, "!", 1, MSG_OOB), 1);
+        ASSERT_EQ(::send(b_, text.data() + 10, 10, 0), 10);
+        sent_ += 21;
+        arrived();
+        sent_--;
+        EXPECT_EQ(wait(20000), waits_for_it ? in_ | EPOLLPRI : in_);
+        bool differs = adopts() && !waits_for_it;
+        if (!differs) {
+            EXPECT_EQ(R(recv(a_, bytes_, 1, MSG_OOB)), 1);
+            EXPECT_EQ(bytes_[0], '!');
+            EXPECT_BYTES(R(read(a_, bytes_, 100)), 10);
+            EXPECT_BYTES(R(read(a_, bytes_, 100)), 10);
+        } else {
+            EXPECT_LT(R(recv(a_, bytes_, 1, MSG_OOB)), 0);
+            std::string all;
+            for (long count; (count = R(read(a_, bytes_, 100))) > 0;)
+                all.append(bytes_, (size_t)count);
+            EXPECT_TRUE(all == expected(20)) << "the stream itself is whole";
+        }
+        EXPECT_EQ(R(read(a_, bytes_, 100)), -EAGAIN);
+    }
+}
+
+/* docs/design.md, known differences: the number that the bytes came for has them. */
+TEST_P(MixedLevel, ADuplicateReadsWhatIsInTheKernel)
+{
+    FOR_EVERYWHERE(where)
+    {
+        begin();
+        place(100, where);
+        int copy = own(dup(a_));
+        if (where == Where::kernel || !adopts_this()) {
+            EXPECT_BYTES(R(read(copy, bytes_, 60)), 60);
+            EXPECT_BYTES(R(read(a_, bytes_, 100)), 40);
+        } else {
+            EXPECT_BYTES(R(read(a_, bytes_, 1000)), 100);
+        }
+        EXPECT_EQ(R(read(copy, bytes_, 100)), -EAGAIN);
+        send(50);
+        EXPECT_BYTES(R(read(copy, bytes_, 20)), 20);
+        EXPECT_BYTES(R(read(a_, bytes_, 100)), 30);
+    }
+}
+
+/* docs/design.md, known differences: batched, the error is the next call's. */
+TEST_P(MixedUnix, AWriteOfATurnOfManyToAPeerThatHasGone)
+{
+    begin();
+    int company = own(eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK));
+    struct epoll_event event = {};
+    event.events = in_;
+    event.data.fd = company;
+    ASSERT_EQ(epoll_ctl(set_, EPOLL_CTL_ADD, company, &event), 0);
+    for (int i = 0; i < 10; i++) {
+        send(10);
+        EXPECT_EQ(wait(20000), in_);
+        EXPECT_EQ(drain(), -EAGAIN);
+    }
+    send(10);
+    EXPECT_EQ(wait(20000), in_);
+    ASSERT_EQ(close_now(b_), 0);
+    long first = R(::send(a_, "x", 1, MSG_NOSIGNAL));
+    EXPECT_TRUE(first == -EPIPE || (adopts_this() && first == 1)) << first;
+    EXPECT_EQ(wait(20000), in_ | hup_);
+    EXPECT_EQ(R(::send(a_, "x", 1, MSG_NOSIGNAL)), -EPIPE);
+    EXPECT_BYTES(R(read(a_, bytes_, 100)), 10);
+    EXPECT_EQ(R(read(a_, bytes_, 100)), 0);
+}
+
 TEST_P(MixedTcp, RecvmmsgTellsAnErrorFirst)
 {
     for (int waits : {0, 1}) {
@@ -360,6 +440,26 @@ TEST_P(MixedEdge, OutIsReportedOnceWhereAnotherIsBusy)
             EXPECT_EQ(wait(), 0u) << i;
             EXPECT_EQ(wait(), 0u) << i;
         }
+    }
+}
+
+TEST_P(MixedEdge, AnEndIsReportedOnceWhereAnotherIsBusy)
+{
+    for (int round = 0; round < 8; round++) {
+        begin(in_ | out_ | rdhup_);
+        int fds[2];
+        connect_pair(fds);
+        struct epoll_event event = {};
+        event.events = in_;
+        event.data.fd = fds[0];
+        ASSERT_EQ(epoll_ctl(set_, EPOLL_CTL_ADD, fds[0], &event), 0);
+        EXPECT_EQ(wait(), 0u);
+        ASSERT_EQ(::shutdown(b_, SHUT_WR), 0);
+        end_arrived();
+        EXPECT_EQ(wait(20000), in_ | out_ | rdhup_);
+        EXPECT_EQ(write(fds[1], "x", 1), 1);
+        for (int i = 0; i < 3; i++)
+            EXPECT_EQ(wait(), 0u) << i;
     }
 }
 
