@@ -609,7 +609,8 @@ static inline bool send_quickly(const struct rp_fd *entry, struct rp_stream *str
                 (set->flags & RINGPOLL_BATCH) && !set->owner_inside && !stream->error && set->turn_events > 1 &&
                 send->state == RP_SEND_IDLE && send->rest_length == 0 && length <= set->send_limit &&
                 length <= arena->size - arena->used &&
-                ((flags & MSG_DONTWAIT) || (rp_fd_flags(entry) & RINGPOLL_FD_NONBLOCK));
+                ((flags & MSG_DONTWAIT) || (rp_fd_flags(entry) & RINGPOLL_FD_NONBLOCK)) &&
+                !(rp_fd_flags(entry) & RP_FD_SHUT);
     if (done) {
         memcpy(arena->bytes + arena->used, buffer, length);
         send->at = arena->used;

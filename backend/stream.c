@@ -187,6 +187,18 @@ void rp_stream_send_over(struct rp_set *set, struct rp_stream *stream)
     end_if_empty(set, stream);
 }
 
+/* Of a stream that is held. */
+static struct rp_set *lock_set_of(struct rp_stream *stream)
+{
+    for (;;) {
+        struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
+        rp_set_lock(set);
+        if (__atomic_load_n(&stream->set, __ATOMIC_RELAXED) == set)
+            return set;
+        rp_set_unlock(set);
+    }
+}
+
 struct rp_stream *rp_stream_lock(int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
@@ -309,7 +321,10 @@ bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
         return false;
     if (watch->kind == RINGPOLL_FD_UNIX && !(set->ring.features & RINGPOLL_FEATURE_RECV_END))
         return false;
-    if (rp_watch_is_edge(watch) && !watch->empty && !watch->recheck && !watch->stream)
+    /* Not where the receive would tell again of bytes that were reported: but those
+     * that the adoption itself has just come across were not. */
+    if (rp_watch_is_edge(watch) && !watch->empty && !watch->recheck && !watch->stream &&
+        (watch->ready == RP_READY_IDLE || watch->asked_in != set->wait_serial))
         return false;
     return !watch->stream || (watch->stream->state == RP_STREAM_PLAIN && !watch->stream->ended);
 }
@@ -1005,6 +1020,8 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     struct rp_set *set = stream->set;
     bool nonblocking = is_nonblocking(fd, flags);
     long result;
+    if (stream->is_unix) /* means nothing there */
+        flags &= ~MSG_TRUNC;
 
     if (!rp_set_is_mine(set) || set->owner_inside || set->ring.fd < 0) {
         /* Another thread, or a signal handler inside a wait: both read by plain
@@ -1074,17 +1091,19 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     bool free = !rp_stream_is_armed(stream) || (stream->state == RP_STREAM_LEAVING && !rp_set_is_mine(set));
     if (all && !stream->error && !ends && (size_t)result < wanted && free) {
         bool wait = (flags & MSG_WAITALL) && !nonblocking;
-        stream->held++;
-        if (wait)
+        if (wait) {
+            stream->held++;
             rp_set_unlock(set);
+        }
         long more = receive_rest(fd, &place, wanted - (size_t)result, wait ? flags : flags | MSG_DONTWAIT);
-        if (wait)
-            rp_set_lock(set);
-        stream->held--;
+        if (wait) {
+            set = lock_set_of(stream);
+            stream->held--;
+        }
         if (more > 0)
             result += more;
-        else if (more < 0 && more != -EAGAIN && more != -EINTR)
-            stream->error = (int)-more; /* the kernel says it once: it is the next call's */
+        else if (more < 0 && more != -EAGAIN && more != -EINTR && !stream->closed)
+            stream->error = (int)-more; /* the next call's: this one has something to tell */
         end_if_empty(set, stream);
     } else {
         if (!stream->head && rp_set_is_mine(set))

@@ -443,16 +443,24 @@ static void note_spent_out(struct rp_set *set, struct rp_watch *watch)
         watch->spent |= EPOLLOUT | EPOLLWRNORM;
 }
 
+/* Whether an OUT was reported is known only when nothing is on its way: asks for that
+ * once in each wait. True: enter, and come again. */
+static bool is_unsure_of_out(struct rp_set *set, struct rp_watch *watch)
+{
+    if (!rp_watch_is_edge(watch) || watch->recheck || !(watch->events & watch->armed & EPOLLOUT) ||
+        watch->asked_in == set->wait_serial ||
+        (!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring) && rp_watch_in_flight(watch)))
+        return false;
+    watch->asked_in = set->wait_serial;
+    return true;
+}
+
 /* The receive takes over from the poll. */
 static int adopt(struct rp_set *set, struct rp_watch *watch)
 {
     if (watch->op) {
-        /* Whether its OUT was reported is known only when nothing is on its way. */
-        if (rp_watch_is_edge(watch) && (watch->events & watch->armed & EPOLLOUT) && watch->asked_in != set->wait_serial &&
-            (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring) || !rp_watch_in_flight(watch))) {
-            watch->asked_in = set->wait_serial;
+        if (is_unsure_of_out(set, watch))
             return -EBUSY;
-        }
         note_spent_out(set, watch);
         int error = rp_watch_disarm(set, watch, NULL);
         if (error < 0)
@@ -587,6 +595,8 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
             }
             return 0;
         }
+        if (is_unsure_of_out(set, watch))
+            return -EBUSY;
         note_spent_out(set, watch);
         int error = rp_watch_disarm(set, watch, NULL);
         if (error != 0)
