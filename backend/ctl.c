@@ -119,8 +119,10 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         RP_WRITE_ONCE(watch->fd, fd);
         RP_WRITE_ONCE(watch->home, RP_HOME_RING);
         watch->fresh = 2;
-        if (set->flags & RINGPOLL_ADOPT)
-            watch->adopt_in = watch->adopt_gap = 1;
+        if (set->flags & RINGPOLL_ADOPT) {
+            watch->adopt_in = 2; /* a request and the end of its connection: not worth it */
+            watch->adopt_gap = 1;
+        }
         rp_set_link_watch(set, watch, entry);
     }
     struct rp_stream *stream = rp_fd_peek(fd)->stream;
@@ -192,7 +194,8 @@ static int ctl_del(struct rp_set *set, struct rp_watch *watch, int fd)
     return 0;
 }
 
-/* Engine KERNEL with records of disabled one-shots that the kernel has not. */
+/* Engine KERNEL with records of disabled one-shots that the kernel has not, or with
+ * bytes in the library that it knows nothing of. */
 static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_watch *watch = rp_set_find(set, fd);

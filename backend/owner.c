@@ -377,8 +377,7 @@ void rp_set_end_ring(struct rp_set *set)
     for (struct rp_stream *stream = set->streams, *next_stream; stream; stream = next_stream) {
         next_stream = stream->next;
         if (!rp_send_is_idle(&stream->send)) {
-            rp_send_drain(set, stream, true);
-            rp_send_forget(set, stream);
+            rp_send_end(set, stream);
             rp_stream_send_over(set, stream);
         }
     }

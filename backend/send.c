@@ -20,7 +20,7 @@
 /* One that stands behind a small one would pay two: the most that is queued of one. */
 #define QUEUED_BYTES 16384u
 /* How long the end of a ring, and a fork, wait for a peer that does not read. */
-#define LAST_WAIT_NS UINT64_C(5000000000)
+uint64_t rp_send_last_wait_ns = UINT64_C(5000000000);
 
 static const uint8_t edges[RP_SEND_STATES] = {
     [RP_SEND_IDLE] = 1u << RP_SEND_BATCHED | 1u << RP_SEND_BLOCKED,
@@ -87,6 +87,17 @@ static bool add_to_rest(struct rp_set *set, struct rp_send *send, const unsigned
     memcpy(send->rest + send->rest_at + send->rest_length, bytes, length);
     send->rest_length += length;
     return true;
+}
+
+/* Bytes that the program was promised cannot go out: both ends shall see a connection
+ * that broke, and never one with a hole in it. */
+static void break_connection(struct rp_stream *stream, int error)
+{
+    struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+    if (!stream->error)
+        stream->error = error;
+    if (stream->is_unix || rp_sys_call(SYS_connect, stream->fd, (long)&nowhere, sizeof nowhere, 0, 0, 0) < 0)
+        rp_sys_call(SYS_shutdown, stream->fd, SHUT_RDWR, 0, 0, 0, 0);
 }
 
 static void free_rest(struct rp_set *set, struct rp_send *send)
@@ -208,9 +219,7 @@ static void sent(struct rp_set *set, struct rp_stream *stream, uint32_t bytes)
     }
     /* The arena is for one turn. */
     if (send->length > 0 && !add_to_rest(set, send, set->arena.bytes + send->at, send->length)) {
-        /* No memory for what the program was promised: what it sees is a broken connection. */
-        stream->error = ENOMEM;
-        rp_sys_call(SYS_shutdown, stream->fd, SHUT_RDWR, 0, 0, 0, 0);
+        break_connection(stream, ENOMEM);
     }
     send->length = 0;
     send->was_blocked = true;
@@ -389,7 +398,7 @@ static void push(struct rp_set *set, struct rp_stream *stream)
 bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait)
 {
     struct rp_send *send = &stream->send;
-    uint64_t until = wait ? rp_sys_now_ns() + LAST_WAIT_NS : 0;
+    uint64_t until = wait ? rp_sys_now_ns() + rp_send_last_wait_ns : 0;
     if (send->state == RP_SEND_SENDING) {
         if (rp_set_is_mine(set) && !set->owner_inside)
             (void)rp_send_flush(set);
@@ -401,11 +410,18 @@ bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait)
     push(set, stream);
     while (wait && rp_send_waiting(send) > 0 && rp_sys_now_ns() < until) {
         struct pollfd look = {.fd = stream->fd, .events = POLLOUT};
-        struct timespec a_while = {0, 100000000};
+        struct timespec a_while = {0, rp_send_last_wait_ns < 100000000 ? (long)rp_send_last_wait_ns : 100000000};
         rp_sys_poll(&look, 1, &a_while);
         push(set, stream);
     }
     return rp_send_waiting(send) == 0;
+}
+
+void rp_send_end(struct rp_set *set, struct rp_stream *stream)
+{
+    if (!rp_send_drain(set, stream, true))
+        break_connection(stream, ETIMEDOUT);
+    rp_send_forget(set, stream);
 }
 
 void rp_send_forget(struct rp_set *set, struct rp_stream *stream)
@@ -552,7 +568,7 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
         return length;
     }
     if (send->state == RP_SEND_BLOCKED || length >= (send->state == RP_SEND_IDLE ? DIRECT_BYTES : QUEUED_BYTES) ||
-        (send->state == RP_SEND_IDLE && set->turn_events <= 1)) {
+        length > set->send_limit || (send->state == RP_SEND_IDLE && set->turn_events <= 1)) {
         if (set->batched)
             (void)rp_send_flush(set);
         if (send->rest_length > 0 || stream->state != RP_STREAM_ARMED || stream->error)
@@ -593,7 +609,8 @@ static inline bool send_quickly(const struct rp_fd *entry, struct rp_stream *str
                 (set->flags & RINGPOLL_BATCH) && !set->owner_inside && !stream->error && set->turn_events > 1 &&
                 send->state == RP_SEND_IDLE && send->rest_length == 0 && length <= set->send_limit &&
                 length <= arena->size - arena->used &&
-                ((flags & MSG_DONTWAIT) || (rp_fd_flags(entry) & RINGPOLL_FD_NONBLOCK));
+                ((flags & MSG_DONTWAIT) || (rp_fd_flags(entry) & RINGPOLL_FD_NONBLOCK)) &&
+                !(rp_fd_flags(entry) & RP_FD_SHUT);
     if (done) {
         memcpy(arena->bytes + arena->used, buffer, length);
         send->at = arena->used;

@@ -84,6 +84,10 @@ int rp_send_flush(struct rp_set *set);
 bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait);
 /* Lets go of the stream's slot in the table of files (files.h), if it has one. Owner. */
 void rp_send_clear_slot(struct rp_set *set, struct rp_stream *stream);
+extern uint64_t rp_send_last_wait_ns; /* those seconds; tests have less */
+/* The ring goes: drains, and where the peer takes no more, breaks the connection
+ * (ETIMEDOUT), since what the program writes next must not follow a gap. */
+void rp_send_end(struct rp_set *set, struct rp_stream *stream);
 /* Drops everything: its fd is closed, or the ring goes. */
 void rp_send_forget(struct rp_set *set, struct rp_stream *stream);
 void rp_send_arena_free(struct rp_set *set);

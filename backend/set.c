@@ -117,7 +117,7 @@ void rp_set_free(struct rp_set *set)
     rp_unlock(&rp_wake_lock);
     rp_lock(&rp_retired_lock);
     rp_stats_add(&rp_stats_retired, set);
-    rp_stats_retired.polls_armed = rp_stats_retired.ops_in_flight = 0;
+    rp_stats_retired.polls_armed = rp_stats_retired.ops_in_flight = rp_stats_retired.adopted = 0;
     if (rp_newest_set == set) {
         rp_stats_retired.engine = rp_stats_engine(set, &rp_stats_retired.reason);
         rp_stats_retired.error = set->error;

@@ -82,7 +82,7 @@ static struct rp_stream *stream_new(struct rp_set *set, struct rp_watch *watch, 
     stream->pool = set->buffers.pool;
     stream->fd = watch->fd;
     stream->is_unix = watch->kind == RINGPOLL_FD_UNIX;
-    stream->gain = RP_STREAM_GAIN_FIRST;
+    stream->gain = watch->adopt_gap <= 4 ? RP_STREAM_GAIN_FIRST : RP_STREAM_GAIN_FIRST / 8;
     step(stream, RP_STREAM_PLAIN);
     stream->next = set->streams;
     if (set->streams)
@@ -185,6 +185,18 @@ void rp_stream_send_over(struct rp_set *set, struct rp_stream *stream)
     if (stream->closed)
         stream->error = 0;
     end_if_empty(set, stream);
+}
+
+/* Of a stream that is held. */
+static struct rp_set *lock_set_of(struct rp_stream *stream)
+{
+    for (;;) {
+        struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
+        rp_set_lock(set);
+        if (__atomic_load_n(&stream->set, __ATOMIC_RELAXED) == set)
+            return set;
+        rp_set_unlock(set);
+    }
 }
 
 struct rp_stream *rp_stream_lock(int fd)
@@ -309,7 +321,10 @@ bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
         return false;
     if (watch->kind == RINGPOLL_FD_UNIX && !(set->ring.features & RINGPOLL_FEATURE_RECV_END))
         return false;
-    if (rp_watch_is_edge(watch) && !watch->empty && !watch->recheck && !watch->stream)
+    /* Not where the receive would tell again of bytes that were reported: but those
+     * that the adoption itself has just come across were not. */
+    if (rp_watch_is_edge(watch) && !watch->empty && !watch->recheck && !watch->stream &&
+        (watch->ready == RP_READY_IDLE || watch->asked_in != set->wait_serial))
         return false;
     return !watch->stream || (watch->stream->state == RP_STREAM_PLAIN && !watch->stream->ended);
 }
@@ -475,6 +490,7 @@ static bool take_buffer(struct rp_set *set, struct rp_stream *stream, uint32_t n
         length = result > at ? result - at : 0;
         if (length > out.payloadlen)
             length = out.payloadlen;
+        stream->gain -= (int32_t)rp_stream_worth(true); /* RECVMSG itself */
         control = out.controllen <= RP_BUFFER_CONTROL ? out.controllen : RP_BUFFER_CONTROL;
     }
     if (length == 0) {
@@ -976,6 +992,16 @@ static long receive_rest(int fd, struct place *place, size_t left, int flags)
     return rp_sys_call(SYS_recvmsg, fd, (long)&message, flags, 0, 0, 0);
 }
 
+/* All that has come for it is in the queue after this, however much else there was. */
+static void catch_up(struct rp_set *set, struct rp_stream *stream)
+{
+    stream->held++;
+    for (unsigned turn = 0; turn < 4096 && rp_stream_is_armed(stream); turn++)
+        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) || rp_set_enter_and_reap(set) < 0)
+            break;
+    stream->held--;
+}
+
 #define ANSWERED_FLAGS \
     (MSG_DONTWAIT | MSG_NOSIGNAL | MSG_PEEK | MSG_TRUNC | MSG_WAITALL | MSG_CMSG_CLOEXEC | MSG_NOSIGNAL)
 
@@ -994,6 +1020,8 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     struct rp_set *set = stream->set;
     bool nonblocking = is_nonblocking(fd, flags);
     long result;
+    if (stream->is_unix) /* means nothing there */
+        flags &= ~MSG_TRUNC;
 
     if (!rp_set_is_mine(set) || set->owner_inside || set->ring.fd < 0) {
         /* Another thread, or a signal handler inside a wait: both read by plain
@@ -1007,11 +1035,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     } else if ((flags & ~ANSWERED_FLAGS) || (!nonblocking && stream->bytes < wanted && (flags & MSG_WAITALL))) {
         rp_stream_end_receive(set, stream);
     } else if (stream->bytes < wanted && stream->state != RP_STREAM_PLAIN) {
-        if (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring)) {
-            stream->held++;
-            (void)rp_set_enter_and_reap(set);
-            stream->held--;
-        }
+        catch_up(set, stream);
     }
     if (flags & ~ANSWERED_FLAGS) { /* OOB, ERRQUEUE: the kernel's own business */
         if (!rp_stream_is_armed(stream))
@@ -1067,17 +1091,19 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     bool free = !rp_stream_is_armed(stream) || (stream->state == RP_STREAM_LEAVING && !rp_set_is_mine(set));
     if (all && !stream->error && !ends && (size_t)result < wanted && free) {
         bool wait = (flags & MSG_WAITALL) && !nonblocking;
-        stream->held++;
-        if (wait)
+        if (wait) {
+            stream->held++;
             rp_set_unlock(set);
+        }
         long more = receive_rest(fd, &place, wanted - (size_t)result, wait ? flags : flags | MSG_DONTWAIT);
-        if (wait)
-            rp_set_lock(set);
-        stream->held--;
+        if (wait) {
+            set = lock_set_of(stream);
+            stream->held--;
+        }
         if (more > 0)
             result += more;
-        else if (more < 0 && more != -EAGAIN && more != -EINTR)
-            stream->error = (int)-more; /* the kernel says it once: it is the next call's */
+        else if (more < 0 && more != -EAGAIN && more != -EINTR && !stream->closed)
+            stream->error = (int)-more; /* the next call's: this one has something to tell */
         end_if_empty(set, stream);
     } else {
         if (!stream->head && rp_set_is_mine(set))
@@ -1281,10 +1307,8 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
     }
     if (!mine) {
         rp_stream_end_receive(set, stream);
-    } else if (stream->state == RP_STREAM_ARMED && (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring))) {
-        stream->held++;
-        (void)rp_set_enter_and_reap(set);
-        stream->held--;
+    } else {
+        catch_up(set, stream);
     }
     *ret_bytes = (int)stream->bytes;
     int whole = stream->state == RP_STREAM_ARMED && in_flight(set, stream);

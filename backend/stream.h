@@ -99,13 +99,15 @@ struct rp_stream {
 
 /* A spared call is worth the copy of so many bytes. Measured with `ringpoll bench
  * completion --sizes=…`, on a processor with cheap calls: where they cost more, more
- * would pay, and little is lost. AF_UNIX has less to gain by RECVMSG. */
+ * would pay, and little is lost. On AF_UNIX a receive loses one call to begin with, by
+ * being a RECVMSG: one that spares a single call gains nothing. */
 static inline uint32_t rp_stream_worth(bool is_unix)
 {
     return is_unix ? 768 : 1280;
 }
 
-/* `gain` at first (as much as an adoption and its end cost), and at most. */
+/* `gain` at first (as much as an adoption and its end cost; less where that was lost
+ * before), and at most. */
 #define RP_STREAM_GAIN_FIRST 8192
 #define RP_STREAM_GAIN_MOST 16384
 

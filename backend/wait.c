@@ -122,22 +122,22 @@ int rp_set_enter_and_reap(struct rp_set *set)
         if (set->sending)
             rp_send_settle(set);
         switch (result) {
-        case -EINTR:
+        case -EINTR: /* of an enter that does not wait nobody has seen these; it did nothing */
         case -ETIME:
-            return 0;
+            continue;
         case -EBUSY:  /* the CQ overflowed and was just reaped */
         case -EAGAIN: /* no memory for requests, for now */
             if (result == -EAGAIN && reaped == 0 && attempts > 100)
                 return result;
             continue;
-        case -EBADR:
+        case -EBADR: /* told once */
             recheck_all(set);
-            return 0;
+            continue;
         default:
             if (result < 0)
                 return result;
             if (rp_ring_queued(&set->ring) == 0 && !set->leaving && !set->accepts_leaving && !set->batched &&
-                (set->tells || !rp_ring_is_overflown(&set->ring)))
+                (!rp_ring_is_overflown(&set->ring) || (set->tells && reaped == 0)))
                 return 0;
         }
     }
@@ -157,11 +157,14 @@ int rp_set_await_orphans(struct rp_set *set, int turns)
     return result;
 }
 
-/* The dirty list: what is armed becomes what is wanted. */
+/* The dirty list: what is armed becomes what is wanted. More watches than the SQ holds,
+ * all of them ready, would complete and be dirty again as fast as they are armed: then
+ * the rest is left to the next turn, and what is ready is reported first. */
 static int flush_dirty(struct rp_set *set)
 {
     struct rp_watch *watch;
-    while ((watch = set->dirty) != NULL) {
+    unsigned enters_left = 64 + set->ring_watches / set->ring.sq_entries * 8;
+    while ((watch = set->dirty) != NULL && enters_left > 0) {
         int error;
         if (watch->leaves) {
             watch->leaves = false;
@@ -187,6 +190,7 @@ static int flush_dirty(struct rp_set *set)
                 continue;
             }
         }
+        enters_left--;
         error = rp_set_enter_and_reap(set); /* the SQ is full */
         if (error < 0)
             return error;

@@ -443,16 +443,24 @@ static void note_spent_out(struct rp_set *set, struct rp_watch *watch)
         watch->spent |= EPOLLOUT | EPOLLWRNORM;
 }
 
+/* Whether an OUT was reported is known only when nothing is on its way: asks for that
+ * once in each wait. True: enter, and come again. */
+static bool is_unsure_of_out(struct rp_set *set, struct rp_watch *watch)
+{
+    if (!rp_watch_is_edge(watch) || watch->recheck || !(watch->events & watch->armed & EPOLLOUT) ||
+        watch->asked_in == set->wait_serial ||
+        (!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring) && rp_watch_in_flight(watch)))
+        return false;
+    watch->asked_in = set->wait_serial;
+    return true;
+}
+
 /* The receive takes over from the poll. */
 static int adopt(struct rp_set *set, struct rp_watch *watch)
 {
     if (watch->op) {
-        /* Whether its OUT was reported is known only when nothing is on its way. */
-        if (rp_watch_is_edge(watch) && (watch->events & watch->armed & EPOLLOUT) && watch->asked_in != set->wait_serial &&
-            (rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring) || !rp_watch_in_flight(watch))) {
-            watch->asked_in = set->wait_serial;
+        if (is_unsure_of_out(set, watch))
             return -EBUSY;
-        }
         note_spent_out(set, watch);
         int error = rp_watch_disarm(set, watch, NULL);
         if (error < 0)
@@ -461,12 +469,19 @@ static int adopt(struct rp_set *set, struct rp_watch *watch)
         watch->recheck = true; /* the poll that would have been armed now was to look */
     }
     int error = rp_stream_arm(set, watch);
-    /* Batched sends know of OUT from now on, but not that the program waits for it, or
-     * has not been told. */
-    if (error == 0 && (set->flags & RINGPOLL_BATCH) && rp_watch_is_edge(watch) && (watch->events & EPOLLOUT)) {
-        if (!(watch->spent & EPOLLOUT) || !is_writable(watch))
-            rp_send_expect_room(set, watch->stream);
+    if (error < 0 || !(watch->events & EPOLLOUT))
+        return error;
+    /* The poll that would have told of OUT has gone. Level-triggered, a look decides
+     * what stands in for it. Batched sends know of OUT from now on, but not that the
+     * program waits for it, or has not been told. */
+    bool edge = rp_watch_is_edge(watch);
+    if ((set->flags & RINGPOLL_BATCH) && ((edge && !(watch->spent & EPOLLOUT)) || !is_writable(watch)))
+        rp_send_expect_room(set, watch->stream);
+    if (edge && (set->flags & RINGPOLL_BATCH))
         watch->spent &= ~(uint32_t)(EPOLLOUT | EPOLLWRNORM);
+    if (!edge && watch->ready == RP_READY_IDLE) {
+        watch->mask = ~0u;
+        rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
     }
     return error;
 }
@@ -580,6 +595,8 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
             }
             return 0;
         }
+        if (is_unsure_of_out(set, watch))
+            return -EBUSY;
         note_spent_out(set, watch);
         int error = rp_watch_disarm(set, watch, NULL);
         if (error != 0)

@@ -5,7 +5,8 @@
 #
 #   build/plain     all warnings fatal; make check (unit, conformance, shim,
 #                   command, real programs), then a million differential
-#                   operations on the library and as many on the shim
+#                   operations on the library and as many on the shim, on sets
+#                   and on streams (profiles safe and throughput)
 #   build/asan      address and undefined-behaviour sanitizers: unit, conformance
 #   build/tsan      thread sanitizer: unit, conformance
 #   build/no-uring  --with-uring=no: conformance
@@ -93,8 +94,9 @@ if wanted plain; then
 
     # The long differential run goes where everything is in play; the other
     # engines had the short one above.
-    long_runs="tests/conformance/differential-native--full.run tests/conformance/differential-shim--full.run"
-    say "plain: $plain_ops differential operations on the library and on the shim"
+    long_runs="tests/conformance/differential-native--full.run tests/conformance/differential-shim--full.run
+        tests/stream/differential-shim--full.run tests/stream/differential-throughput--full.run"
+    say "plain: $plain_ops differential operations on the library and on the shim, and as many on streams, twice"
     begin=$SECONDS
     find "$work/plain" -name '*.trs' -delete
     RINGPOLL_DIFFERENTIAL_OPS=$plain_ops make -C "$work/plain" -j "$jobs" -k check-TESTS "TESTS=$long_runs" \

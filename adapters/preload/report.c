@@ -231,6 +231,7 @@ static void compose(struct text *text)
     NUMBER(receives_ended);
     NUMBER(starved);
     NUMBER(calls_saved);
+    NUMBER(sends_batched);
     NUMBER(accepting);
     NUMBER(listeners_adopted);
     NUMBER(accepted);

@@ -488,4 +488,20 @@ TEST_F(Adopted, AcceptTakesConnectionsOfAnyListenerAndKnowsThem)
     EXPECT_EQ(ringpoll_accept(a_, nullptr, nullptr, 0), -EINVAL);
 }
 
+TEST_F(Adopted, BytesAreReportedByASetThatLeftItsRingBeforeTheSocketCameBack)
+{
+    ASSERT_EQ(write(b_, "one", 3), 3);
+    ASSERT_EQ(wait(1000), 1);
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_DEL, a_, nullptr), 0);
+    ASSERT_EQ(ringpoll_demote(set_), 0);
+    struct epoll_event event = {};
+    event.events = EPOLLIN;
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, a_, &event), 0);
+    EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, a_, &event), -EEXIST);
+    EXPECT_EQ(wait(0), 1);
+    EXPECT_EQ(take(), "one");
+    EXPECT_EQ(wait(0), 0);
+    EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_DEL, a_, nullptr), 0);
+}
+
 } // namespace
