@@ -444,15 +444,16 @@ static void note_spent_out(struct rp_set *set, struct rp_watch *watch)
 }
 
 /* Whether an OUT was reported is known only when nothing is on its way: asks for that
- * once in each wait. True: enter, and come again. */
+ * a few times in each wait. True: enter, and come again. */
 static bool is_unsure_of_out(struct rp_set *set, struct rp_watch *watch)
 {
     if (!rp_watch_is_edge(watch) || watch->recheck || !(watch->events & watch->armed & EPOLLOUT) ||
-        watch->asked_in == set->wait_serial ||
         (!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring) && rp_watch_in_flight(watch)))
         return false;
+    if (watch->asked_in != set->wait_serial)
+        watch->asked = 0;
     watch->asked_in = set->wait_serial;
-    return true;
+    return watch->asked++ < 4;
 }
 
 /* The receive takes over from the poll. */

@@ -122,7 +122,8 @@ struct rp_watch {
                             repeat them, having looked at the file */
     bool ended;          /* a receive found the end or an error: no more of them */
     bool hung;           /* a poll told of an end: a receive would only find it again */
-    uint32_t asked_in;   /* in this wait of the set the ring was asked what is on its way, for its adoption */
+    uint32_t asked_in;   /* in this wait of the set the ring was asked, so often, what is on its way */
+    uint8_t asked;
     bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
     bool left_reported;  /* and edge-triggered: was reported */
     bool leaves;         /* dirty: the owner shall move it to kernel epoll */

@@ -181,7 +181,6 @@ struct File { /* an open file of the world, whatever fds name it */
     size_t unread = 0, cost = 0; /* an upper bound; what it may cost the peer's buffer */
     bool fin_sent = false, reset = false, no_more_reads = false, blocking = false, urgent = false, small = false,
          without_urgency = false, sealed = false, shut_here = false, told_of_out = false;
-    bool watched = false, edge_of_out = false;
     int low_water = 1, timeout_ms = 0;
 };
 
@@ -300,6 +299,7 @@ private:
     std::array<Slot, slots> slots_;
     std::vector<std::unique_ptr<File>> files_;
     std::unique_ptr<OtherThread> other_;
+    bool forked_ = false;
     bool unsettled_ = false; /* writes that may not have gone out or arrived */
 
     static void linger_not(int fd)
@@ -517,17 +517,10 @@ private:
             fd->file->without_urgency = true;
         if (fd->fd >= 0 && fd->file->what == What::stream && !fd->file->tcp && verb != "del") {
             /* An AF_UNIX socket wakes whoever waits for OUT at each byte that its peer
-             * takes: with an adopted peer that is another moment. */
-            if (batches() && (bits & EPOLLET))
+             * takes: with an adopted peer that is another moment, and one that is adopted
+             * while others are busy may tell of it once more. */
+            if (bits & EPOLLET)
                 bits &= ~(uint32_t)(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
-            bool out = (bits & EPOLLET) && (bits & (EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND));
-            if (out && fd->file->peer->watched)
-                bits &= ~(uint32_t)(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
-            else if (fd->file->peer->edge_of_out)
-                return "unfit";
-            else if (out)
-                fd->file->edge_of_out = true;
-            fd->file->watched = true;
         }
         struct epoll_event event = {};
         event.events = bits;
@@ -1038,7 +1031,7 @@ private:
             return "none";
         File *file = at->file;
         int how = a[1] == "rd" ? SHUT_RD : a[1] == "wr" ? SHUT_WR : SHUT_RDWR;
-        if (file->unread > 0 || (!file->tcp && file->peer->unread > 0)) /* a wake-up, of no meaning: an edge for who was told before */
+        if (file->unread > 0 || at_end(file) || (!file->tcp && file->peer->unread > 0)) /* a wake-up, of no meaning: an edge for who was told before */
             return "unfit";
         if (batches() && file->told_of_out) /* and so is this */
             return "unfit";
@@ -1070,9 +1063,10 @@ private:
         File *file = at->file;
         bool last = file->refs == 1, is_stream = file->what == What::stream;
         std::string before;
-        if (is_stream && last && !file->tcp && file->unread > 0) {
+        if (is_stream && last && (!file->tcp || (forked_ && verb != "reset")) && file->unread > 0) {
             /* What the library has received of an AF_UNIX stream nobody can put back,
-             * so the peer would not be told that it was not read. */
+             * so the peer would not be told that it was not read; nor that of a socket
+             * that a child may have. */
             long result = answer_of(::recv(at->fd, buffer, sizeof buffer, MSG_DONTWAIT));
             while (result > 0) {
                 took(file, result, 0);
@@ -1190,6 +1184,7 @@ private:
             return "unfit"; /* (an edge whose cause the child has taken is another that means nothing) */
         if (pipe2(go, O_CLOEXEC) != 0 || pipe2(answers, O_CLOEXEC) != 0)
             return "no pipe";
+        forked_ = true;
         pid_t child = ::fork();
         if (child == 0) {
             std::string text = "idle";
