@@ -389,6 +389,9 @@ static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsig
         for (window -= gone; window > 0; window--, todo--) {
             struct rp_watch *watch = set->ready_head;
             uint32_t mask = watch->mask & rp_watch_interest(watch);
+            /* An error that a read has taken along meanwhile, say. */
+            if (mask != 0 && watch->stream)
+                mask |= rp_stream_bits(watch->stream) & rp_watch_interest(watch);
             bool certain = watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial;
             rp_watch_to_idle(set, watch);
             if (watch->deleted || watch->home != RP_HOME_RING) /* another thread did that */

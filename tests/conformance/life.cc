@@ -1084,6 +1084,27 @@ TEST_P(Unread, AResetBehindThemIsTold)
     EXPECT_EQ(e().read(p.a, bytes, sizeof bytes), 0);
 }
 
+/* A read finds the reset behind the byte, and may take it along: the event that is on
+ * its way tells of it all the same. */
+TEST_P(Unread, AResetThatAReadMetIsInTheNextEvent)
+{
+    int set = new_set();
+    Pair p = tcp();
+    char bytes[64];
+    ASSERT_EQ(add(set, p.a, in_), 0);
+    put(p.b, 1, p.a);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    put(p.a, 2, p.b);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(mod(set, p.a, in_ | et_), 0);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_}}));
+    ASSERT_EQ(e().close(p.b), 0); /* with unread bytes */
+    EXPECT_TRUE(settle(p.a, POLLHUP));
+    ASSERT_EQ(e().read(p.a, bytes, sizeof bytes), 1);
+    EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, in_ | err_ | hup_}}));
+    EXPECT_EQ(e().read(p.a, bytes, sizeof bytes), -ECONNRESET);
+}
+
 TEST_P(Unread, OneRegistrationIsOneEvent)
 {
     int set = new_set(), second = new_set();

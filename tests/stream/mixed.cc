@@ -318,6 +318,23 @@ TEST_P(MixedTcp, AnErrorBehindBytesStays)
     }
 }
 
+/* The read finds the error behind the bytes and keeps it, while a poll is about to
+ * report the file as it is without. */
+TEST_P(MixedTcp, AnErrorThatAReadTookAlongIsInTheNextEvent)
+{
+    begin();
+    place(1, Where::library);
+    EXPECT_EQ(wait(20000), in_);
+    modify(in_ | et_);
+    EXPECT_EQ(wait(20000), in_);
+    reset(b_);
+    end_arrived(true);
+    EXPECT_EQ(R(read(a_, bytes_, 1000)), 1);
+    EXPECT_EQ(wait(20000), in_ | err_ | hup_);
+    EXPECT_EQ(R(read(a_, bytes_, 1000)), -ECONNRESET);
+    EXPECT_EQ(R(read(a_, bytes_, 1000)), 0);
+}
+
 TEST_P(MixedTcp, AWaitallThatBlocksKeepsTheErrorBehindItsBytes)
 {
     begin();
