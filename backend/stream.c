@@ -694,6 +694,19 @@ void rp_stream_end_all(struct rp_set *set)
     }
 }
 
+void rp_stream_abandon_receives(struct rp_set *set)
+{
+    for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
+        next = stream->next;
+        if (rp_stream_is_armed(stream)) {
+            stream->op = NULL;
+            stream->slot = 0;
+            step(stream, RP_STREAM_PLAIN);
+            end_if_empty(set, stream);
+        }
+    }
+}
+
 void rp_stream_release_all(struct rp_set *set)
 {
     for (struct rp_stream *stream = set->streams; stream; stream = stream->next)

@@ -154,6 +154,8 @@ void rp_stream_end_receive(struct rp_set *set, struct rp_stream *stream);
 void rp_stream_release_all(struct rp_set *set);
 /* All of the set's. Owner. */
 void rp_stream_end_all(struct rp_set *set);
+/* The ring goes, and would not end these: it takes them along. Owner. */
+void rp_stream_abandon_receives(struct rp_set *set);
 /* The watch goes; its stream stays as long as bytes are left. */
 void rp_stream_unwatch(struct rp_set *set, struct rp_watch *watch);
 /* The fd is about to be closed by the owner, or by anybody where no receive is with

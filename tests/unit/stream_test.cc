@@ -620,4 +620,49 @@ TEST_F(Adopted, DemotionByAnotherThreadLosesNoNews)
         }
 }
 
+int refuse_to_enter(int, unsigned, unsigned, unsigned, const void *, size_t)
+{
+    return -EIO;
+}
+
+/* A ring that takes no more calls, with a receive that can be neither ended nor waited for:
+ * its bytes are read, in order, and what comes is told of. */
+TEST_F(Adopted, ARingThatBreaksLosesNoBytes)
+{
+    for (uint32_t trigger : {0u, (uint32_t)EPOLLET})
+        for (bool reported : {false, true})
+            for (bool more : {false, true}) {
+                TearDown();
+                make(0);
+                struct epoll_event event = {}, events[4];
+                event.events = EPOLLIN | trigger;
+                struct timespec now = {};
+                auto wait_now = [&] { return ringpoll_wait(set_, events, 4, &now, nullptr); };
+                ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, a_, &event), 0);
+                wait_now();
+                if (reported) {
+                    ASSERT_EQ(write(b_, "one", 3), 3);
+                    ASSERT_EQ(wait_now(), 1);
+                }
+                if (more) {
+                    ASSERT_EQ(write(b_, "two", 3), 3);
+                }
+                struct rp_sys table = rp_sys_kernel;
+                table.uring_enter = refuse_to_enter;
+                rp_sys = &table;
+                int first = wait_now(), second = first > 0 ? 0 : wait_now();
+                EXPECT_TRUE(first + second > 0 || !(more || (reported && !trigger))) << reported << more;
+                EXPECT_EQ(take(), std::string(reported ? "one" : "") + (more ? "two" : ""));
+                for (int i = 0; i < 3; i++) {
+                    ASSERT_EQ(write(b_, "three", 5), 5);
+                    EXPECT_EQ(wait_now(), 1);
+                    EXPECT_EQ(take(), "three");
+                    EXPECT_EQ(wait_now(), 0);
+                }
+                EXPECT_EQ(stats().engine, (uint32_t)RINGPOLL_ENGINE_KERNEL);
+                EXPECT_EQ(stats().adopted, 0u);
+                rp_sys = &rp_sys_kernel;
+            }
+}
+
 } // namespace
