@@ -554,9 +554,17 @@ private:
     void empty(Slot *which)
     {
         static thread_local char bytes[70000];
+        flush();
         if (which->file->what == What::unix_stream && which->file->refs == 1)
             while (e.recv(which->fd, bytes, sizeof bytes, MSG_DONTWAIT) > 0)
                 ;
+    }
+
+    /* What this thread wrote may wait for its turn to end, and be what it reads. */
+    void flush()
+    {
+        if (receives_)
+            usleep(0);
     }
 
     std::string close(const std::string &verb, const Arguments &a)
@@ -636,8 +644,7 @@ private:
         size_t length = std::min((size_t)strtoul(a[1].c_str(), nullptr, 10), sizeof bytes);
         File *file = from->file;
         ssize_t count = 0;
-        if (receives_) /* what this thread wrote may wait for its turn to end, and be what it reads */
-            usleep(0);
+        flush();
         if (verb == "read") {
             count = e.read(from->fd, bytes, length);
             took(file, count);
