@@ -88,8 +88,10 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
         /* The lock was dropped: it may be somebody else's by now. The caller looks again. */
         if (rp_fd_watch_of(entry, set) != watch)
             return;
-        if (watch->stream != stream || rp_stream_name_closing(stream, watch->fd))
-            ; /* ended meanwhile, or not yet */
+        if (watch->stream != stream)
+            ; /* ended meanwhile */
+        else if (stream->copies > 0) /* others have it: ringpoll_fd_closing() sees to the number */
+            rp_stream_unwatch(set, watch);
         else if (rp_set_is_mine(set) || !rp_stream_is_armed(stream)) {
             rp_set_stream_closing(set, stream, entry);
         } else {
@@ -103,6 +105,8 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
         return; /* we are called again */
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && watch->disabled && !watch->deleted)
         RP_COUNT(set->leftovers, -1u);
+    if (rp_fd_shared(entry) && rp_set_make_ghost(set, watch, entry))
+        return;
     if (!receives && rp_set_may_forget(set, watch)) {
         rp_set_forget_watch(set, watch);
         return;

@@ -364,6 +364,8 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
     rp_set_lock(set);
     if (set->inherited)
         rp_set_adopt_inherited(set);
+    if (set->ghosts > 0)
+        rp_set_recall_ghost(set, fd);
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) {
         result = ctl_leftover(set, epfd, op, fd, event);
         rp_set_unlock(set);

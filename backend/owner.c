@@ -404,6 +404,7 @@ void rp_set_end_ring(struct rp_set *set)
         if (rp_set_enter_and_reap(set) < 0)
             break;
     (void)rp_set_await_orphans(set, 1); /* there are none; their files are free then */
+    rp_stream_abandon_receives(set);
     rp_stream_keep_pool(set);
     rp_buffers_fini(&set->buffers, ring);
     rp_files_fini(&set->files, ring);

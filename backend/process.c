@@ -208,7 +208,7 @@ void ringpoll_fd_closing(int fd)
     if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) && rp_self.locks_held) {
         struct rp_stream *stream = __atomic_exchange_n(&entry->stream, NULL, __ATOMIC_ACQ_REL);
         if (stream) {
-            RP_WRITE_ONCE(stream->closed_in_handler, true);
+            __atomic_fetch_add(&stream->closed_in_handler, 1, __ATOMIC_RELAXED);
             rp_self.deferred = 1;
         }
     } else if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED)) {
@@ -316,9 +316,13 @@ void rp_process_deferred(void)
                     rp_fd_unlink(entry, watch);
                 RP_WRITE_ONCE(watch->fd, -1);
                 RP_WRITE_ONCE(watch->deleted, true);
-                if (watch->stream) {
-                    rp_send_forget(set, watch->stream);
-                    rp_stream_orphan(set, watch->stream);
+                struct rp_stream *stream = watch->stream; /* its number: see below */
+                if (stream && stream->copies == 0 && __atomic_load_n(&stream->closed_in_handler, __ATOMIC_RELAXED) == 0) {
+                    rp_send_forget(set, stream);
+                    rp_stream_orphan(set, stream);
+                } else if (stream) {
+                    stream->watch = NULL;
+                    watch->stream = NULL;
                 }
                 rp_set_dirty(set, watch);
                 if (set->ring.fd >= 0 && rp_set_is_mine(set) && watch->op) {
@@ -330,8 +334,12 @@ void rp_process_deferred(void)
         }
         for (struct rp_stream *stream = set->streams, *next; stream && set->in_use; stream = next) {
             next = stream->next;
-            if (RP_READ_ONCE(stream->closed_in_handler)) {
-                RP_WRITE_ONCE(stream->closed_in_handler, false);
+            bool last = false;
+            while (!last && __atomic_load_n(&stream->closed_in_handler, __ATOMIC_RELAXED) > 0) {
+                __atomic_fetch_sub(&stream->closed_in_handler, 1, __ATOMIC_RELAXED);
+                last = !rp_stream_name_closing(stream, -1);
+            }
+            if (last) {
                 rp_send_forget(set, stream);
                 rp_stream_orphan(set, stream);
             }

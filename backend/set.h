@@ -54,7 +54,9 @@ struct rp_set {
     struct rp_buffers buffers;
     struct rp_files files;
     uint32_t buffer_count, stream_bytes; /* options */
+    bool handed_back;   /* a receive has ended without a word, and the poll after it has yet to look */
     unsigned left;      /* watches with `left` */
+    unsigned ghosts;    /* of them, whose number is closed */
     bool left_last;     /* in the next turn they come behind what the kernel says */
     bool left_told;     /* the wake fd stands in the identity, for them */
     struct rp_stream *batched, *sending; /* see send.h */
@@ -203,6 +205,18 @@ static inline uint32_t rp_set_bits_left(int fd)
     return rp_stream_bits(__atomic_load_n(&entry->stream, __ATOMIC_RELAXED)) |
            (rp_fd_flags(entry) & RP_FD_LISTENER ? rp_accept_bits(fd) : 0);
 }
+/* The same where the number is closed, and others have the file: the registration goes
+ * on under that number, unreachable (until the number comes back), as the kernel's own. */
+static inline uint32_t rp_set_bits_left_of(const struct rp_watch *watch)
+{
+    const struct rp_stream *ghost = watch->ghost;
+    if (!ghost)
+        return rp_set_bits_left(watch->fd);
+    return RP_READ_ONCE(ghost->serial) == watch->ghost_serial && RP_READ_ONCE(ghost->state) != RP_STREAM_FREE
+               ? rp_stream_bits(ghost) : 0;
+}
+bool rp_set_make_ghost(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry);
+void rp_set_recall_ghost(struct rp_set *set, int fd);
 void rp_set_note_left(struct rp_set *set, struct rp_watch *watch);
 void rp_set_note_all_left(struct rp_set *set);
 void rp_set_forget_left(struct rp_set *set, struct rp_watch *watch);

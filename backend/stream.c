@@ -76,7 +76,9 @@ static struct rp_stream *stream_new(struct rp_set *set, struct rp_watch *watch, 
     rp_unlock(&pool_lock);
     if (!stream)
         return NULL;
+    uint32_t serial = stream->serial + 1;
     memset(stream, 0, sizeof *stream);
+    stream->serial = serial;
     stream->set = set;
     stream->watch = watch;
     stream->pool = set->buffers.pool;
@@ -137,8 +139,9 @@ bool rp_stream_name_closing(struct rp_stream *stream, int fd)
         stream->watch->stream = NULL;
         stream->watch = NULL;
     }
-    if (stream->fd == fd)
-        stream->fd = find_name(stream);
+    struct rp_fd *entry = rp_fd_peek(stream->fd);
+    if (!entry || __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) != stream)
+        RP_WRITE_ONCE(stream->fd, find_name(stream));
     return true;
 }
 
@@ -306,7 +309,8 @@ bool rp_stream_may_stay(const struct rp_watch *watch)
 {
     struct rp_fd *entry = rp_fd_peek(watch->fd);
     return entry && !rp_fd_shared(entry) && !(rp_fd_flags(entry) & (RP_FD_LEAVE | RP_FD_PLAIN)) &&
-           entry->watches == watch && !watch->next_of_fd && !(watch->events & (EPOLLPRI | EPOLLRDBAND | EPOLLMSG));
+           entry->watches == watch && !watch->next_of_fd &&
+           !(watch->events & (EPOLLPRI | EPOLLRDBAND | EPOLLMSG | EPOLLWRNORM | EPOLLWRBAND));
 }
 
 bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
@@ -451,6 +455,7 @@ static void receive_ended(struct rp_set *set, struct rp_stream *stream)
     if (!watch)
         return;
     rp_set_dirty(set, watch); /* polls take over */
+    set->handed_back |= watch->ready == RP_READY_IDLE;
     /* With batched sends no poll told of OUT, and this one must not tell again. */
     if ((set->flags & RINGPOLL_BATCH) && rp_watch_is_edge(watch) && !watch->recheck && !watch->op &&
         stream->send.state != RP_SEND_BLOCKED)
@@ -465,6 +470,14 @@ static void report(struct rp_set *set, struct rp_stream *stream, bool exact)
         return;
     if (exact && !(watch->events & (EPOLLIN | EPOLLRDNORM))) /* bytes wake nobody else */
         return;
+    if (watch->home == RP_HOME_KERNEL) { /* moved while the receive was yet to end: news for it */
+        rp_set_note_left(set, watch);
+        if (watch->left) {
+            watch->left_reported = false;
+            rp_set_tell_left(set, true);
+        }
+        return;
+    }
     watch->quiet = watch->single = false;
     if (exact && (watch->events & EPOLLIN) &&
         (watch->events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDHUP)) == 0 &&
@@ -678,6 +691,19 @@ void rp_stream_end_all(struct rp_set *set)
             any = rp_stream_is_armed(stream);
         if (!any || rp_set_enter_and_reap(set) < 0)
             break;
+    }
+}
+
+void rp_stream_abandon_receives(struct rp_set *set)
+{
+    for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
+        next = stream->next;
+        if (rp_stream_is_armed(stream)) {
+            stream->op = NULL;
+            stream->slot = 0;
+            step(stream, RP_STREAM_PLAIN);
+            end_if_empty(set, stream);
+        }
     }
 }
 

@@ -91,8 +91,9 @@ struct rp_stream {
     bool holds_pool;        /* its own reference: the ring has gone */
     uint8_t held;           /* callers that hold on to it while it may end */
     uint16_t copies;        /* numbers beside `fd` that have it: duplicates made while bytes were queued */
+    uint32_t serial;        /* of this use of the record */
     bool closed;            /* its fd is: whatever comes is dropped */
-    bool closed_in_handler; /* the same, and the lock could not be had: yet to be done */
+    uint16_t closed_in_handler; /* numbers that were closed where the lock could not be had: yet to be done */
     struct rp_stream *next, *prev;                 /* of the set; next: free list */
     struct rp_stream *next_leaving, *prev_leaving; /* LEAVING ones of the set */
 };
@@ -126,7 +127,8 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
 
 /* `to` is a duplicate of `from`, whose queue, if there is one, is that of both. */
 void rp_stream_duplicated(int from, int to);
-/* One of the numbers that have it is about to be closed. False: it is the last. */
+/* One of the numbers that have it is about to be closed, or (-1) has been, and names it no
+ * more. False: it is the last. */
 bool rp_stream_name_closing(struct rp_stream *stream, int fd);
 
 /* What poll would say beside what the kernel says: bytes or an error in the queue. */
@@ -152,6 +154,8 @@ void rp_stream_end_receive(struct rp_set *set, struct rp_stream *stream);
 void rp_stream_release_all(struct rp_set *set);
 /* All of the set's. Owner. */
 void rp_stream_end_all(struct rp_set *set);
+/* The ring goes, and would not end these: it takes them along. Owner. */
+void rp_stream_abandon_receives(struct rp_set *set);
 /* The watch goes; its stream stays as long as bytes are left. */
 void rp_stream_unwatch(struct rp_set *set, struct rp_watch *watch);
 /* The fd is about to be closed by the owner, or by anybody where no receive is with

@@ -282,7 +282,7 @@ static unsigned merge_left(struct epoll_event *events, unsigned at, unsigned lef
 static uint32_t left_bits(struct rp_watch *watch)
 {
     return watch->left_reported || watch->deleted || watch->disabled
-               ? 0 : rp_set_bits_left(watch->fd) & rp_watch_interest(watch);
+               ? 0 : rp_set_bits_left_of(watch) & rp_watch_interest(watch);
 }
 
 static bool any_left(struct rp_set *set)
@@ -315,9 +315,14 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
         next = watch->next_of_set;
         if (!watch->left)
             continue;
-        if (!rp_set_bits_left(watch->fd)) {
+        if (!rp_set_bits_left_of(watch)) {
             rp_set_forget_left(set, watch);
-            if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !watch->disabled && !set->zombie)
+            if (watch->ghost && !rp_set_may_forget(set, watch)) {
+                RP_WRITE_ONCE(watch->deleted, true);
+                rp_set_dirty(set, watch);
+            } else if (watch->ghost)
+                rp_set_forget_watch(set, watch);
+            else if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !watch->disabled && !set->zombie)
                 rp_set_forget_watch(set, watch);
             continue;
         }
@@ -325,8 +330,9 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
         if (!bits)
             continue;
         /* What the kernel has to say beside it comes in the same event. */
-        struct pollfd look = {.fd = watch->fd, .events = (short)(rp_watch_interest(watch) & 0xffffu)};
-        if (rp_sys_poll(&look, 1, &no_time) == 1)
+        struct pollfd look = {.fd = watch->ghost ? RP_READ_ONCE(watch->ghost->fd) : watch->fd,
+                              .events = (short)(rp_watch_interest(watch) & 0xffffu)};
+        if (rp_sys_poll(&look, 1, &no_time) == 1 && !(look.revents & POLLNVAL))
             bits |= (uint32_t)(uint16_t)look.revents & rp_watch_interest(watch);
         events[count].events = bits;
         events[count].data = watch->data;
@@ -335,7 +341,7 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
             watch->left_reported = true;
         if ((watch->events & EPOLLONESHOT) && watch->home == RP_HOME_RING)
             watch->disabled = true;
-        else if (watch->events & EPOLLONESHOT) {
+        else if ((watch->events & EPOLLONESHOT) && !watch->ghost) {
             struct epoll_event none = {.events = EPOLLONESHOT, .data = watch->data};
             rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
         }
@@ -674,6 +680,15 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             break;
         if (set->wake_sent || set->requests)
             continue;
+        /* What takes over from a receive may find what came behind it, and others be
+         * ready: it is reported with them. */
+        if (set->handed_back) {
+            set->handed_back = false;
+            if (set->dirty && (result = flush_dirty(set)) == 0 && rp_ring_queued(ring))
+                result = rp_set_enter_and_reap(set);
+            if (result < 0)
+                break;
+        }
         unsigned count = collect(set, events, (unsigned)max);
         if (count > 0)
             return (int)count;

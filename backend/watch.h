@@ -126,6 +126,9 @@ struct rp_watch {
     uint8_t asked;
     bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
     bool left_reported;  /* and edge-triggered: was reported */
+    struct rp_stream *ghost; /* `left`, and its number is closed: whose bytes they are, if that is yet */
+    uint32_t ghost_serial;   /* what it was then; */
+    int ghost_fd;            /* and the number, which may come back */
     bool leaves;         /* dirty: the owner shall move it to kernel epoll */
     uint8_t place;       /* in kernel epoll: 0 the identity, or which annex, see demote.c */
     bool seen;           /* in the kernel's list, there */

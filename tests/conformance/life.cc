@@ -1211,3 +1211,127 @@ TEST_P(Unread, TheEndBehindThoseThatNobodyWantsIsReportedAtOnce)
         EXPECT_EQ(ready(set), (Events{{(uint64_t)p.a, hup_}}));
     }
 }
+
+/* Registrations of a number that is closed while a duplicate lives. */
+TEST_P(Unread, AClosedNumberGoesOnTellingOfThem)
+{
+    for (bool is_tcp : {true, false}) {
+        int set = new_set();
+        Pair p = is_tcp ? tcp() : unix_stream();
+        uint64_t data = (uint64_t)p.a;
+        WITH_UNREAD(p, set, in_, "abcd");
+        EXPECT_EQ(ready(set), (Events{{data, in_}}));
+        int copy = e().dup(p.a);
+        ASSERT_EQ(e().close(p.a), 0);
+        EXPECT_EQ(ready(set), (Events{{data, in_}}));
+        EXPECT_EQ(ready(set), (Events{{data, in_}}));
+        EXPECT_EQ(drain(copy), 4u);
+        EXPECT_EQ(ready(set), Events());
+        put(p.b, 1, copy);
+        EXPECT_EQ(ready(set), (Events{{data, in_}}));
+        EXPECT_EQ(drain(copy), 1u);
+        ASSERT_EQ(e().close(copy), 0);
+        EXPECT_EQ(ready(set), Events());
+    }
+}
+
+TEST_P(Unread, AClosedNumberIsForgottenWithThem)
+{
+    for (bool is_tcp : {true, false}) {
+        int set = new_set(), second = new_set();
+        Pair p = is_tcp ? tcp() : unix_stream();
+        uint64_t data = (uint64_t)p.a;
+        WITH_UNREAD(p, set, in_, "abcd");
+        EXPECT_EQ(ready(set), (Events{{data, in_}}));
+        ASSERT_EQ(add(second, p.a, in_), 0);
+        EXPECT_EQ(ready(second), (Events{{data, in_}}));
+        int copy = e().dup(p.a);
+        ASSERT_EQ(e().close(p.a), 0);
+        EXPECT_EQ(ready(set), (Events{{data, in_}}));
+        EXPECT_EQ(ready(second), (Events{{data, in_}}));
+        ASSERT_EQ(e().close(copy), 0);
+        EXPECT_EQ(ready(set), Events());
+        EXPECT_EQ(ready(second), Events());
+        EXPECT_TRUE(settle(p.b, POLLIN));
+    }
+}
+
+TEST_P(Unread, ANumberThatComesBackReachesItsRegistration)
+{
+    for (bool is_tcp : {true, false}) {
+        int set = new_set();
+        Pair p = is_tcp ? tcp() : unix_stream();
+        uint64_t data = (uint64_t)p.a;
+        WITH_UNREAD(p, set, in_, "abcd");
+        EXPECT_EQ(ready(set), (Events{{data, in_}}));
+        int copy = e().dup(p.a);
+        ASSERT_EQ(e().close(p.a), 0);
+        EXPECT_EQ(ready(set), (Events{{data, in_}}));
+        ASSERT_EQ(e().dup(copy), p.a);
+        EXPECT_EQ(add(set, p.a, in_), -EEXIST);
+        EXPECT_EQ(ready(set), (Events{{data, in_}}));
+        ASSERT_EQ(mod(set, p.a, out_), 0);
+        EXPECT_EQ(ready(set), (Events{{data, out_}}));
+        ASSERT_EQ(mod(set, p.a, in_), 0);
+        EXPECT_EQ(ready(set), (Events{{data, in_}}));
+        ASSERT_EQ(del(set, p.a), 0);
+        EXPECT_EQ(ready(set), Events());
+        EXPECT_EQ(drain(copy), 4u);
+    }
+}
+
+TEST_P(Unread, AClosedNumberOfAnEdgeTellsOnce)
+{
+    for (bool is_tcp : {true, false}) {
+        for (bool told : {true, false}) {
+            int set = new_set();
+            Pair p = is_tcp ? tcp() : unix_stream(), other = tcp();
+            uint64_t data = (uint64_t)p.a;
+            ASSERT_EQ(add(set, other.a, in_), 0);
+            ASSERT_EQ(add(set, p.a, in_ | et_), 0);
+            for (int i = 0; i < 8; i++) {
+                put(p.b, 1, p.a);
+                EXPECT_EQ(ready(set), (Events{{data, in_}}));
+                EXPECT_EQ(drain(p.a), 1u);
+                put(other.b, 1, other.a);
+                EXPECT_EQ(ready(set).size(), 1u);
+                EXPECT_EQ(drain(other.a), 1u);
+            }
+            put(p.b, 4, p.a);
+            if (told) {
+                EXPECT_EQ(ready(set), (Events{{data, in_}}));
+            }
+            int copy = e().dup(p.a);
+            ASSERT_EQ(e().close(p.a), 0);
+            EXPECT_EQ(ready(set), told ? Events() : (Events{{data, in_}}));
+            EXPECT_EQ(ready(set), Events());
+            put(p.b, 1, copy);
+            EXPECT_EQ(ready(set), (Events{{data, in_}}));
+            EXPECT_EQ(ready(set), Events());
+            EXPECT_EQ(drain(copy), 5u);
+        }
+    }
+}
+
+/* Somebody else is ready, and reported at once: that takes nothing of it away. */
+TEST_P(Unread, TheEndBehindReportedOnesIsReportedWithOthers)
+{
+    for (bool is_tcp : {true, false}) {
+        for (int waits = 1; waits < 5; waits++) {
+            int set = new_set();
+            Pair p = is_tcp ? tcp() : unix_stream(), other = unix_stream();
+            ASSERT_EQ(e().close(other.b), 0);
+            ASSERT_EQ(add(set, other.a, 0), 0);
+            ASSERT_EQ(add(set, p.a, in_ | out_ | EPOLLRDNORM), 0);
+            put(p.b, 7, p.a);
+            for (int i = 0; i < waits; i++)
+                EXPECT_EQ(ready(set).size(), 2u);
+            ASSERT_EQ(mod(set, p.a, in_ | et_), 0);
+            for (int i = 0; i < 2; i++)
+                ready(set);
+            std::thread([&] { EXPECT_EQ(e().shutdown(p.b, SHUT_RDWR), 0); }).join();
+            EXPECT_TRUE(settle(p.a, POLLRDHUP));
+            EXPECT_EQ(ready(set).size(), 2u) << waits;
+        }
+    }
+}

@@ -18,6 +18,10 @@
 
 #include <ringpoll/ringpoll.h>
 
+extern "C" {
+#include "set.h"
+}
+
 namespace {
 
 class Adopted : public testing::Test {
@@ -502,6 +506,163 @@ TEST_F(Adopted, BytesAreReportedByASetThatLeftItsRingBeforeTheSocketCameBack)
     EXPECT_EQ(take(), "one");
     EXPECT_EQ(wait(0), 0);
     EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_DEL, a_, nullptr), 0);
+}
+
+/* A handler that interrupts the library closes one of two numbers: the other reads. */
+TEST_F(Adopted, ANumberThatAHandlerClosesInsideTheLibraryTakesNoBytesAlong)
+{
+    ASSERT_EQ(write(b_, "one", 3), 3);
+    ASSERT_EQ(wait(1000), 1);
+    for (bool the_first : {false, true}) {
+        int copy = dup(a_);
+        ringpoll_fd_duplicated(a_, copy);
+        struct rp_set *place = rp_set_of(set_);
+        rp_set_lock(place);
+        EXPECT_EQ(ringpoll_close(the_first ? a_ : copy), 0);
+        rp_set_unlock(place);
+        if (the_first)
+            a_ = copy;
+        char byte = 0;
+        EXPECT_EQ(ringpoll_try_recv(a_, &byte, 1, 0), 1);
+        EXPECT_EQ(byte, the_first ? 'n' : 'o');
+    }
+    EXPECT_EQ(take(), "e");
+    EXPECT_EQ(stats().adopted, 0u);
+}
+
+TEST_F(Adopted, NumbersThatAHandlerClosesInsideTheLibraryEndWithTheLast)
+{
+    ASSERT_EQ(write(b_, "one", 3), 3);
+    ASSERT_EQ(wait(1000), 1);
+    int copy = dup(a_);
+    ringpoll_fd_duplicated(a_, copy);
+    struct rp_set *place = rp_set_of(set_);
+    rp_set_lock(place);
+    EXPECT_EQ(ringpoll_close(a_), 0);
+    EXPECT_EQ(ringpoll_close(copy), 0);
+    rp_set_unlock(place);
+    a_ = -1;
+    EXPECT_EQ(wait(0), 0);
+    EXPECT_EQ(stats().adopted, 0u);
+    char byte;
+    EXPECT_LE(read(b_, &byte, 1), 0) << "its end has come";
+}
+
+/* An edge that was reported stays so, one that was not does not: whatever of its bytes
+ * is in the library, on its way there, or yet to come. */
+TEST_F(Adopted, DemotionOfAnEdgeLosesNoNews)
+{
+    for (int error : {0, -EIO})
+        for (bool reported : {false, true})
+            for (bool more : {false, true}) {
+                TearDown();
+                make(0);
+                struct epoll_event event = {};
+                event.events = EPOLLIN | EPOLLET;
+                ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, a_, &event), 0);
+                wait(0);
+                ASSERT_EQ(write(b_, "one", 3), 3);
+                if (reported) {
+                    ASSERT_EQ(wait(1000), 1);
+                    ASSERT_EQ(wait(0), 0);
+                }
+                if (more) {
+                    ASSERT_EQ(write(b_, "two", 3), 3);
+                }
+                struct rp_set *place = rp_set_of(set_);
+                rp_set_lock(place);
+                rp_set_demote(place, RINGPOLL_REASON_NO_RING, error);
+                rp_set_unlock(place);
+                struct epoll_event events[4];
+                struct timespec now = {};
+                auto wait_now = [&] { return ringpoll_wait(set_, events, 4, &now, nullptr); };
+                int told = wait_now();
+                if (!reported || more || error == 0) {
+                    EXPECT_EQ(told, !reported || more) << error << reported << more;
+                }
+                EXPECT_EQ(wait_now(), 0) << error << reported << more;
+                ASSERT_EQ(write(b_, "three", 5), 5);
+                EXPECT_EQ(wait_now(), 1);
+                EXPECT_EQ(take(), more ? "onetwothree" : "onethree");
+                EXPECT_EQ(wait_now(), 0);
+            }
+}
+
+/* Another thread demotes the set, and its owner has yet to end the ring, whose receives
+ * take what comes until then. */
+TEST_F(Adopted, DemotionByAnotherThreadLosesNoNews)
+{
+    for (bool queued : {true, false})
+        for (bool more : {false, true}) {
+            TearDown();
+            make(0);
+            struct epoll_event event = {}, events[4];
+            event.events = EPOLLIN | EPOLLET;
+            struct timespec now = {};
+            auto wait_now = [&] { return ringpoll_wait(set_, events, 4, &now, nullptr); };
+            ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, a_, &event), 0);
+            wait_now();
+            if (queued) {
+                ASSERT_EQ(write(b_, "one", 3), 3);
+                ASSERT_EQ(wait_now(), 1);
+                ASSERT_EQ(wait_now(), 0);
+            }
+            std::thread([&] { EXPECT_EQ(ringpoll_demote(set_), 0); }).join();
+            if (more) {
+                ASSERT_EQ(write(b_, "two", 3), 3);
+            }
+            EXPECT_EQ(wait_now(), more) << queued;
+            EXPECT_EQ(wait_now(), 0);
+            EXPECT_EQ(take(), std::string(queued ? "one" : "") + (more ? "two" : ""));
+            ASSERT_EQ(write(b_, "three", 5), 5);
+            EXPECT_EQ(wait_now(), 1);
+            EXPECT_EQ(take(), "three");
+        }
+}
+
+int refuse_to_enter(int, unsigned, unsigned, unsigned, const void *, size_t)
+{
+    return -EIO;
+}
+
+/* A ring that takes no more calls, with a receive that can be neither ended nor waited for:
+ * its bytes are read, in order, and what comes is told of. */
+TEST_F(Adopted, ARingThatBreaksLosesNoBytes)
+{
+    for (uint32_t trigger : {0u, (uint32_t)EPOLLET})
+        for (bool reported : {false, true})
+            for (bool more : {false, true}) {
+                TearDown();
+                make(0);
+                struct epoll_event event = {}, events[4];
+                event.events = EPOLLIN | trigger;
+                struct timespec now = {};
+                auto wait_now = [&] { return ringpoll_wait(set_, events, 4, &now, nullptr); };
+                ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, a_, &event), 0);
+                wait_now();
+                if (reported) {
+                    ASSERT_EQ(write(b_, "one", 3), 3);
+                    ASSERT_EQ(wait_now(), 1);
+                }
+                if (more) {
+                    ASSERT_EQ(write(b_, "two", 3), 3);
+                }
+                struct rp_sys table = rp_sys_kernel;
+                table.uring_enter = refuse_to_enter;
+                rp_sys = &table;
+                int first = wait_now(), second = first > 0 ? 0 : wait_now();
+                EXPECT_TRUE(first + second > 0 || !(more || (reported && !trigger))) << reported << more;
+                EXPECT_EQ(take(), std::string(reported ? "one" : "") + (more ? "two" : ""));
+                for (int i = 0; i < 3; i++) {
+                    ASSERT_EQ(write(b_, "three", 5), 5);
+                    EXPECT_EQ(wait_now(), 1);
+                    EXPECT_EQ(take(), "three");
+                    EXPECT_EQ(wait_now(), 0);
+                }
+                EXPECT_EQ(stats().engine, (uint32_t)RINGPOLL_ENGINE_KERNEL);
+                EXPECT_EQ(stats().adopted, 0u);
+                rp_sys = &rp_sys_kernel;
+            }
 }
 
 } // namespace
