@@ -542,3 +542,48 @@ TEST_P(Mixed, AChildGoesOnWithTheSocketAndReadsAllOfIt)
         EXPECT_EQ(read(b_, bytes_, 10), 0);
     }
 }
+
+TEST_P(MixedTcp, BytesAfterTheEndOfReadingAreReportedTogetherWithIt)
+{
+    for (uint32_t trigger : {0u, et_}) {
+        for (bool before : {false, true}) {
+            end();
+            int fds[2];
+            set_ = own(epoll_create1(EPOLL_CLOEXEC));
+            connect_pair(fds);
+            a_ = fds[0];
+            b_ = fds[1];
+            sent_ = taken_ = 0;
+            struct epoll_event event = {};
+            event.events = events_ = in_ | rdhup_ | trigger;
+            event.data.fd = a_;
+            ASSERT_EQ(before ? ::shutdown(a_, SHUT_RD) : 0, 0);
+            ASSERT_EQ(epoll_ctl(set_, EPOLL_CTL_ADD, a_, &event), 0);
+            ASSERT_EQ(before ? 0 : ::shutdown(a_, SHUT_RD), 0);
+            for (int i = 0; i < 8; i++) {
+                send(20);
+                EXPECT_EQ(wait(20000), in_ | rdhup_) << i << trigger;
+                EXPECT_BYTES(R(recv(a_, bytes_, 1000, 0)), 20);
+            }
+        }
+    }
+}
+
+TEST_P(Mixed, ASecondSetHearsAtOnceOfBytesThatAreInTheLibrary)
+{
+    for (uint32_t trigger : {0u, et_, once_}) {
+        begin(in_ | out_ | rdhup_);
+        wait();
+        rearm();
+        send(10);
+        EXPECT_NE(wait(20000), 0u);
+        int second = own(epoll_create1(EPOLL_CLOEXEC));
+        struct epoll_event event = {};
+        event.events = in_ | out_ | trigger;
+        ASSERT_EQ(R(epoll_ctl(second, EPOLL_CTL_ADD, a_, &event)), 0);
+        event.events = 0;
+        EXPECT_EQ(epoll_wait(second, &event, 1, 0), 1);
+        EXPECT_EQ(event.events, in_ | out_) << trigger;
+        EXPECT_BYTES(R(recv(a_, bytes_, 1000, 0)), 10);
+    }
+}
