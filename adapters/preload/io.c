@@ -181,7 +181,7 @@ EXPORT ssize_t read(int fd, void *buffer, size_t length)
 EXPORT ssize_t write(int fd, const void *buffer, size_t length)
 {
     ssize_t taken;
-    if (length > 0 && answers_send(fd, buffer, length, 0, &taken))
+    if (answers_send(fd, buffer, length, 0, &taken))
         return taken;
     if (by_socket_call(fd, length)) {
         ssize_t result = rp_real.send(fd, buffer, length, 0);

@@ -587,3 +587,18 @@ TEST_P(Mixed, ASecondSetHearsAtOnceOfBytesThatAreInTheLibrary)
         EXPECT_BYTES(R(recv(a_, bytes_, 1000, 0)), 10);
     }
 }
+
+TEST_P(MixedTcp, AWriteOfNothingTakesTheErrorOfAReset)
+{
+    for (int how = 0; how < 3; how++) {
+        begin();
+        send(100);
+        EXPECT_EQ(wait(20000), in_);
+        reset(b_);
+        end_arrived(true);
+        EXPECT_NE(wait(20000), 0u);
+        long result = how == 0 ? R(write(a_, bytes_, 0)) : how == 1 ? R(::send(a_, bytes_, 0, MSG_NOSIGNAL)) : 0;
+        EXPECT_EQ(result, how < 2 ? -ECONNRESET : 0) << how;
+        EXPECT_EQ(R(::send(a_, bytes_, 1, MSG_NOSIGNAL)), how < 2 ? -EPIPE : -ECONNRESET) << how;
+    }
+}
