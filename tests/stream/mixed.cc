@@ -602,3 +602,34 @@ TEST_P(MixedTcp, AWriteOfNothingTakesTheErrorOfAReset)
         EXPECT_EQ(R(::send(a_, bytes_, 1, MSG_NOSIGNAL)), how < 2 ? -EPIPE : -ECONNRESET) << how;
     }
 }
+
+TEST_P(MixedEdge, OutOfAnAfUnixSocketIsReportedAtMostOnceMoreAtAnAdoptionAndNeverLess)
+{
+    if (tcp())
+        return;
+    for (int round = 0; round < 8; round++) {
+        begin(in_ | out_ | rdhup_);
+        int fds[2], more = 0;
+        connect_pair(fds);
+        struct epoll_event event = {};
+        event.events = in_ | out_ | rdhup_ | et_;
+        event.data.fd = fds[0];
+        ASSERT_EQ(epoll_ctl(set_, EPOLL_CTL_ADD, fds[0], &event), 0);
+        struct pollfd look = {a_, POLLIN, 0};
+        EXPECT_EQ(R(poll(&look, 1, 0)), 0); /* not adopted for a while */
+        wait();
+        for (int i = 0; i < 12; i++) {
+            send(1);
+            EXPECT_EQ(write(fds[1], "x", 1), 1);
+            EXPECT_EQ(wait(20000), in_ | out_) << i;
+            EXPECT_EQ(drain(), -EAGAIN);
+            for (int turn = 0; turn < 2; turn++) {
+                EXPECT_EQ(write(fds[1], "x", 1), 1);
+                uint32_t bits = wait();
+                more += bits != 0;
+                EXPECT_EQ(bits & ~out_, 0u);
+            }
+        }
+        EXPECT_LE(more, adopts_this() ? 1 : 0) << round;
+    }
+}
