@@ -637,6 +637,8 @@ static __attribute__((noinline)) long send_by_stream(struct rp_fd *entry, struct
 {
     if (count <= 0 || rp_self.locks_held)
         return RINGPOLL_PASS;
+    if (count == 1 && iov->iov_len == 0 && stream->is_unix) /* takes no error, as TCP's does */
+        return RINGPOLL_PASS;
     if (count == 1 && send_quickly(entry, stream, iov->iov_base, iov->iov_len, flags))
         return (long)iov->iov_len;
     if (!(__atomic_load_n(&stream->set, __ATOMIC_RELAXED)->flags & RINGPOLL_BATCH)) {

@@ -288,10 +288,11 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
         }
         return;
     }
-    if (wants_reading_only(watch)) {
+    if (wants_reading_only(watch) && !watch->left) {
         if (!bare) /* the state, unless it is the one other wake-up that a reader hears: ERR alone */
             proves = set->tells && bits != EPOLLERR && !(watch->armed & EPOLLOUT);
-        else if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && watch->quiet && !oneshot)
+        else if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && watch->quiet && !oneshot &&
+                 !watch->hung) /* an end that is known is true as well (shutdown(SHUT_RD): bytes may follow) */
             proves = trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
     }
     bool first = watch->ready == RP_READY_IDLE;
@@ -316,7 +317,7 @@ static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch
     if (!(flags & RP_CQE_F_MORE) || !watch->quiet || watch->ready != RP_READY_IDLE || watch->armed_oneshot ||
         (result & (EPOLLIN | EPOLLRDBAND)) != (EPOLLIN | EPOLLRDBAND) || (result & ~usual) != 0 ||
         !is_socket(watch) || !wants_reading_only(watch) || watch->deleted || watch->disabled ||
-        watch->adopt_in == 1 || watch->stream || !trusts_wakeups(set, watch, rp_fd_peek(watch->fd)))
+        watch->adopt_in == 1 || watch->stream || watch->hung || !trusts_wakeups(set, watch, rp_fd_peek(watch->fd)))
         return false;
     if (watch->adopt_in) {
         watch->adopt_in--;
@@ -688,6 +689,9 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
                 rp_set_dirty(set, watch);
             }
             revents |= rp_stream_bits(watch->stream);
+        } else if (watch->left && !watch->left_reported) { /* bytes that another set received */
+            revents |= rp_set_bits_left(watch->fd);
+            watch->left_reported = rp_watch_is_edge(watch) && (revents & rp_watch_interest(watch));
         }
         if (revents & rp_watch_interest(watch)) {
             watch->mask = revents;

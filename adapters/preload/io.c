@@ -181,7 +181,7 @@ EXPORT ssize_t read(int fd, void *buffer, size_t length)
 EXPORT ssize_t write(int fd, const void *buffer, size_t length)
 {
     ssize_t taken;
-    if (length > 0 && answers_send(fd, buffer, length, 0, &taken))
+    if (answers_send(fd, buffer, length, 0, &taken))
         return taken;
     if (by_socket_call(fd, length)) {
         ssize_t result = rp_real.send(fd, buffer, length, 0);
@@ -470,6 +470,14 @@ EXPORT ssize_t sendfile64(int to, int from, off64_t *offset, size_t count)
     return RP_LATE(sendfile64) ? wrote(to, count, rp_real.sendfile64(to, from, offset, count)) : rp_fail(ENOSYS);
 }
 
+/* A read that says nothing of whether more is there, but takes what a wake-up told of. */
+static ssize_t spliced(int from, ssize_t result)
+{
+    if (rp_shim_watching())
+        tell(from, 0, result);
+    return result;
+}
+
 /* From a socket into a pipe: first what the library has. */
 EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset, size_t length, unsigned flags)
 {
@@ -477,7 +485,7 @@ EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset
         return rp_fail(ENOSYS);
     ssize_t failed;
     if (LIKELY(!rp_shim.adopts) || !rp_shim_watching() || length == 0)
-        return rp_real.splice(from, from_offset, to, to_offset, length, flags);
+        return spliced(from, rp_real.splice(from, from_offset, to, to_offset, length, flags));
     if (write_refused(to, &failed))
         return failed;
     ringpoll_fd_release(from, 0);
@@ -500,7 +508,7 @@ EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset
             return rp_answer(got);
         }
     }
-    return wrote(to, length, rp_real.splice(from, from_offset, to, to_offset, length, flags));
+    return wrote(to, length, spliced(from, rp_real.splice(from, from_offset, to, to_offset, length, flags)));
 }
 
 /* ------------------------------------------------------ poll and its like
