@@ -128,7 +128,7 @@ static bool wants_reading_only(const struct rp_watch *watch)
 }
 
 /* A bare wake-up that comes while QUIET may be believed. */
-static bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watch, const struct rp_fd *entry)
+static inline bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watch, const struct rp_fd *entry)
 {
     if (!set->tells || !entry || rp_fd_shared(entry))
         return false;
@@ -310,14 +310,17 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
 
 /* The one case that makes up a busy server's life: a bare wake-up of a quiet
  * socket that is watched for reading. What note_event() would do, in a line. */
-static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+static inline bool is_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
 {
     const int usual = EPOLLIN | EPOLLRDNORM | EPOLLRDBAND | EPOLLPRI;
-    if (!(flags & RP_CQE_F_MORE) || !watch->quiet || watch->ready != RP_READY_IDLE || watch->armed_oneshot ||
-        (result & (EPOLLIN | EPOLLRDBAND)) != (EPOLLIN | EPOLLRDBAND) || (result & ~usual) != 0 ||
-        !is_socket(watch) || !wants_reading_only(watch) || watch->deleted || watch->disabled ||
-        watch->adopt_in == 1 || watch->stream || !trusts_wakeups(set, watch, rp_fd_peek(watch->fd)))
-        return false;
+    return (flags & RP_CQE_F_MORE) && watch->quiet && watch->ready == RP_READY_IDLE && !watch->armed_oneshot &&
+           (result & (EPOLLIN | EPOLLRDBAND)) == (EPOLLIN | EPOLLRDBAND) && (result & ~usual) == 0 &&
+           is_socket(watch) && wants_reading_only(watch) && !watch->deleted && !watch->disabled &&
+           watch->adopt_in != 1 && !watch->stream && trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
+}
+
+static inline void note_usual(struct rp_watch *watch, int result)
+{
     if (watch->adopt_in) {
         watch->adopt_in--;
         watch->empty = false;
@@ -326,8 +329,25 @@ static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch
     watch->single = true;
     watch->bare++; /* QUIET: it was 0 */
     watch->mask = (uint32_t)result & (EPOLLIN | EPOLLRDNORM);
+}
+
+static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+{
+    if (!is_usual(set, watch, result, flags))
+        return false;
+    note_usual(watch, result);
     watch->certain_in = set->wait_serial;
     rp_watch_to_ready(set, watch, RP_READY_CERTAIN);
+    return true;
+}
+
+bool rp_watch_completed_alone(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+{
+    if (!is_usual(set, watch, result, flags) || (watch->events & EPOLLONESHOT))
+        return false;
+    note_usual(watch, result);
+    if (!rp_watch_is_edge(watch))
+        rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
     return true;
 }
 
