@@ -810,16 +810,33 @@ static const sigset_t *hold_signals(sigset_t *ret_before, const sigset_t *sigmas
     return sigmask ? sigmask : ret_before;
 }
 
-/* The commonest wait of all: one thread, nothing to be done before the ring is slept
- * on, and no end to that. What wait_at_length() would do until then. */
-static inline bool sleeps_at_once(const struct rp_set *set)
+/* The commonest waits of all: nothing is to be done before the ring is slept on, or
+ * before the one fd that is not drained is looked at. */
+static inline bool is_at_rest(const struct rp_set *set)
 {
-    return rp_set_engine(set) == RINGPOLL_ENGINE_RING && rp_set_is_mine(set) && set->tells &&
-           set->hidden_armed && set->waiters == 0 &&
+    return rp_set_engine(set) == RINGPOLL_ENGINE_RING && rp_set_is_mine(set) && set->tells && set->hidden_armed &&
+           set->waiters == 0 &&
            !(set->hidden_ready | set->inherited | set->zombie | set->requests | set->wake_sent | set->unpolled |
              RP_READ_ONCE(rp_process_no_rings)) &&
-           !(set->ready_count | set->accepts_armed | set->accepts_leaving | rp_ring_queued(&set->ring)) &&
-           !set->dirty && !set->leaving && !set->batched && !set->sending && !rp_ring_peek(&set->ring);
+           !(set->accepts_armed | set->accepts_leaving | rp_ring_queued(&set->ring)) && !set->dirty && !set->leaving &&
+           !set->batched && !set->sending && !rp_ring_peek(&set->ring);
+}
+
+/* True: there was something. */
+static inline bool look_at_once(struct rp_set *set, struct epoll_event *events)
+{
+    struct rp_watch *watch = set->ready_head;
+    if (set->ready_count != 1 || watch->ready != RP_READY_CANDIDATE || watch->stream || !watch->op ||
+        (watch->kind != RINGPOLL_FD_TCP && watch->kind != RINGPOLL_FD_UNIX) || watch->home != RP_HOME_RING ||
+        watch->deleted || watch->disabled || (watch->events & (EPOLLET | EPOLLONESHOT)) || rp_ring_wants_enter(&set->ring))
+        return false;
+    uint32_t mask = rp_watch_look(set, watch);
+    if (mask == 0)
+        return false;
+    RP_COUNT(set->stats.waits, 1);
+    events->events = mask;
+    events->data = watch->data;
+    return true;
 }
 
 /* True: that was it. Else wait_on_ring() goes on from *ret_entered, or from the
@@ -976,14 +993,18 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     if (timeout || !rp_single_threaded())
         return wait_at_length(set, epfd, events, max, timeout, sigmask, NULL);
     rp_set_lock(set);
-    if (!sleeps_at_once(set)) {
-        rp_set_unlock(set);
-        return wait_at_length(set, epfd, events, max, NULL, sigmask, NULL);
+    bool at_rest = is_at_rest(set);
+    if (!at_rest || set->ready_count) {
+        if (!at_rest || !look_at_once(set, events)) {
+            rp_set_unlock(set);
+            return wait_at_length(set, epfd, events, max, NULL, sigmask, NULL);
+        }
+    } else {
+        int entered;
+        if (!sleep_at_once(set, events, sigmask, &entered))
+            return wait_at_length(set, epfd, events, max, NULL, sigmask, &entered);
+        set->waiters = 0;
     }
-    int entered;
-    if (!sleep_at_once(set, events, sigmask, &entered))
-        return wait_at_length(set, epfd, events, max, NULL, sigmask, &entered);
-    set->waiters = 0;
     set->turn_events = 1;
     if (set->flags & RINGPOLL_ADOPT)
         rp_stream_judge(set, 1);

@@ -297,7 +297,10 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
     bool first = watch->ready == RP_READY_IDLE;
     watch->single = first && bare && watch->quiet && is_socket(watch) && proves;
     watch->quiet = false;
-    if (proves && (watch->ready == RP_READY_IDLE ||
+    /* Bytes and nothing else, before and now: what is in the list for them need not be
+     * asked once more. An error or an end can come in a completion of its own. */
+    bool only_bytes = ((bits | watch->mask) & ~(uint32_t)(EPOLLIN | EPOLLRDNORM)) == 0;
+    if (proves && (watch->ready == RP_READY_IDLE || (!bare && only_bytes) ||
                    (watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial))) {
         watch->mask = bits;
         watch->certain_in = set->wait_serial;
@@ -738,6 +741,34 @@ static bool decided_by_stream(struct rp_set *set, struct rp_watch *watch)
     return true;
 }
 
+static short look_for(const struct rp_watch *watch)
+{
+    return (short)((rp_watch_interest(watch) | EPOLLRDHUP | (watch->kind == RINGPOLL_FD_TCP ? EPOLLPRI : 0)) & 0xffffu);
+}
+
+uint32_t rp_watch_look(struct rp_set *set, struct rp_watch *watch)
+{
+    static const struct timespec now = {0, 0};
+    struct pollfd look = {.fd = watch->fd, .events = look_for(watch)};
+    int result = rp_sys_poll(&look, 1, &now);
+    uint32_t bits = result > 0 ? (uint32_t)(uint16_t)look.revents : 0;
+    uint32_t told = bits & rp_watch_interest(watch);
+    if (result < 0 || (bits & POLLNVAL))
+        return 0;
+    set->stats.rechecks++;
+    set->stats.rechecked_fds++;
+    watch->urgent = (bits & POLLPRI) != 0;
+    watch->bare = 0;
+    watch->single = watch->quiet = false;
+    if (told) {
+        watch->mask = bits;
+    } else {
+        rp_watch_to_idle(set, watch);
+        watch->quiet = watch->op && !rp_ring_wants_enter(&set->ring);
+    }
+    return told;
+}
+
 void rp_watch_check(struct rp_set *set, unsigned limit)
 {
     struct pollfd fds[CHECK_CHUNK];
@@ -753,8 +784,7 @@ void rp_watch_check(struct rp_set *set, unsigned limit)
                           : watch->kind == RP_KIND_LISTENER && rp_accept_decides(set, watch))
             continue;
         fds[count].fd = watch->fd;
-        fds[count].events =
-            (short)((rp_watch_interest(watch) | EPOLLRDHUP | (watch->kind == RINGPOLL_FD_TCP ? EPOLLPRI : 0)) & 0xffffu);
+        fds[count].events = look_for(watch);
         fds[count].revents = 0;
         watches[count++] = watch;
         if (count == CHECK_CHUNK) {

@@ -16,6 +16,7 @@
  *     │               level-triggered: delivered → CANDIDATE ←──────┘
  *     └── read to the bottom (see below), from any state
  *   IDLE ──completion that proves itself──→ CERTAIN
+ *   CANDIDATE ──completion that is the state, all of it about bytes──→ CERTAIN
  *
  * CANDIDATE and CERTAIN watches stand in the set's ready list, in the order in
  * which they became so; a delivered level-triggered one goes to its end, which
@@ -172,5 +173,9 @@ bool rp_watch_in_flight(const struct rp_watch *watch);
 int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **ret_op);
 /* Asks poll(2) about the CANDIDATEs among the first `limit` of the ready list. */
 void rp_watch_check(struct rp_set *set, unsigned limit);
+/* The same for one level-triggered socket without a stream, as its report needs it: the
+ * bits of the interest that are there. None: it is IDLE now, or else still CANDIDATE, and
+ * rp_watch_check() shall see to it. */
+uint32_t rp_watch_look(struct rp_set *set, struct rp_watch *watch);
 
 #endif
