@@ -674,10 +674,8 @@ long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
     return send_by_stream(entry, stream, fd, &iov, 1, flags);
 }
 
-void ringpoll_flush(void)
+static __attribute__((noinline)) void flush_sets(void)
 {
-    if (rp_self.batched == 0 || rp_self.locks_held)
-        return;
     rp_self.batched = 0;
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {
@@ -689,6 +687,12 @@ void ringpoll_flush(void)
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);
+}
+
+void ringpoll_flush(void)
+{
+    if (rp_self.batched && !rp_self.locks_held)
+        flush_sets();
 }
 
 static int flush_fd(int fd, bool wait)
