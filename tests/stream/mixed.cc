@@ -650,3 +650,26 @@ TEST_P(MixedEdge, OutOfAnAfUnixSocketIsReportedAtMostOnceMoreAtAnAdoptionAndNeve
         EXPECT_LE(more, adopts_this() ? 1 : 0) << round;
     }
 }
+
+/* A splice takes what a wake-up told of, on a socket that was drained and is not adopted. */
+TEST_P(MixedUnix, WhatWasSplicedAwayIsNotReported)
+{
+    int set = own(epoll_create1(EPOLL_CLOEXEC)), fds[2], ends[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+    ASSERT_EQ(pipe2(ends, O_NONBLOCK | O_CLOEXEC), 0);
+    for (int fd : {fds[0], fds[1], ends[0], ends[1]})
+        own(fd);
+    struct epoll_event event = {};
+    event.events = in_;
+    event.data.fd = fds[0];
+    ASSERT_EQ(epoll_ctl(set, EPOLL_CTL_ADD, fds[0], &event), 0);
+    for (int i = 0; i < 3; i++) {
+        ASSERT_EQ(write(fds[1], "x", 1), 1);
+        ASSERT_EQ(epoll_wait(set, &event, 1, 20000), 1);
+        ASSERT_EQ(read(fds[0], bytes_, 100), 1);
+        EXPECT_EQ(epoll_wait(set, &event, 1, 0), 0);
+        ASSERT_EQ(write(fds[1], "x", 1), 1);
+        ASSERT_EQ(splice(fds[0], nullptr, ends[1], nullptr, 100, SPLICE_F_NONBLOCK), 1);
+        EXPECT_EQ(epoll_wait(set, &event, 1, 0), 0) << i;
+    }
+}
