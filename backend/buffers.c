@@ -148,11 +148,9 @@ void rp_buffers_recycle(struct rp_buffers *buffers, struct rp_pool *pool, uint32
     buffers->free_head = (uint16_t)(number + 1);
 }
 
-void rp_buffers_collect(struct rp_buffers *buffers)
+static __attribute__((noinline)) void collect(struct rp_buffers *buffers)
 {
     struct rp_pool *pool = buffers->pool;
-    if (!pool || !__atomic_load_n(&pool->returned, __ATOMIC_RELAXED))
-        return;
     rp_lock(&pool->lock);
     uint32_t next = pool->returned;
     __atomic_store_n(&pool->returned, 0, __ATOMIC_RELAXED);
@@ -162,6 +160,13 @@ void rp_buffers_collect(struct rp_buffers *buffers)
         next = pool->segments[number].next;
         rp_buffers_recycle(buffers, pool, number);
     }
+}
+
+void rp_buffers_collect(struct rp_buffers *buffers)
+{
+    struct rp_pool *pool = buffers->pool;
+    if (pool && __atomic_load_n(&pool->returned, __ATOMIC_RELAXED))
+        collect(buffers);
 }
 
 bool rp_buffers_starved(struct rp_buffers *buffers)

@@ -170,7 +170,7 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     }
     RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
-    watch->disabled = false;
+    watch->disabled = watch->left_reported = false;
     watch->recheck = true;
     rp_set_dirty(set, watch);
     return 0;

@@ -124,7 +124,7 @@ long ringpoll_write(int fd, const void *buffer, size_t length)
 {
     if (length > 0 && ringpoll_fd_is_stream_on_ring(fd))
         return ringpoll_send(fd, buffer, length, 0);
-    long result = length > 0 ? ringpoll_try_send(fd, buffer, length, 0) : RINGPOLL_PASS;
+    long result = ringpoll_try_send(fd, buffer, length, 0);
     if (result != RINGPOLL_PASS)
         return result;
     ringpoll_flush();

@@ -108,7 +108,8 @@ static inline uint64_t rp_op_fence_user_data(uint32_t number)
 /* The op that this user_data names, or NULL when it is stale (counted), of kind
  * NONE (not counted) or a fence (noted). */
 struct rp_op *rp_op_find_slowly(struct rp_op_table *table, uint64_t user_data);
-static inline struct rp_op *rp_op_find(struct rp_op_table *table, uint64_t user_data)
+/* The op, or NULL where that is not one in use, and nothing else. */
+static inline struct rp_op *rp_op_peek(const struct rp_op_table *table, uint64_t user_data)
 {
     uint32_t slot = (uint32_t)(user_data >> 8);
     if (slot / RP_OP_PAGE < table->pages_used) {
@@ -116,7 +117,12 @@ static inline struct rp_op *rp_op_find(struct rp_op_table *table, uint64_t user_
         if (op->generation == user_data >> 40 && op->kind == (uint8_t)user_data && op->state != RP_OP_FREE)
             return op;
     }
-    return rp_op_find_slowly(table, user_data);
+    return NULL;
+}
+static inline struct rp_op *rp_op_find(struct rp_op_table *table, uint64_t user_data)
+{
+    struct rp_op *op = rp_op_peek(table, user_data);
+    return op ? op : rp_op_find_slowly(table, user_data);
 }
 /* Ops in any state but FREE. */
 uint32_t rp_op_busy(const struct rp_op_table *table);

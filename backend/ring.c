@@ -532,3 +532,12 @@ int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct time
             return taken;
     }
 }
+
+int rp_ring_sleep(struct rp_ring *ring, const sigset_t *sigmask)
+{
+    if (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & RP_SQ_CQ_OVERFLOW)
+        RP_COUNT(ring->overflows, 1);
+    RP_COUNT(ring->enters, 1);
+    return rp_sys->uring_enter(RP_READ_ONCE(ring->enter_fd), 0, 1 + rp_ring_held(ring),
+                               ring->enter_flags | RP_ENTER_GETEVENTS, sigmask, sigmask ? RP_SIGSET_BYTES : 0);
+}

@@ -92,6 +92,9 @@ static inline unsigned rp_ring_queued(const struct rp_ring *ring)
 int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct timespec *timeout,
                   const sigset_t *sigmask);
 
+/* The same for one completion and without end, where nothing is queued. Not SQPOLL. */
+int rp_ring_sleep(struct rp_ring *ring, const sigset_t *sigmask);
+
 /* SQPOLL: the kernel's thread takes SQEs and runs what wake-ups left for it
  * later than they come, and nothing tells that it has. A fence is queued like an
  * SQE; its completion, with this user_data, comes after those of everything that

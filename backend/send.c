@@ -637,6 +637,8 @@ static __attribute__((noinline)) long send_by_stream(struct rp_fd *entry, struct
 {
     if (count <= 0 || rp_self.locks_held)
         return RINGPOLL_PASS;
+    if (count == 1 && iov->iov_len == 0 && stream->is_unix) /* takes no error, as TCP's does */
+        return RINGPOLL_PASS;
     if (count == 1 && send_quickly(entry, stream, iov->iov_base, iov->iov_len, flags))
         return (long)iov->iov_len;
     if (!(__atomic_load_n(&stream->set, __ATOMIC_RELAXED)->flags & RINGPOLL_BATCH)) {
@@ -672,10 +674,8 @@ long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
     return send_by_stream(entry, stream, fd, &iov, 1, flags);
 }
 
-void ringpoll_flush(void)
+static __attribute__((noinline)) void flush_sets(void)
 {
-    if (rp_self.batched == 0 || rp_self.locks_held)
-        return;
     rp_self.batched = 0;
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {
@@ -687,6 +687,12 @@ void ringpoll_flush(void)
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);
+}
+
+void ringpoll_flush(void)
+{
+    if (rp_self.batched && !rp_self.locks_held)
+        flush_sets();
 }
 
 static int flush_fd(int fd, bool wait)

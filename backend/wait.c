@@ -568,9 +568,10 @@ static void give_up_ring(struct rp_set *set, int error)
 
 /* One wait of the owner on its ring. Locked, and unlocked only inside the
  * blocking enter. Returns events, 0, a negative errno, or AGAIN when the set is
- * on another engine now. */
+ * on another engine now. `slept`, if not NULL: what that enter said, which was made
+ * already (see sleep_at_once()). */
 static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max, const struct timespec *timeout,
-                        uint64_t deadline_ns, const sigset_t *sigmask)
+                        uint64_t deadline_ns, const sigset_t *sigmask, const int *slept)
 {
     struct rp_ring *ring = &set->ring;
     bool poll_only = timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0;
@@ -578,15 +579,18 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
     int result = 0;
     bool looked_again = false, interrupted = false;
 
-    set->wait_serial++;
+    if (!slept)
+        set->wait_serial++;
     if (!set->in_company && !rp_single_threaded())
         rp_set_has_company(set);
-    if (set->accepts_armed)
+    if (set->accepts_armed && !slept)
         rp_accept_turn(set);
     for (;;) {
         unsigned reaped = 0;
-        bool blocked = false, got_any = false;
+        bool blocked = false, got_any = false, enters = true;
         int entered = 0;
+        if (slept)
+            goto awake;
         if (set->requests || set->wake_sent) {
             result = serve_requests(set);
             if (result == AGAIN)
@@ -636,17 +640,21 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
             if ((result = rp_set_enter_and_reap(set)) < 0)
                 break;
         } else {
-            blocked = true;
             set->owner_inside = true;
             rp_set_unlock(set);
             /* What a signal handler left (see ctl_in_handler) is dirty now. */
-            bool enters = RP_READ_ONCE(set->dirty) == NULL;
+            enters = RP_READ_ONCE(set->dirty) == NULL;
             if (enters)
                 entered = rp_ring_enter(ring, 1, timeout ? &left : NULL, sigmask);
             rp_set_lock(set);
             set->owner_inside = false;
             if (!enters)
                 continue;
+        awake:
+            if (slept)
+                entered = *slept;
+            slept = NULL;
+            blocked = true;
             /* Was it a signal, and maybe its handler that demoted the set, or closed it? */
             interrupted = entered == -EINTR;
             if (is_no_more(set)) {
@@ -820,36 +828,96 @@ static const sigset_t *hold_signals(sigset_t *ret_before, const sigset_t *sigmas
     return sigmask ? sigmask : ret_before;
 }
 
-int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
-                  const sigset_t *sigmask)
+/* The commonest waits of all: nothing is to be done before the ring is slept on, or
+ * before the one fd that is not drained is looked at. */
+static inline bool is_at_rest(const struct rp_set *set)
 {
-    struct rp_set *set = rp_set_of(epfd);
-    uint64_t deadline_ns = 0;
+    return rp_set_engine(set) == RINGPOLL_ENGINE_RING && rp_set_is_mine(set) && set->tells && set->hidden_armed &&
+           set->waiters == 0 &&
+           !(set->hidden_ready | set->inherited | set->zombie | set->requests | set->wake_sent | set->unpolled |
+             RP_READ_ONCE(rp_process_no_rings)) &&
+           !(set->accepts_armed | set->accepts_leaving | rp_ring_queued(&set->ring)) && !set->dirty && !set->leaving &&
+           !set->batched && !set->sending && !rp_ring_peek(&set->ring);
+}
 
-    if (rp_self.batched && (!set || !set->batched) && !rp_self.locks_held)
-        ringpoll_flush();
-    if (!set)
-        return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
-    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !RP_READ_ONCE(set->zombie))
-        goto kernel; /* what is left there, see set.h, is looked for below */
-    if (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000))
-        return -EINVAL;
-    if (max <= 0 || max > (int)(INT_MAX / sizeof(struct epoll_event)))
-        return -EINVAL;
-    if ((uintptr_t)events < 4096) {
-        /* EFAULT, but only when there is an event, which then is not lost. */
-        ringpoll_demote(epfd);
-        goto kernel;
-    }
-    if (rp_self.locks_held)
-        return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
-    rp_process_check();
+/* True: there was something. */
+static inline bool look_at_once(struct rp_set *set, struct epoll_event *events)
+{
+    struct rp_watch *watch = set->ready_head;
+    if (set->ready_count != 1 || watch->ready != RP_READY_CANDIDATE || watch->stream || !watch->op ||
+        (watch->kind != RINGPOLL_FD_TCP && watch->kind != RINGPOLL_FD_UNIX) || watch->home != RP_HOME_RING ||
+        watch->deleted || watch->disabled || (watch->events & (EPOLLET | EPOLLONESHOT)) || rp_ring_wants_enter(&set->ring))
+        return false;
+    uint32_t mask = rp_watch_look(set, watch);
+    if (mask == 0)
+        return false;
+    RP_COUNT(set->stats.waits, 1);
+    events->events = mask;
+    events->data = watch->data;
+    return true;
+}
+
+/* True: that was it. Else wait_on_ring() goes on from *ret_entered, or from the
+ * beginning where that is AGAIN. The set is locked before and after. */
+static inline bool sleep_at_once(struct rp_set *set, struct epoll_event *events, const sigset_t *sigmask,
+                                 int *ret_entered)
+{
+    struct rp_ring *ring = &set->ring;
+    RP_COUNT(set->stats.waits, 1);
+    set->waiters = 1;
+    set->wait_serial++;
+    if (set->buffers.pool)
+        rp_buffers_collect(&set->buffers);
+    set->owner_inside = true;
+    rp_set_unlock(set);
+    int entered = RP_READ_ONCE(set->dirty) ? AGAIN : rp_ring_sleep(ring, sigmask);
+    rp_set_lock(set);
+    set->owner_inside = false;
+    *ret_entered = entered;
+    if (entered < 0 || ring->fd < 0 || rp_set_is_ending(set) || (set->zombie | set->requests | set->wake_sent))
+        return false;
+    uint32_t at = ring->cq_next;
+    if (__atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - at != 1)
+        return false;
+    const struct rp_cqe *cqe = &ring->cqes[at & ring->cq_mask];
+    struct rp_op *op = rp_op_peek(&set->ops, cqe->user_data);
+    struct rp_watch *watch = op ? op->owner : NULL;
+    if (!op || op->kind != RP_OP_POLL || op->state == RP_OP_ORPHANED ||
+        !rp_watch_completed_alone(set, watch, cqe->res, cqe->flags))
+        return false;
+    rp_ring_seen(ring);
+    events->events = EPOLLIN;
+    events->data = watch->data;
+    return true;
+}
+
+static void count_events(struct rp_set *set, int result)
+{
+    RP_COUNT(set->stats.events, (uint64_t)result);
+    set->unfit_total += (uint32_t)result;
+    if (set->unfit_total < UNFIT_WINDOW)
+        return;
+    if (set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
+        mostly_kernel_watches(set))
+        rp_set_demote(set, RINGPOLL_REASON_UNFIT, 0);
+    set->unfit_total = set->unfit_kernel = 0;
+}
+
+/* `slept`, if not NULL: after a sleep_at_once() that came to nothing; the set is locked. */
+static __attribute__((noinline)) int wait_at_length(struct rp_set *set, int epfd, struct epoll_event *events, int max,
+                                                    const struct timespec *timeout, const sigset_t *sigmask,
+                                                    const int *slept)
+{
+    uint64_t deadline_ns = 0;
     bool holds_signals = (set->flags & RINGPOLL_SQPOLL) != 0;
     sigset_t before;
     if (holds_signals)
         sigmask = hold_signals(&before, sigmask);
     if (timeout && (timeout->tv_sec | timeout->tv_nsec) != 0)
         deadline_ns = deadline_of(timeout);
+    int result = AGAIN;
+    if (slept)
+        goto awake;
 
     rp_set_lock(set);
     RP_COUNT(set->stats.waits, 1);
@@ -861,7 +929,7 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
         (rp_set_engine(set) == RINGPOLL_ENGINE_RING && !rp_set_is_mine(set)))
         rp_set_demote(set, RINGPOLL_REASON_WAITERS, 0);
     set->waiters++;
-    int result = AGAIN;
+awake:
     while (result == AGAIN) {
         uint32_t engine = rp_set_engine(set);
         if (engine == RINGPOLL_ENGINE_NEW && set->ring_watches > 0) {
@@ -872,9 +940,11 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
         }
         if (engine == RINGPOLL_ENGINE_RING) {
             if (set->tells)
-                result = wait_on_ring(set, events, max, timeout, deadline_ns, sigmask);
+                result = wait_on_ring(set, events, max, timeout, deadline_ns, sigmask,
+                                      slept && *slept != AGAIN ? slept : NULL);
             else
                 result = wait_on_mute_ring(set, events, max, timeout, deadline_ns, sigmask);
+            slept = NULL;
             continue;
         }
         if (rp_set_is_ending(set)) {
@@ -903,16 +973,8 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     set->turn_events = result > 0 ? (unsigned)result : 0;
     if (set->flags & RINGPOLL_ADOPT)
         rp_stream_judge(set, result);
-    if (result > 0) {
-        RP_COUNT(set->stats.events, (uint64_t)result);
-        set->unfit_total += (uint32_t)result;
-        if (set->unfit_total >= UNFIT_WINDOW) {
-            if (set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
-                mostly_kernel_watches(set))
-                rp_set_demote(set, RINGPOLL_REASON_UNFIT, 0);
-            set->unfit_total = set->unfit_kernel = 0;
-        }
-    }
+    if (result > 0)
+        count_events(set, result);
     if (rp_set_is_ending(set) && set->waiters == 0 && !set->zombie && set->ring.fd < 0)
         rp_set_free(set);
     rp_set_unlock(set);
@@ -921,9 +983,57 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     if (holds_signals)
         rp_sys_set_sigmask(&before, NULL);
     return result;
+}
 
-kernel:
-    result = wait_in_kernel(set, epfd, events, max, timeout, sigmask);
+int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
+                  const sigset_t *sigmask)
+{
+    struct rp_set *set = rp_set_of(epfd);
+
+    if (rp_self.batched && (!set || !set->batched) && !rp_self.locks_held)
+        ringpoll_flush();
+    if (!set)
+        return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !RP_READ_ONCE(set->zombie))
+        goto kernel; /* what is left there, see set.h, is looked for below */
+    if (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000))
+        return -EINVAL;
+    if (max <= 0 || max > (int)(INT_MAX / sizeof(struct epoll_event)))
+        return -EINVAL;
+    if ((uintptr_t)events < 4096) {
+        /* EFAULT, but only when there is an event, which then is not lost. */
+        ringpoll_demote(epfd);
+        goto kernel;
+    }
+    if (rp_self.locks_held)
+        return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
+    rp_process_check();
+    if (timeout || !rp_single_threaded())
+        return wait_at_length(set, epfd, events, max, timeout, sigmask, NULL);
+    rp_set_lock(set);
+    bool at_rest = is_at_rest(set);
+    if (!at_rest || set->ready_count) {
+        if (!at_rest || !look_at_once(set, events)) {
+            rp_set_unlock(set);
+            return wait_at_length(set, epfd, events, max, NULL, sigmask, NULL);
+        }
+    } else {
+        int entered;
+        if (!sleep_at_once(set, events, sigmask, &entered))
+            return wait_at_length(set, epfd, events, max, NULL, sigmask, &entered);
+        set->waiters = 0;
+    }
+    set->turn_events = 1;
+    if (set->flags & RINGPOLL_ADOPT)
+        rp_stream_judge(set, 1);
+    count_events(set, 1);
+    rp_set_unlock(set);
+    if (RP_READ_ONCE(rp_zombies))
+        rp_set_end_zombies();
+    return 1;
+
+kernel:;
+    int result = wait_in_kernel(set, epfd, events, max, timeout, sigmask);
     if (result > 0)
         __atomic_fetch_add(&set->stats.events, (uint64_t)result, __ATOMIC_RELAXED);
     __atomic_fetch_add(&set->stats.waits, 1, __ATOMIC_RELAXED);

@@ -128,7 +128,7 @@ static bool wants_reading_only(const struct rp_watch *watch)
 }
 
 /* A bare wake-up that comes while QUIET may be believed. */
-static bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watch, const struct rp_fd *entry)
+static inline bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watch, const struct rp_fd *entry)
 {
     if (!set->tells || !entry || rp_fd_shared(entry))
         return false;
@@ -288,16 +288,20 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
         }
         return;
     }
-    if (wants_reading_only(watch)) {
+    if (wants_reading_only(watch) && !watch->left) {
         if (!bare) /* the state, unless it is the one other wake-up that a reader hears: ERR alone */
             proves = set->tells && bits != EPOLLERR && !(watch->armed & EPOLLOUT);
-        else if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && watch->quiet && !oneshot)
+        else if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && watch->quiet && !oneshot &&
+                 !watch->hung) /* an end that is known is true as well (shutdown(SHUT_RD): bytes may follow) */
             proves = trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
     }
     bool first = watch->ready == RP_READY_IDLE;
     watch->single = first && bare && watch->quiet && is_socket(watch) && proves;
     watch->quiet = false;
-    if (proves && (watch->ready == RP_READY_IDLE ||
+    /* Bytes and nothing else, before and now: what is in the list for them need not be
+     * asked once more. An error or an end can come in a completion of its own. */
+    bool only_bytes = ((bits | watch->mask) & ~(uint32_t)(EPOLLIN | EPOLLRDNORM)) == 0;
+    if (proves && (watch->ready == RP_READY_IDLE || (!bare && only_bytes) ||
                    (watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial))) {
         watch->mask = bits;
         watch->certain_in = set->wait_serial;
@@ -310,14 +314,18 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
 
 /* The one case that makes up a busy server's life: a bare wake-up of a quiet
  * socket that is watched for reading. What note_event() would do, in a line. */
-static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+static inline bool is_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
 {
     const int usual = EPOLLIN | EPOLLRDNORM | EPOLLRDBAND | EPOLLPRI;
-    if (!(flags & RP_CQE_F_MORE) || !watch->quiet || watch->ready != RP_READY_IDLE || watch->armed_oneshot ||
-        (result & (EPOLLIN | EPOLLRDBAND)) != (EPOLLIN | EPOLLRDBAND) || (result & ~usual) != 0 ||
-        !is_socket(watch) || !wants_reading_only(watch) || watch->deleted || watch->disabled ||
-        watch->adopt_in == 1 || watch->stream || !trusts_wakeups(set, watch, rp_fd_peek(watch->fd)))
-        return false;
+    return (flags & RP_CQE_F_MORE) && watch->quiet && watch->ready == RP_READY_IDLE && !watch->armed_oneshot &&
+           (result & (EPOLLIN | EPOLLRDBAND)) == (EPOLLIN | EPOLLRDBAND) && (result & ~usual) == 0 &&
+           is_socket(watch) && wants_reading_only(watch) && !watch->deleted && !watch->disabled &&
+           watch->adopt_in != 1 && !watch->stream && !watch->hung &&
+           trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
+}
+
+static inline void note_usual(struct rp_watch *watch, int result)
+{
     if (watch->adopt_in) {
         watch->adopt_in--;
         watch->empty = false;
@@ -326,8 +334,25 @@ static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch
     watch->single = true;
     watch->bare++; /* QUIET: it was 0 */
     watch->mask = (uint32_t)result & (EPOLLIN | EPOLLRDNORM);
+}
+
+static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+{
+    if (!is_usual(set, watch, result, flags))
+        return false;
+    note_usual(watch, result);
     watch->certain_in = set->wait_serial;
     rp_watch_to_ready(set, watch, RP_READY_CERTAIN);
+    return true;
+}
+
+bool rp_watch_completed_alone(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+{
+    if (!is_usual(set, watch, result, flags) || (watch->events & EPOLLONESHOT))
+        return false;
+    note_usual(watch, result);
+    if (!rp_watch_is_edge(watch))
+        rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
     return true;
 }
 
@@ -688,6 +713,9 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
                 rp_set_dirty(set, watch);
             }
             revents |= rp_stream_bits(watch->stream);
+        } else if (watch->left && !watch->left_reported) { /* bytes that another set received */
+            revents |= rp_set_bits_left(watch->fd);
+            watch->left_reported = rp_watch_is_edge(watch) && (revents & rp_watch_interest(watch));
         }
         if (revents & rp_watch_interest(watch)) {
             watch->mask = revents;
@@ -718,6 +746,34 @@ static bool decided_by_stream(struct rp_set *set, struct rp_watch *watch)
     return true;
 }
 
+static short look_for(const struct rp_watch *watch)
+{
+    return (short)((rp_watch_interest(watch) | EPOLLRDHUP | (watch->kind == RINGPOLL_FD_TCP ? EPOLLPRI : 0)) & 0xffffu);
+}
+
+uint32_t rp_watch_look(struct rp_set *set, struct rp_watch *watch)
+{
+    static const struct timespec now = {0, 0};
+    struct pollfd look = {.fd = watch->fd, .events = look_for(watch)};
+    int result = rp_sys_poll(&look, 1, &now);
+    uint32_t bits = result > 0 ? (uint32_t)(uint16_t)look.revents : 0;
+    uint32_t told = bits & rp_watch_interest(watch);
+    if (result < 0 || (bits & POLLNVAL))
+        return 0;
+    set->stats.rechecks++;
+    set->stats.rechecked_fds++;
+    watch->urgent = (bits & POLLPRI) != 0;
+    watch->bare = 0;
+    watch->single = watch->quiet = false;
+    if (told) {
+        watch->mask = bits;
+    } else {
+        rp_watch_to_idle(set, watch);
+        watch->quiet = watch->op && !rp_ring_wants_enter(&set->ring);
+    }
+    return told;
+}
+
 void rp_watch_check(struct rp_set *set, unsigned limit)
 {
     struct pollfd fds[CHECK_CHUNK];
@@ -733,8 +789,7 @@ void rp_watch_check(struct rp_set *set, unsigned limit)
                           : watch->kind == RP_KIND_LISTENER && rp_accept_decides(set, watch))
             continue;
         fds[count].fd = watch->fd;
-        fds[count].events =
-            (short)((rp_watch_interest(watch) | EPOLLRDHUP | (watch->kind == RINGPOLL_FD_TCP ? EPOLLPRI : 0)) & 0xffffu);
+        fds[count].events = look_for(watch);
         fds[count].revents = 0;
         watches[count++] = watch;
         if (count == CHECK_CHUNK) {

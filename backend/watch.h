@@ -16,6 +16,7 @@
  *     │               level-triggered: delivered → CANDIDATE ←──────┘
  *     └── read to the bottom (see below), from any state
  *   IDLE ──completion that proves itself──→ CERTAIN
+ *   CANDIDATE ──completion that is the state, all of it about bytes──→ CERTAIN
  *
  * CANDIDATE and CERTAIN watches stand in the set's ready list, in the order in
  * which they became so; a delivered level-triggered one goes to its end, which
@@ -161,6 +162,9 @@ void rp_watch_to_ready(struct rp_set *set, struct rp_watch *watch, enum rp_ready
 void rp_watch_to_idle(struct rp_set *set, struct rp_watch *watch);
 /* A completion of its poll. */
 void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags);
+/* The same where it is all there is to tell in this wait, and the report with it: EPOLLIN.
+ * False: it is not as simple as that, and nothing has been done. */
+bool rp_watch_completed_alone(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags);
 /* Makes what is armed fit what is wanted. -EBUSY: the SQ is full, enter and
  * call again; -ENOMEM: no slot. */
 int rp_watch_arm(struct rp_set *set, struct rp_watch *watch);
@@ -172,5 +176,9 @@ bool rp_watch_in_flight(const struct rp_watch *watch);
 int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **ret_op);
 /* Asks poll(2) about the CANDIDATEs among the first `limit` of the ready list. */
 void rp_watch_check(struct rp_set *set, unsigned limit);
+/* The same for one level-triggered socket without a stream, as its report needs it: the
+ * bits of the interest that are there. None: it is IDLE now, or else still CANDIDATE, and
+ * rp_watch_check() shall see to it. */
+uint32_t rp_watch_look(struct rp_set *set, struct rp_watch *watch);
 
 #endif

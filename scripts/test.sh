@@ -92,18 +92,27 @@ if wanted plain; then
     check_tree plain check --enable-werror
     why_skipped "$work/plain"
 
-    # The long differential run goes where everything is in play; the other
-    # engines had the short one above.
-    long_runs="tests/conformance/differential-native--full.run tests/conformance/differential-shim--full.run
-        tests/stream/differential-shim--full.run tests/stream/differential-throughput--full.run"
-    say "plain: $plain_ops differential operations on the library and on the shim, and as many on streams, twice"
+    # The long differential runs go where everything is in play; the other engines
+    # had the short one above.
+    # long_runs OPERATIONS RUN…
+    long_runs() {
+        local operations=$1 before=$((total_passed + total_failed))
+        shift
+        find "$work/plain" -name '*.trs' -delete
+        RINGPOLL_DIFFERENTIAL_OPS=$operations make -C "$work/plain" -j "$jobs" -k check-TESTS "TESTS=$*" \
+            check_PROGRAMS= check_SCRIPTS= dist_check_SCRIPTS= > "$work/plain/long.out" 2>&1
+        tally_tree "$work/plain"
+        [ $((total_passed + total_failed)) -gt "$before" ] || count failed "the long differential run did not run"
+    }
     begin=$SECONDS
-    find "$work/plain" -name '*.trs' -delete
-    RINGPOLL_DIFFERENTIAL_OPS=$plain_ops make -C "$work/plain" -j "$jobs" -k check-TESTS "TESTS=$long_runs" \
-        check_PROGRAMS= check_SCRIPTS= dist_check_SCRIPTS= > "$work/plain/long.out" 2>&1
-    before=$((total_passed + total_failed))
-    tally_tree "$work/plain"
-    [ $((total_passed + total_failed)) -gt "$before" ] || count failed "the long differential run did not run"
+    say "plain: $plain_ops differential operations on the library and on the shim with profile readiness"
+    long_runs "$plain_ops" tests/conformance/differential-native--full.run \
+        tests/conformance/differential-shim-readiness--full.run
+    stream_ops=$((plain_ops / 5))
+    say "plain: $stream_ops where the ring receives and sends: events, then streams"
+    long_runs "$stream_ops" tests/conformance/differential-shim--full.run \
+        tests/conformance/differential-shim-throughput--full.run \
+        tests/stream/differential-shim--full.run tests/stream/differential-throughput--full.run
     echo "the long differential run took $((SECONDS - begin)) s"
 fi
 if wanted asan; then

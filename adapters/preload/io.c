@@ -68,11 +68,6 @@ void rp_shim_after_recvmsg(int fd, const struct msghdr *message, int flags, long
 
 /* ------------------------------------------------------------------ reads */
 
-static inline bool by_socket_call(int fd, size_t length)
-{
-    return length > 0 && rp_shim_watching() && RP_SHIM_IS(short_cut) && ringpoll_fd_is_stream_on_ring(fd);
-}
-
 /* A call that may be answered without the kernel is a cancellation point still. */
 static inline bool answered(long result, ssize_t *ret_result)
 {
@@ -165,25 +160,45 @@ static void peer_address(int fd, struct sockaddr *address, socklen_t *length)
     *length = got;
 }
 
-EXPORT ssize_t read(int fd, void *buffer, size_t length)
+/* Without a set that the library might know of, now or when it comes back. */
+static __attribute__((noinline)) ssize_t read_plainly(int fd, void *buffer, size_t length)
 {
-    ssize_t result;
-    if (length > 0 && answers_recv(fd, buffer, length, 0, &result))
-        return result;
-    if (!by_socket_call(fd, length) ||
-        ((result = rp_real.recv(fd, buffer, length, 0)) < 0 && UNLIKELY(errno == ENOTSOCK)))
-        result = rp_real.read(fd, buffer, length);
+    ssize_t result = rp_real.read(fd, buffer, length);
     if (rp_shim_watching())
         tell(fd, length, result);
     return result;
 }
 
+EXPORT ssize_t read(int fd, void *buffer, size_t length)
+{
+    ssize_t result;
+    if (UNLIKELY(length == 0 || !rp_shim_watching()))
+        return read_plainly(fd, buffer, length);
+    if (rp_shim.adopts) {
+        if (answered(ringpoll_try_recv(fd, buffer, length, 0), &result))
+            return result;
+        if (UNLIKELY(rp_shim.batches) && !ringpoll_fd_is_nonblock(fd))
+            ringpoll_flush();
+    }
+    if (!RP_SHIM_IS(short_cut) || !ringpoll_fd_is_stream_on_ring(fd) ||
+        ((result = rp_real.recv(fd, buffer, length, 0)) < 0 && UNLIKELY(errno == ENOTSOCK)))
+        result = rp_real.read(fd, buffer, length);
+    tell(fd, length, result);
+    return result;
+}
+
 EXPORT ssize_t write(int fd, const void *buffer, size_t length)
 {
-    ssize_t taken;
-    if (length > 0 && answers_send(fd, buffer, length, 0, &taken))
-        return taken;
-    if (by_socket_call(fd, length)) {
+    if (UNLIKELY(!rp_shim_watching()))
+        return wrote(fd, length, rp_real.write(fd, buffer, length));
+    if (rp_shim.adopts) {
+        ssize_t taken;
+        if (answered(ringpoll_try_send(fd, buffer, length, 0), &taken))
+            return taken;
+        if (rp_shim.batches)
+            ringpoll_flush();
+    }
+    if (length > 0 && RP_SHIM_IS(short_cut) && ringpoll_fd_is_stream_on_ring(fd)) {
         ssize_t result = rp_real.send(fd, buffer, length, 0);
         if (LIKELY(result >= 0) || errno != ENOTSOCK)
             return wrote(fd, length, result);
@@ -470,6 +485,14 @@ EXPORT ssize_t sendfile64(int to, int from, off64_t *offset, size_t count)
     return RP_LATE(sendfile64) ? wrote(to, count, rp_real.sendfile64(to, from, offset, count)) : rp_fail(ENOSYS);
 }
 
+/* A read that says nothing of whether more is there, but takes what a wake-up told of. */
+static ssize_t spliced(int from, ssize_t result)
+{
+    if (rp_shim_watching())
+        tell(from, 0, result);
+    return result;
+}
+
 /* From a socket into a pipe: first what the library has. */
 EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset, size_t length, unsigned flags)
 {
@@ -477,7 +500,7 @@ EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset
         return rp_fail(ENOSYS);
     ssize_t failed;
     if (LIKELY(!rp_shim.adopts) || !rp_shim_watching() || length == 0)
-        return rp_real.splice(from, from_offset, to, to_offset, length, flags);
+        return spliced(from, rp_real.splice(from, from_offset, to, to_offset, length, flags));
     if (write_refused(to, &failed))
         return failed;
     ringpoll_fd_release(from, 0);
@@ -500,7 +523,7 @@ EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset
             return rp_answer(got);
         }
     }
-    return wrote(to, length, rp_real.splice(from, from_offset, to, to_offset, length, flags));
+    return wrote(to, length, spliced(from, rp_real.splice(from, from_offset, to, to_offset, length, flags)));
 }
 
 /* ------------------------------------------------------ poll and its like

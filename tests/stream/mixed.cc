@@ -559,3 +559,94 @@ TEST_P(Mixed, AChildGoesOnWithTheSocketAndReadsAllOfIt)
         EXPECT_EQ(read(b_, bytes_, 10), 0);
     }
 }
+
+TEST_P(MixedTcp, BytesAfterTheEndOfReadingAreReportedTogetherWithIt)
+{
+    for (uint32_t trigger : {0u, et_}) {
+        for (bool before : {false, true}) {
+            end();
+            int fds[2];
+            set_ = own(epoll_create1(EPOLL_CLOEXEC));
+            connect_pair(fds);
+            a_ = fds[0];
+            b_ = fds[1];
+            sent_ = taken_ = 0;
+            struct epoll_event event = {};
+            event.events = events_ = in_ | rdhup_ | trigger;
+            event.data.fd = a_;
+            ASSERT_EQ(before ? ::shutdown(a_, SHUT_RD) : 0, 0);
+            ASSERT_EQ(epoll_ctl(set_, EPOLL_CTL_ADD, a_, &event), 0);
+            ASSERT_EQ(before ? 0 : ::shutdown(a_, SHUT_RD), 0);
+            for (int i = 0; i < 8; i++) {
+                send(20);
+                EXPECT_EQ(wait(20000), in_ | rdhup_) << i << trigger;
+                EXPECT_BYTES(R(recv(a_, bytes_, 1000, 0)), 20);
+            }
+        }
+    }
+}
+
+TEST_P(Mixed, ASecondSetHearsAtOnceOfBytesThatAreInTheLibrary)
+{
+    for (uint32_t trigger : {0u, et_, once_}) {
+        begin(in_ | out_ | rdhup_);
+        wait();
+        rearm();
+        send(10);
+        EXPECT_NE(wait(20000), 0u);
+        int second = own(epoll_create1(EPOLL_CLOEXEC));
+        struct epoll_event event = {};
+        event.events = in_ | out_ | trigger;
+        ASSERT_EQ(R(epoll_ctl(second, EPOLL_CTL_ADD, a_, &event)), 0);
+        event.events = 0;
+        EXPECT_EQ(epoll_wait(second, &event, 1, 0), 1);
+        EXPECT_EQ(event.events, in_ | out_) << trigger;
+        EXPECT_BYTES(R(recv(a_, bytes_, 1000, 0)), 10);
+    }
+}
+
+TEST_P(MixedTcp, AWriteOfNothingTakesTheErrorOfAReset)
+{
+    for (int how = 0; how < 3; how++) {
+        begin();
+        send(100);
+        EXPECT_EQ(wait(20000), in_);
+        reset(b_);
+        end_arrived(true);
+        EXPECT_NE(wait(20000), 0u);
+        long result = how == 0 ? R(write(a_, bytes_, 0)) : how == 1 ? R(::send(a_, bytes_, 0, MSG_NOSIGNAL)) : 0;
+        EXPECT_EQ(result, how < 2 ? -ECONNRESET : 0) << how;
+        EXPECT_EQ(R(::send(a_, bytes_, 1, MSG_NOSIGNAL)), how < 2 ? -EPIPE : -ECONNRESET) << how;
+    }
+}
+
+TEST_P(MixedEdge, OutOfAnAfUnixSocketIsReportedAtMostOnceMoreAtAnAdoptionAndNeverLess)
+{
+    if (tcp())
+        return;
+    for (int round = 0; round < 8; round++) {
+        begin(in_ | out_ | rdhup_);
+        int fds[2], more = 0;
+        connect_pair(fds);
+        struct epoll_event event = {};
+        event.events = in_ | out_ | rdhup_ | et_;
+        event.data.fd = fds[0];
+        ASSERT_EQ(epoll_ctl(set_, EPOLL_CTL_ADD, fds[0], &event), 0);
+        struct pollfd look = {a_, POLLIN, 0};
+        EXPECT_EQ(R(poll(&look, 1, 0)), 0); /* not adopted for a while */
+        wait();
+        for (int i = 0; i < 12; i++) {
+            send(1);
+            EXPECT_EQ(write(fds[1], "x", 1), 1);
+            EXPECT_EQ(wait(20000), in_ | out_) << i;
+            EXPECT_EQ(drain(), -EAGAIN);
+            for (int turn = 0; turn < 2; turn++) {
+                EXPECT_EQ(write(fds[1], "x", 1), 1);
+                uint32_t bits = wait();
+                more += bits != 0;
+                EXPECT_EQ(bits & ~out_, 0u);
+            }
+        }
+        EXPECT_LE(more, adopts_this() ? 1 : 0) << round;
+    }
+}

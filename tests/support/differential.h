@@ -126,7 +126,7 @@ public:
     Log receive()
     {
         Log log;
-        int64_t deadline = now_ns() + 60000000000LL;
+        int64_t deadline = now_ns() + 25000000000LL; /* more than the longest operation may take */
         for (;;) {
             size_t end = buffer_.find('\n');
             if (end != std::string::npos) {
