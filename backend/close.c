@@ -40,7 +40,9 @@ void rp_set_stream_closing(struct rp_set *set, struct rp_stream *stream, const s
 {
     int fd = stream->fd;
     bool is_unix = stream->is_unix;
-    if (rp_stream_closing(set, stream) && !is_unix && !rp_fd_shared(entry)) {
+    /* Duplicates are counted, and have been closed. */
+    bool passed = RP_READ_ONCE(stream->passed) || RP_READ_ONCE(entry->epoch) != RP_READ_ONCE(rp_fork_epoch);
+    if (rp_stream_closing(set, stream) && !is_unix && !passed) {
         struct linger at_once = {1, 0};
         rp_sys_call(SYS_setsockopt, fd, SOL_SOCKET, SO_LINGER, (long)&at_once, sizeof at_once, 0);
     }

@@ -105,6 +105,7 @@ void ringpoll_fd_shared(int fd)
         return;
     rp_fd_set_flags(entry, RP_FD_SHARED, 0);
     ringpoll_fd_release(fd, 1);
+    rp_stream_passed(fd);
     leave_rings(entry);
 }
 

@@ -97,15 +97,29 @@ static struct rp_stream *stream_new(struct rp_set *set, struct rp_watch *watch, 
     return stream;
 }
 
+void rp_stream_passed(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE) : NULL;
+    if (stream)
+        RP_WRITE_ONCE(stream->passed, true);
+}
+
 void rp_stream_duplicated(int from, int to)
 {
     struct rp_fd *target = rp_fd_peek(to);
-    struct rp_stream *stream = rp_self.locks_held || !target ? NULL : rp_stream_lock(from);
+    if (rp_self.locks_held || !target) { /* not counted */
+        rp_stream_passed(from);
+        return;
+    }
+    struct rp_stream *stream = rp_stream_lock(from);
     if (!stream)
         return;
     if (stream->copies < UINT16_MAX) {
         stream->copies++;
         __atomic_store_n(&target->stream, stream, __ATOMIC_RELEASE);
+    } else {
+        stream->passed = true;
     }
     rp_set_unlock(stream->set);
 }

@@ -91,6 +91,7 @@ struct rp_stream {
     bool holds_pool;        /* its own reference: the ring has gone */
     uint8_t held;           /* callers that hold on to it while it may end */
     uint16_t copies;        /* numbers beside `fd` that have it: duplicates made while bytes were queued */
+    bool passed;            /* somebody may have the file that is not counted there */
     uint32_t serial;        /* of this use of the record */
     bool closed;            /* its fd is: whatever comes is dropped */
     uint16_t closed_in_handler; /* numbers that were closed where the lock could not be had: yet to be done */
@@ -127,6 +128,8 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
 
 /* `to` is a duplicate of `from`, whose queue, if there is one, is that of both. */
 void rp_stream_duplicated(int from, int to);
+/* Its file is another process's too, or may be. */
+void rp_stream_passed(int fd);
 /* One of the numbers that have it is about to be closed, or (-1) has been, and names it no
  * more. False: it is the last. */
 bool rp_stream_name_closing(struct rp_stream *stream, int fd);

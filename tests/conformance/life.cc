@@ -1335,3 +1335,22 @@ TEST_P(Unread, TheEndBehindReportedOnesIsReportedWithOthers)
         }
     }
 }
+
+TEST_P(Unread, TheLastOfSeveralNumbersResetsThePeer)
+{
+    for (int last = 0; last < 3; last++) {
+        int set = new_set();
+        Pair p = tcp();
+        WITH_UNREAD(p, set, in_, "abcd");
+        EXPECT_EQ(ready(set).size(), 1u);
+        int numbers[3] = {p.a, e().dup(p.a), -1};
+        numbers[2] = e().dup(numbers[1]);
+        for (int i = 1; i < 4; i++) {
+            EXPECT_EQ(poll_now(p.b) & POLLERR, 0);
+            ASSERT_EQ(e().close(numbers[(last + i) % 3]), 0);
+        }
+        EXPECT_TRUE(settle(p.b, POLLERR));
+        char byte;
+        EXPECT_EQ(e().recv(p.b, &byte, 1, MSG_DONTWAIT), -ECONNRESET);
+    }
+}
