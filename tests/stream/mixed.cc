@@ -633,3 +633,22 @@ TEST_P(MixedEdge, OutOfAnAfUnixSocketIsReportedAtMostOnceMoreAtAnAdoptionAndNeve
         EXPECT_LE(more, adopts_this() ? 1 : 0) << round;
     }
 }
+
+TEST_P(MixedEdge, BytesAfterTheEndOfReadingAreAnEdgeOfTheirOwn)
+{
+    if (!tcp())
+        return; /* nobody can write any more */
+    for (int i = 0; i < 4; i++) {
+        begin(i < 2 ? in_ : in_ | rdhup_);
+        ASSERT_EQ(::shutdown(a_, SHUT_RD), 0);
+        EXPECT_EQ(wait(20000) & in_, in_);
+        for (int more = 0; more < 3; more++) {
+            send(64);
+            EXPECT_EQ(wait(20000) & in_, in_) << i;
+            EXPECT_EQ(wait(), 0u) << i;
+            if (i % 2) {
+                EXPECT_BYTES(R(recv(a_, bytes_, 64, 0)), 64);
+            }
+        }
+    }
+}
