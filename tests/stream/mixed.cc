@@ -673,3 +673,22 @@ TEST_P(MixedUnix, WhatWasSplicedAwayIsNotReported)
         EXPECT_EQ(epoll_wait(set, &event, 1, 0), 0) << i;
     }
 }
+
+TEST_P(MixedEdge, BytesAfterTheEndOfReadingAreAnEdgeOfTheirOwn)
+{
+    if (!tcp())
+        return; /* nobody can write any more */
+    for (int i = 0; i < 4; i++) {
+        begin(i < 2 ? in_ : in_ | rdhup_);
+        ASSERT_EQ(::shutdown(a_, SHUT_RD), 0);
+        EXPECT_EQ(wait(20000) & in_, in_);
+        for (int more = 0; more < 3; more++) {
+            send(64);
+            EXPECT_EQ(wait(20000) & in_, in_) << i;
+            EXPECT_EQ(wait(), 0u) << i;
+            if (i % 2) {
+                EXPECT_BYTES(R(recv(a_, bytes_, 64, 0)), 64);
+            }
+        }
+    }
+}
