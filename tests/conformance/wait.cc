@@ -576,3 +576,67 @@ TEST_P(Signals, ATimerOfTheProcessInterruptsTheOnlyThread)
     sigaction(SIGALRM, &before, nullptr);
     EXPECT_EQ(caught, 1);
 }
+
+/* ---------------------------------------------------------------- without end */
+
+CONFORMANCE(Endless);
+
+/* One event at a time, which is there already or not drained yet. */
+TEST_P(Endless, TellsWhatIsThereHoweverItWasReadBefore)
+{
+    for (bool is_tcp : {true, false})
+        for (uint32_t flags : {0u, et_, once_}) {
+            int set = new_set();
+            Pair p = is_tcp ? tcp() : unix_stream();
+            uint64_t data = (uint64_t)p.a;
+            char bytes[200];
+            auto told = [&] {
+                struct epoll_event event = {};
+                EXPECT_EQ(e().wait(set, &event, 1, nullptr, nullptr), 1);
+                EXPECT_EQ(event.data.u64, data);
+                if (flags & once_) {
+                    EXPECT_EQ(ready(set), Events());
+                    EXPECT_EQ(mod(set, p.a, in_ | rdhup_ | flags), 0);
+                }
+                return event.events;
+            };
+            ASSERT_EQ(add(set, p.a, in_ | rdhup_ | flags), 0);
+            for (unsigned round = 0; round < 50; round++) {
+                SCOPED_TRACE(testing::Message() << (is_tcp ? "tcp" : "unix") << " flags " << flags << " round " << round);
+                put(p.b, 100, p.a);
+                EXPECT_EQ(told(), in_);
+                switch (round % 5) {
+                case 0: /* short: drained */
+                    EXPECT_EQ(e().read(p.a, bytes, sizeof bytes), 100);
+                    break;
+                case 1: /* all, which does not show */
+                    EXPECT_EQ(e().read(p.a, bytes, 100), 100);
+                    EXPECT_EQ(ready(set), Events());
+                    break;
+                case 2: /* a part, and the rest later */
+                    EXPECT_EQ(e().read(p.a, bytes, 60), 60);
+                    if (flags == 0) {
+                        EXPECT_EQ(told(), in_);
+                    }
+                    drain(p.a);
+                    break;
+                case 3: /* not at all, and more comes */
+                    put(p.b, 50, p.a);
+                    EXPECT_EQ(told(), in_);
+                    EXPECT_EQ(e().read(p.a, bytes, sizeof bytes), 150);
+                    break;
+                default:
+                    drain(p.a);
+                }
+                if (flags == 0) {
+                    EXPECT_EQ(ready(set), Events());
+                }
+            }
+            put(p.b, 10, p.a);
+            EXPECT_EQ(e().close(p.b), 0);
+            ASSERT_TRUE(settle(p.a, POLLRDHUP));
+            EXPECT_EQ(told(), in_ | rdhup_ | (is_tcp ? 0u : (uint32_t)EPOLLHUP));
+            EXPECT_EQ(e().close(p.a), 0);
+            EXPECT_EQ(e().close(set), 0);
+        }
+}
