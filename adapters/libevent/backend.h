@@ -21,6 +21,9 @@ struct event_inside {
     struct event_base *(*base_new)(void);
     struct event_base *(*base_new_with_config)(const struct event_config *config);
     void (*base_free)(struct event_base *base);
+    struct event_config *(*config_new)(void);
+    int (*config_flag)(struct event_config *config, int flag);
+    void (*config_free)(struct event_config *config);
     int (*once)(struct event_base *base, int fd, short events, void (*callback)(int, short, void *), void *argument,
                 const struct timeval *timeout);
     void (*io_active)(struct event_base *base, int fd, short events);

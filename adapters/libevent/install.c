@@ -10,7 +10,7 @@
  * Sure of it, once per process, before the first swap: the version is one of layout.h;
  * every symbol is there; and a base of our own shows at each pinned offset what the
  * public functions say of it: the method by name and features, the number of events,
- * of priorities, the loop that runs, and a lock where locks are in use.
+ * of priorities, its flags, the loop that runs, and a lock where locks are in use.
  */
 #include "backend.h"
 
@@ -55,6 +55,9 @@ static bool find_symbols(void)
         {"event_base_new", &event_inside.base_new},
         {"event_base_new_with_config", &event_inside.base_new_with_config},
         {"event_base_free", &event_inside.base_free},
+        {"event_config_new", &event_inside.config_new},
+        {"event_config_set_flag", &event_inside.config_flag},
+        {"event_config_free", &event_inside.config_free},
         {"event_base_once", &event_inside.once},
         {"evmap_io_active_", &event_inside.io_active},
         {"evsig_init_", &event_inside.signals_init},
@@ -97,7 +100,7 @@ static bool shows_what_it_says(struct event_base *base)
     struct look look = {.base = base, .running = -1};
     const struct event_layout *layout = event_layout;
     bool locks = event_inside.locks->lock != NULL;
-    if (!names_itself(base) || (*(void **)((char *)base + layout->lock) != NULL) != locks ||
+    if (!names_itself(base) || field(base, layout->flags) != EVENT_BASE_FLAG_IGNORE_ENV || (*(void **)((char *)base + layout->lock) != NULL) != locks ||
         event_inside.priority_init(base, 7) != 0 || field(base, layout->priorities) != 7 ||
         event_inside.priorities(base) != 7)
         return false;
@@ -125,7 +128,11 @@ static int look_at_libevent(void)
             event_layout = &event_layouts[i];
     if (!event_layout)
         return -ENOTSUP;
-    struct event_base *base = event_inside.base_new();
+    struct event_config *config = event_inside.config_new();
+    struct event_base *base = config && event_inside.config_flag(config, EVENT_BASE_FLAG_IGNORE_ENV) == 0
+                                  ? event_inside.base_new_with_config(config) : NULL;
+    if (config)
+        event_inside.config_free(config);
     if (!base)
         return -ENOMEM;
     bool fine = shows_what_it_says(base);
@@ -137,9 +144,14 @@ static int look_at_libevent(void)
 
 static int know_libevent(void)
 {
+    static __thread bool looking; /* the base of our own comes by here where bases get us by themselves */
+    if (looking)
+        return -ENOTSUP;
     pthread_mutex_lock(&known_lock);
     if (known == 1) {
+        looking = true;
         int error = look_at_libevent();
+        looking = false;
         if (error == 0)
             error = -pthread_atfork(ringpoll_fork_prepare, ringpoll_fork_parent, ringpoll_fork_child);
         if (error != -ENOMEM)
@@ -156,11 +168,11 @@ int ringpoll_event_install(struct event_base *base)
 {
     if (!base)
         return -EINVAL;
-    if (secure_getenv("EVENT_NOIO_URING"))
-        return -ENOTSUP;
     int error = know_libevent();
     if (error < 0)
         return error;
+    if (!(field(base, event_layout->flags) & EVENT_BASE_FLAG_IGNORE_ENV) && secure_getenv("EVENT_NOIO_URING"))
+        return -ENOTSUP;
     if (event_head(base)->op == &event_backend)
         return 0;
     if (!names_itself(base))

@@ -30,11 +30,11 @@ struct eventop {
 struct event_layout {
     uint32_t version; /* event_get_version_number() >> 8 << 8 */
     uint16_t pointer; /* sizeof(void *) */
-    uint16_t count, running, priorities, lock;
+    uint16_t count, running, priorities, lock, flags;
 };
 
 static const struct event_layout event_layouts[] = {
-    {0x02010c00, 8, 208, 240, 256, 432}, /* 2.1.12 */
+    {0x02010c00, 8, 208, 240, 256, 432, 464}, /* 2.1.12 */
 };
 
 /* struct event_config begins with the list of methods to avoid. */
