@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The backend "io_uring" of an event_base: libevent's struct eventop on one set.
+ *
+ * libevent calls add and del when the interest in an fd really changes, with the
+ * base's lock held, from any thread; dispatch with the lock held, which it gives up
+ * while it waits. `old` is the interest before, `events` what changes. So what this
+ * file keeps is little: the set, the room for events, and the fds that no epoll takes.
+ *
+ * Those are regular files and some devices (EPERM). libevent's epoll refuses them;
+ * poll(2), which programs fall back to for that reason, says that they are always
+ * ready. So does this backend: they are *constant*, and while there are any, dispatch
+ * does not sleep.
+ *
+ * The close of an fd is not reported to anybody. libevent's rule is that event_del()
+ * comes first, and that is where the poll on the ring ends: when del returns, the ring
+ * holds the file no more.
+ *
+ * Forks: event_reinit() calls dealloc, then init, then add for every fd, with no
+ * interest for many of them. A child that goes on without event_reinit() has a copy of
+ * the set on kernel epoll, as any child of ringpoll has.
+ */
+#include "backend.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include <event2/event.h>
+#include <ringpoll/ringpoll.h>
+
+#define FIRST_ROOM 32
+#define MOST_ROOM 4096
+
+struct event_state {
+    int set;
+    struct epoll_event *events;
+    int room;
+    /* Constant fds: what is wanted of each. */
+    struct constant {
+        int fd;
+        short events;
+    } *constants;
+    unsigned constant_count, constant_room;
+};
+
+__thread struct event_swap *event_swap;
+
+int event_state_new(struct event_state **ret_state)
+{
+    struct ringpoll_options options = {.size = sizeof options, .flags = RINGPOLL_CLOEXEC};
+    struct event_state *state = calloc(1, sizeof *state);
+    if (!state)
+        return -ENOMEM;
+    state->room = FIRST_ROOM;
+    state->events = calloc(FIRST_ROOM, sizeof *state->events);
+    state->set = state->events ? ringpoll_create(&options) : -ENOMEM;
+    if (state->set < 0) {
+        int error = state->set;
+        free(state->events);
+        free(state);
+        return error;
+    }
+    *ret_state = state;
+    return 0;
+}
+
+void event_state_free(struct event_state *state)
+{
+    if (!state)
+        return;
+    ringpoll_close(state->set);
+    free(state->constants);
+    free(state->events);
+    free(state);
+}
+
+int event_state_set(const struct event_state *state)
+{
+    return state->set;
+}
+
+static void *backend_init(struct event_base *base)
+{
+    struct event_state *state = NULL;
+    if (event_swap) {
+        state = event_swap->prepared;
+        event_swap->prepared = NULL;
+    } else if (event_state_new(&state) < 0) {
+        return NULL;
+    }
+    event_inside.signals_init(base);
+    return state;
+}
+
+static void backend_dealloc(struct event_base *base)
+{
+    if (event_swap && event_swap->before) { /* what we take the place of ends */
+        const struct eventop *before = event_swap->before;
+        event_swap->before = NULL;
+        if (before->dealloc)
+            before->dealloc(base);
+        return;
+    }
+    event_inside.signals_dealloc(base);
+    event_state_free(event_head(base)->state);
+    event_head(base)->state = NULL;
+}
+
+/* ------------------------------------------------------------------ constants */
+
+static struct constant *constant_of(struct event_state *state, int fd)
+{
+    for (unsigned i = 0; i < state->constant_count; i++)
+        if (state->constants[i].fd == fd)
+            return &state->constants[i];
+    return NULL;
+}
+
+static int add_constant(struct event_state *state, int fd, short events)
+{
+    struct constant *constant = constant_of(state, fd);
+    if (!constant) {
+        if (state->constant_count == state->constant_room) {
+            unsigned room = state->constant_room ? state->constant_room * 2 : 4;
+            struct constant *more = realloc(state->constants, room * sizeof *more);
+            if (!more)
+                return -ENOMEM;
+            state->constants = more;
+            state->constant_room = room;
+        }
+        constant = &state->constants[state->constant_count++];
+        constant->fd = fd;
+    }
+    constant->events = events;
+    return 0;
+}
+
+static bool del_constant(struct event_state *state, int fd, short left)
+{
+    struct constant *constant = constant_of(state, fd);
+    if (!constant)
+        return false;
+    constant->events = left;
+    if ((left & (EV_READ | EV_WRITE)) == 0)
+        *constant = state->constants[--state->constant_count];
+    return true;
+}
+
+/* -------------------------------------------------------------------- changes */
+
+static uint32_t bits_of(short events)
+{
+    return (events & EV_READ ? EPOLLIN : 0u) | (events & EV_WRITE ? EPOLLOUT : 0u) |
+           (events & EV_CLOSED ? EPOLLRDHUP : 0u) | (events & EV_ET ? EPOLLET : 0u);
+}
+
+static int ctl(struct event_state *state, int op, int fd, short events)
+{
+    struct epoll_event event = {.events = bits_of(events), .data.fd = fd};
+    return ringpoll_ctl(state->set, op, fd, &event);
+}
+
+static int fail(int error)
+{
+    errno = -error;
+    return -1;
+}
+
+static int backend_add(struct event_base *base, int fd, short old, short events, void *fdinfo)
+{
+    struct event_state *state = event_head(base)->state;
+    short wanted = (short)((old | events) & (EV_READ | EV_WRITE | EV_CLOSED | EV_ET));
+    (void)fdinfo;
+    if ((wanted & (EV_READ | EV_WRITE | EV_CLOSED)) == 0) /* event_reinit, of a slot without events */
+        return 0;
+    if (state->constant_count > 0 && constant_of(state, fd))
+        return add_constant(state, fd, wanted);
+    bool again = (old & (EV_READ | EV_WRITE | EV_CLOSED)) != 0;
+    int error = ctl(state, again ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd, wanted);
+    /* The number was closed without event_del(), or given to another file: as epoll's. */
+    if (error == -ENOENT && again)
+        error = ctl(state, EPOLL_CTL_ADD, fd, wanted);
+    else if (error == -EEXIST && !again)
+        error = ctl(state, EPOLL_CTL_MOD, fd, wanted);
+    if (error == -EPERM)
+        error = add_constant(state, fd, wanted);
+    return error < 0 ? fail(error) : 0;
+}
+
+static int backend_del(struct event_base *base, int fd, short old, short events, void *fdinfo)
+{
+    struct event_state *state = event_head(base)->state;
+    short left = (short)(old & ~events & (EV_READ | EV_WRITE | EV_CLOSED));
+    (void)fdinfo;
+    if (state->constant_count > 0 && del_constant(state, fd, left))
+        return 0;
+    if (left != 0) {
+        left = (short)(left | (events & EV_ET));
+        int error = ctl(state, EPOLL_CTL_MOD, fd, left);
+        if (error == -ENOENT)
+            error = ctl(state, EPOLL_CTL_ADD, fd, left);
+        return error < 0 ? fail(error) : 0;
+    }
+    int error = ctl(state, EPOLL_CTL_DEL, fd, 0);
+    ringpoll_fd_closing(fd); /* it may be closed next, and nobody will tell us */
+    /* Closed before it was deleted: that is over, too. */
+    return error < 0 && error != -ENOENT && error != -EBADF && error != -EPERM ? fail(error) : 0;
+}
+
+/* ------------------------------------------------------------------- the loop */
+
+static void lock_base(struct event_base *base, bool on)
+{
+    const struct event_locks *locks = event_inside.locks;
+    void *lock = *(void **)((char *)base + event_layout->lock);
+    if (!lock)
+        return;
+    if (on)
+        locks->lock(0, lock);
+    else
+        locks->unlock(0, lock);
+}
+
+static short meaning_of(uint32_t bits)
+{
+    if ((bits & EPOLLERR) || ((bits & EPOLLHUP) && !(bits & EPOLLRDHUP)))
+        return EV_READ | EV_WRITE;
+    return (short)((bits & EPOLLIN ? EV_READ : 0) | (bits & EPOLLOUT ? EV_WRITE : 0) |
+                   (bits & EPOLLRDHUP ? EV_CLOSED : 0));
+}
+
+static int backend_dispatch(struct event_base *base, struct timeval *timeout)
+{
+    struct event_state *state = event_head(base)->state;
+    struct timespec time = {0, 0};
+    if (timeout && state->constant_count == 0)
+        time = (struct timespec){timeout->tv_sec, timeout->tv_usec * 1000};
+    const struct timespec *wait = timeout || state->constant_count > 0 ? &time : NULL;
+
+    lock_base(base, false);
+    int count = ringpoll_wait(state->set, state->events, state->room, wait, NULL);
+    lock_base(base, true);
+    if (count < 0 && count != -EINTR)
+        return fail(count);
+    for (int i = 0; i < count; i++) {
+        short what = meaning_of(state->events[i].events);
+        if (what)
+            event_inside.io_active(base, state->events[i].data.fd, (short)(what | EV_ET));
+    }
+    for (unsigned i = 0; i < state->constant_count; i++)
+        event_inside.io_active(base, state->constants[i].fd, (short)(state->constants[i].events | EV_ET));
+    if (count == state->room && state->room < MOST_ROOM) {
+        struct epoll_event *more = realloc(state->events, 2 * (size_t)state->room * sizeof *more);
+        if (more) {
+            state->events = more;
+            state->room *= 2;
+        }
+    }
+    return 0;
+}
+
+const struct eventop event_backend = {
+    .name = "io_uring",
+    .init = backend_init,
+    .add = backend_add,
+    .del = backend_del,
+    .dispatch = backend_dispatch,
+    .dealloc = backend_dealloc,
+    .need_reinit = 1,
+    .features = EV_FEATURE_ET | EV_FEATURE_O1 | EV_FEATURE_EARLY_CLOSE,
+    .fdinfo_len = 0,
+};

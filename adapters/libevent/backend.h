@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Between install.c, which finds libevent's inside and swaps, and backend.c, which is
+ * what stands there afterwards.
+ */
+#ifndef RP_EVENT_BACKEND_H
+#define RP_EVENT_BACKEND_H
+
+#include "layout.h"
+
+/* libevent's own, by dlsym: programs link libevent or libevent_core. */
+struct event_inside {
+    uint32_t (*version)(void);
+    const char *(*method)(const struct event_base *base);
+    int (*features)(const struct event_base *base);
+    int (*reinit)(struct event_base *base);
+    int (*loop)(struct event_base *base, int flags);
+    int (*count)(struct event_base *base, unsigned what);
+    int (*priorities)(struct event_base *base);
+    int (*priority_init)(struct event_base *base, int count);
+    struct event_base *(*base_new)(void);
+    struct event_base *(*base_new_with_config)(const struct event_config *config);
+    void (*base_free)(struct event_base *base);
+    struct event_config *(*config_new)(void);
+    int (*config_flag)(struct event_config *config, int flag);
+    void (*config_free)(struct event_config *config);
+    int (*once)(struct event_base *base, int fd, short events, void (*callback)(int, short, void *), void *argument,
+                const struct timeval *timeout);
+    void (*io_active)(struct event_base *base, int fd, short events);
+    int (*signals_init)(struct event_base *base);
+    void (*signals_dealloc)(struct event_base *base);
+    const struct event_locks *locks;
+};
+extern struct event_inside event_inside;
+extern const struct event_layout *event_layout; /* of the libevent that is loaded */
+
+/* The two fields that every struct event_base begins with. */
+struct event_base_head {
+    const struct eventop *op;
+    void *state;
+};
+static inline struct event_base_head *event_head(struct event_base *base)
+{
+    return (struct event_base_head *)base;
+}
+
+/* The backend, made before libevent asks for it: in event_reinit() an init that fails
+ * ends the process. 0, or why not. */
+struct event_state;
+int event_state_new(struct event_state **ret_state);
+void event_state_free(struct event_state *state);
+int event_state_set(const struct event_state *state);
+
+/* backend.c's. The first init takes `prepared` of the calling thread, the first dealloc
+ * before that calls the one that was there. */
+extern const struct eventop event_backend;
+struct event_swap {
+    const struct eventop *before;
+    struct event_state *prepared;
+};
+extern __thread struct event_swap *event_swap;
+
+#endif

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * ringpoll under a stock libevent: an event_base whose backend is "io_uring".
+ *
+ *     struct event_base *base = event_base_new();
+ *     ringpoll_event_install(base);        // or stay on epoll: both work
+ *
+ * What is registered moves over, and everything else is libevent's own: events,
+ * signals, timeouts, priorities, evthread, event_reinit() after a fork,
+ * event_base_free(). Below, each base has one set of ringpoll.h.
+ *
+ * libevent's internals are pinned per version (2.1.12) and verified in
+ * the running process before anything is touched; what is not known is refused, and
+ * the base stays as it was. Where there is no io_uring the backend is in place all
+ * the same and runs on kernel epoll.
+ *
+ * Ownership: the base has the set; event_base_free() ends it. As with epoll, an fd
+ * that is closed is taken out by event_del() before, since a poll on a ring holds
+ * its file.
+ */
+#ifndef RINGPOLL_EVENT_H
+#define RINGPOLL_EVENT_H
+
+#include <ringpoll/ringpoll.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct event_base;
+struct event_config;
+
+/* Puts the backend "io_uring" into `base`. Any thread that may call event_reinit() on
+ * it: none runs its loop, and none else uses it meanwhile. No callback runs. Signals of
+ * the calling thread are held back while it works.
+ *
+ *  0         event_base_get_method() answers "io_uring"; also where it did before
+ *  -EINVAL   `base` is NULL
+ *  -EBUSY    its loop is running
+ *  -ENOTSUP  another version or build of libevent than this library knows, or the
+ *            program refuses the method: $EVENT_NOIO_URING
+ *  -EMFILE, -ENFILE, -ENOMEM: as by epoll_create1(2)
+ * With an error nothing has changed. */
+RINGPOLL_API int ringpoll_event_install(struct event_base *base);
+
+/* event_base_new_with_config() (event_base_new(), where `config` is NULL) and
+ * ringpoll_event_install(), unless the config avoids the method "io_uring" or asks for
+ * a feature that it has not (EV_FEATURE_FDS). The base is the caller's; on whatever
+ * backend libevent chose, where the install is refused. NULL where libevent makes
+ * none. `config` stays the caller's. */
+RINGPOLL_API struct event_base *ringpoll_event_base_new(const struct event_config *config);
+
+/* The set of this base, for ringpoll_get_stats() and nothing else; -EINVAL: it has
+ * none. */
+RINGPOLL_API int ringpoll_event_set(struct event_base *base);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

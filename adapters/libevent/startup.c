@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * By LD_PRELOAD: every event_base that the program makes has the backend "io_uring",
+ * unless its config avoids that, or the program chose a backend by avoiding others.
+ * For those who cannot recompile, and for libevent's own suite.
+ */
+#include <dlfcn.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <event2/event.h>
+#include <ringpoll/event.h>
+
+RINGPOLL_API struct event_base *event_base_new_with_config(const struct event_config *config)
+{
+    static struct event_base *(*real)(const struct event_config *config);
+    if (!real) {
+        void *found = dlsym(RTLD_NEXT, "event_base_new_with_config");
+        memcpy(&real, &found, sizeof found);
+    }
+    static const char *(*method_of)(const struct event_base *base);
+    if (!method_of) {
+        void *found = dlsym(RTLD_NEXT, "event_base_get_method");
+        memcpy(&method_of, &found, sizeof found);
+    }
+    struct event_base *base = real ? real(config) : NULL;
+    if (base && method_of && strcmp(method_of(base), "epoll") == 0)
+        (void)ringpoll_event_install(base);
+    return base;
+}

@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * An event_base on libevent's epoll and on the backend "io_uring": the same bodies.
+ */
+#include <errno.h>
+#include <event2/buffer.h>
+#include <event2/bufferevent.h>
+#include <event2/event.h>
+#include <event2/listener.h>
+#include <event2/thread.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <ringpoll/event.h>
+
+namespace {
+
+class Base : public ::testing::TestWithParam<const char *> {
+protected:
+    void SetUp() override
+    {
+        signal(SIGPIPE, SIG_IGN);
+        base_ = new_base();
+        ASSERT_NE(base_, nullptr);
+    }
+    void TearDown() override
+    {
+        for (auto *event : events_)
+            event_free(event);
+        if (base_)
+            event_base_free(base_);
+        for (int fd : fds_)
+            close(fd);
+    }
+    bool on_ring() const { return strcmp(GetParam(), "io_uring") == 0; }
+    struct event_base *new_base()
+    {
+        struct event_base *base = event_base_new();
+        EXPECT_STREQ(event_base_get_method(base), "epoll");
+        if (on_ring()) {
+            EXPECT_EQ(ringpoll_event_install(base), 0);
+            EXPECT_STREQ(event_base_get_method(base), "io_uring");
+        }
+        return base;
+    }
+    void pair(int fds[2])
+    {
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+        fds_.push_back(fds[0]);
+        fds_.push_back(fds[1]);
+    }
+    static void call(evutil_socket_t fd, short what, void *argument)
+    {
+        (*static_cast<std::function<void(int, short)> *>(argument))((int)fd, what);
+    }
+    struct event *watch(int fd, short what, std::function<void(int, short)> *then, const struct timeval *timeout = nullptr)
+    {
+        struct event *event = event_new(base_, fd, what, call, then);
+        EXPECT_EQ(event_add(event, timeout), 0);
+        events_.push_back(event);
+        return event;
+    }
+    struct event_base *base_ = nullptr;
+    std::vector<struct event *> events_;
+    std::vector<int> fds_;
+};
+
+TEST_P(Base, ReadsWritesAndEndsAreReported)
+{
+    int fds[2];
+    pair(fds);
+    std::string seen;
+    std::function<void(int, short)> on_event = [&](int fd, short what) {
+        char bytes[16];
+        ssize_t got = what & EV_READ ? read(fd, bytes, sizeof bytes) : -1;
+        if (got > 0)
+            seen.append(bytes, (size_t)got);
+        if (what & EV_CLOSED)
+            seen += "!";
+    };
+    int writable = 0;
+    std::function<void(int, short)> on_writable = [&](int, short) { writable++; };
+    watch(fds[0], EV_READ | EV_PERSIST, &on_event);
+    watch(fds[1], EV_WRITE, &on_writable);
+    EXPECT_EQ(event_base_loop(base_, EVLOOP_NONBLOCK), 0);
+    EXPECT_EQ(writable, 1);
+    for (const char *word : {"one", "two", "three"}) {
+        ASSERT_EQ(write(fds[1], word, strlen(word)), (ssize_t)strlen(word));
+        EXPECT_EQ(event_base_loop(base_, EVLOOP_ONCE), 0);
+    }
+    EXPECT_EQ(seen, "onetwothree");
+    EXPECT_EQ(writable, 1);
+}
+
+TEST_P(Base, AnEndIsClosedWhereThatIsAskedFor)
+{
+    int fds[2], closed = 0;
+    pair(fds);
+    std::function<void(int, short)> on_closed = [&](int, short what) { closed += (what & EV_CLOSED) != 0; };
+    watch(fds[0], EV_CLOSED, &on_closed);
+    EXPECT_EQ(event_base_loop(base_, EVLOOP_NONBLOCK), 0);
+    EXPECT_EQ(closed, 0);
+    shutdown(fds[1], SHUT_WR);
+    event_base_loop(base_, EVLOOP_ONCE);
+    EXPECT_EQ(closed, 1);
+}
+
+TEST_P(Base, AnEdgeIsReportedOnce)
+{
+    int fds[2], calls = 0;
+    pair(fds);
+    std::function<void(int, short)> count = [&](int, short what) { calls += (what & EV_ET) != 0; };
+    watch(fds[0], EV_READ | EV_ET | EV_PERSIST, &count);
+    ASSERT_EQ(write(fds[1], "x", 1), 1);
+    for (int i = 0; i < 3; i++)
+        event_base_loop(base_, EVLOOP_NONBLOCK);
+    EXPECT_EQ(calls, 1);
+    ASSERT_EQ(write(fds[1], "x", 1), 1);
+    event_base_loop(base_, EVLOOP_ONCE);
+    EXPECT_EQ(calls, 2);
+}
+
+/* del must let go of the file: the program closes it next, and tells nobody. */
+TEST_P(Base, AFileThatIsClosedAfterItsEventIsFree)
+{
+    int fds[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+    std::function<void(int, short)> nothing = [](int, short) {};
+    struct event *event = event_new(base_, fds[0], EV_READ | EV_PERSIST, call, &nothing);
+    for (int i = 0; i < 2; i++) {
+        EXPECT_EQ(event_add(event, nullptr), 0);
+        event_base_loop(base_, EVLOOP_NONBLOCK);
+        EXPECT_EQ(event_del(event), 0);
+    }
+    event_free(event);
+    EXPECT_EQ(close(fds[0]), 0);
+    struct pollfd look = {fds[1], POLLIN | POLLRDHUP, 0};
+    EXPECT_EQ(poll(&look, 1, 0), 1) << "the peer sees no end";
+    EXPECT_EQ(look.revents & POLLRDHUP, POLLRDHUP);
+    close(fds[1]);
+}
+
+TEST_P(Base, TimeoutsComeInTheirOrder)
+{
+    std::string order;
+    std::function<void(int, short)> a = [&](int, short) { order += "a"; }, b = [&](int, short) { order += "b"; };
+    struct timeval soon = {0, 1000}, later = {0, 3000};
+    watch(-1, 0, &b, &later);
+    watch(-1, 0, &a, &soon);
+    EXPECT_EQ(event_base_dispatch(base_), 1);
+    EXPECT_EQ(order, "ab");
+}
+
+TEST_P(Base, ASignalIsAnEvent)
+{
+    int caught = 0;
+    std::function<void(int, short)> on_signal = [&](int number, short what) {
+        caught += number == SIGUSR1 && (what & EV_SIGNAL);
+    };
+    watch(SIGUSR1, EV_SIGNAL | EV_PERSIST, &on_signal);
+    for (int i = 1; i <= 3; i++) {
+        raise(SIGUSR1);
+        event_base_loop(base_, EVLOOP_ONCE);
+        EXPECT_EQ(caught, i);
+    }
+}
+
+TEST_P(Base, AnotherThreadAddsAndWakes)
+{
+    int fds[2], calls = 0;
+    pair(fds);
+    std::function<void(int, short)> on_read = [&](int fd, short) {
+        char byte;
+        calls += read(fd, &byte, 1) == 1;
+        event_base_loopbreak(base_);
+    };
+    std::function<void(int, short)> never = [](int, short) {};
+    struct timeval long_time = {20, 0};
+    watch(-1, EV_PERSIST, &never, &long_time);
+    std::thread other([&] {
+        watch(fds[0], EV_READ | EV_PERSIST, &on_read);
+        EXPECT_EQ(write(fds[1], "x", 1), 1);
+    });
+    EXPECT_EQ(event_base_dispatch(base_), 0);
+    other.join();
+    EXPECT_EQ(calls, 1);
+}
+
+TEST_P(Base, AChildGoesOnAfterReinit)
+{
+    int fds[2], calls = 0;
+    pair(fds);
+    std::function<void(int, short)> on_read = [&](int fd, short) {
+        char byte;
+        calls += read(fd, &byte, 1) == 1;
+    };
+    watch(fds[0], EV_READ | EV_PERSIST, &on_read);
+    event_base_loop(base_, EVLOOP_NONBLOCK);
+    pid_t child = fork();
+    if (child == 0) {
+        if (event_reinit(base_) != 0 || strcmp(event_base_get_method(base_), GetParam()) != 0 ||
+            write(fds[1], "x", 1) != 1)
+            _exit(1);
+        event_base_loop(base_, EVLOOP_ONCE);
+        _exit(calls == 1 ? 0 : 2);
+    }
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    ASSERT_EQ(write(fds[1], "x", 1), 1);
+    event_base_loop(base_, EVLOOP_ONCE);
+    EXPECT_EQ(calls, 1);
+}
+
+TEST_P(Base, AListenersPortIsFreeRightAfterTheBase)
+{
+    struct sockaddr_in address = {};
+    socklen_t length = sizeof address;
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    for (int i = 0; i < 20; i++) {
+        struct event_base *base = new_base();
+        struct evconnlistener *listener =
+            evconnlistener_new_bind(base, [](struct evconnlistener *, evutil_socket_t, struct sockaddr *, int, void *) {},
+                                    nullptr, LEV_OPT_CLOSE_ON_FREE, -1, (struct sockaddr *)&address, sizeof address);
+        ASSERT_NE(listener, nullptr) << "round " << i << ": " << strerror(errno);
+        getsockname(evconnlistener_get_fd(listener), (struct sockaddr *)&address, &length);
+        event_base_loop(base, EVLOOP_NONBLOCK);
+        evconnlistener_free(listener);
+        event_base_free(base);
+    }
+}
+
+TEST_P(Base, BuffereventsEcho)
+{
+    int fds[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+    struct bufferevent *echo = bufferevent_socket_new(base_, fds[0], BEV_OPT_CLOSE_ON_FREE);
+    bufferevent_setcb(echo, [](struct bufferevent *self, void *) {
+        bufferevent_write_buffer(self, bufferevent_get_input(self));
+    }, nullptr, nullptr, nullptr);
+    bufferevent_enable(echo, EV_READ | EV_WRITE);
+    std::string sent, got;
+    for (int i = 0; i < 50; i++) {
+        std::string word(1 + (size_t)i * 97 % 3000, (char)('a' + i % 26));
+        sent += word;
+        ASSERT_EQ(write(fds[1], word.data(), word.size()), (ssize_t)word.size());
+        for (int turn = 0; got.size() < sent.size() && turn < 100; turn++) {
+            char bytes[4096];
+            event_base_loop(base_, EVLOOP_NONBLOCK);
+            for (ssize_t count; (count = read(fds[1], bytes, sizeof bytes)) > 0;)
+                got.append(bytes, (size_t)count);
+        }
+    }
+    EXPECT_EQ(got, sent);
+    bufferevent_free(echo);
+    event_base_loop(base_, EVLOOP_NONBLOCK); /* where it is finalized */
+    char byte;
+    EXPECT_EQ(read(fds[1], &byte, 1), 0) << "bufferevent_free() closes";
+    close(fds[1]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, Base, ::testing::Values("epoll", "io_uring"),
+                         [](const auto &info) { return std::string(info.param); });
+
+/* ------------------------------------------------------------------- installing */
+
+TEST(Install, MovesWhatIsRegistered)
+{
+    struct event_base *base = event_base_new();
+    int fds[2], reads = 0, signals = 0, timeouts = 0;
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+    auto add_one = [](evutil_socket_t, short, void *count) { ++*static_cast<int *>(count); };
+    struct event *on_read = event_new(base, fds[0], EV_READ | EV_ET | EV_PERSIST, add_one, &reads);
+    struct event *on_signal = evsignal_new(base, SIGUSR2, add_one, &signals);
+    struct event *on_time = evtimer_new(base, add_one, &timeouts);
+    struct timeval soon = {0, 2000};
+    event_add(on_read, nullptr);
+    event_add(on_signal, nullptr);
+    event_add(on_time, &soon);
+    ASSERT_EQ(write(fds[1], "x", 1), 1);
+    EXPECT_EQ(ringpoll_event_install(base), 0);
+    EXPECT_EQ(ringpoll_event_install(base), 0) << "a second time changes nothing";
+    EXPECT_STREQ(event_base_get_method(base), "io_uring");
+    EXPECT_EQ(event_base_get_features(base), EV_FEATURE_ET | EV_FEATURE_O1 | EV_FEATURE_EARLY_CLOSE);
+    raise(SIGUSR2);
+    for (int turn = 0; turn < 1000 && !(reads && signals && timeouts); turn++)
+        event_base_loop(base, EVLOOP_ONCE);
+    EXPECT_EQ(reads, 1);
+    EXPECT_EQ(signals, 1);
+    EXPECT_EQ(timeouts, 1);
+    EXPECT_GE(ringpoll_event_set(base), 0);
+    for (auto *event : {on_read, on_signal, on_time})
+        event_free(event);
+    event_base_free(base);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+TEST(Install, RefusesWhatItMust)
+{
+    EXPECT_EQ(ringpoll_event_install(nullptr), -EINVAL);
+    EXPECT_EQ(ringpoll_event_set(nullptr), -EINVAL);
+    struct event_base *base = event_base_new();
+    EXPECT_EQ(ringpoll_event_set(base), -EINVAL);
+    int answer = 1;
+    struct Both {
+        struct event_base *base;
+        int *answer;
+    } both = {base, &answer};
+    struct timeval now = {0, 0};
+    event_base_once(base, -1, EV_TIMEOUT, [](evutil_socket_t, short, void *argument) {
+        Both *inside = static_cast<Both *>(argument);
+        *inside->answer = ringpoll_event_install(inside->base);
+    }, &both, &now);
+    event_base_loop(base, EVLOOP_ONCE);
+    EXPECT_EQ(answer, -EBUSY);
+    EXPECT_STREQ(event_base_get_method(base), "epoll");
+    setenv("EVENT_NOIO_URING", "1", 1);
+    EXPECT_EQ(ringpoll_event_install(base), -ENOTSUP);
+    unsetenv("EVENT_NOIO_URING");
+    EXPECT_STREQ(event_base_get_method(base), "epoll");
+    event_base_free(base);
+}
+
+TEST(Install, ANewBaseHonoursItsConfig)
+{
+    struct event_base *base = ringpoll_event_base_new(nullptr);
+    EXPECT_STREQ(event_base_get_method(base), "io_uring");
+    event_base_free(base);
+    struct event_config *config = event_config_new();
+    base = ringpoll_event_base_new(config);
+    EXPECT_STREQ(event_base_get_method(base), "io_uring");
+    event_base_free(base);
+    event_config_avoid_method(config, "epoll");
+    event_config_avoid_method(config, "io_uring");
+    base = ringpoll_event_base_new(config);
+    EXPECT_STREQ(event_base_get_method(base), "poll");
+    event_base_free(base);
+    event_config_free(config);
+    config = event_config_new();
+    event_config_require_features(config, EV_FEATURE_FDS);
+    base = ringpoll_event_base_new(config);
+    EXPECT_STREQ(event_base_get_method(base), "poll");
+    event_base_free(base);
+    event_config_free(config);
+}
+
+/* epoll takes no regular file; poll(2), and this backend, call it ready. */
+TEST(Install, ARegularFileIsAlwaysReady)
+{
+    struct event_base *base = ringpoll_event_base_new(nullptr);
+    int fd = open("/dev/null", O_RDWR | O_CLOEXEC), calls = 0;
+    struct event *event = event_new(base, fd, EV_READ | EV_PERSIST, [](evutil_socket_t, short, void *count) {
+        ++*static_cast<int *>(count);
+    }, &calls);
+    EXPECT_EQ(event_add(event, nullptr), 0);
+    for (int i = 0; i < 3; i++)
+        event_base_loop(base, EVLOOP_ONCE);
+    EXPECT_EQ(calls, 3);
+    EXPECT_EQ(event_del(event), 0);
+    EXPECT_EQ(event_base_loop(base, EVLOOP_NONBLOCK), 1);
+    event_free(event);
+    event_base_free(base);
+    close(fd);
+}
+
+} // namespace
+
+int main(int argc, char **argv)
+{
+    evthread_use_pthreads();
+    ::testing::InitGoogleTest(&argc, argv);
+    return RUN_ALL_TESTS();
+}
