@@ -122,12 +122,15 @@ esac
 
 core=$builddir/backend/.libs/libringpoll.so
 shim=$builddir/adapters/preload/.libs/libringpoll-preload.so
+event=$builddir/adapters/libevent/.libs/libringpoll-event.so
 check_library "$core" "$srcdir/tests/abi/libringpoll.symbols"
 check_library "$shim" "$srcdir/tests/abi/libringpoll-preload.symbols"
+check_library "$event" "$srcdir/tests/abi/libringpoll-event.symbols"
 [ "${declare:-no}" = yes ] && exit 0
 check_header
 check_needed "$core"
 check_needed "$shim" libgcc_s
+check_needed "$event" libringpoll
 check_soname
 
 echo "abi: $passed passed, $failed failed, $skipped skipped"
