@@ -172,6 +172,8 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     watch->data = event->data;
     watch->disabled = watch->left_reported = false;
     watch->recheck = true;
+    if (watch->left)
+        rp_set_tell_left(set, true);
     rp_set_dirty(set, watch);
     return 0;
 }

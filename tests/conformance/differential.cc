@@ -183,6 +183,7 @@ public:
         std::string answer;
         std::function<void()> job = [&] { answer = operation(verb, arguments); };
         elsewhere_ = elsewhere;
+        strange_ |= elsewhere && (verb == "wait" || verb == "rounds");
         if (!elsewhere) {
             job();
         } else {
@@ -222,6 +223,7 @@ private:
     std::vector<std::unique_ptr<File>> files_;
     std::unique_ptr<OtherThread> other_;
     bool elsewhere_ = false; /* this operation is another thread's */
+    bool strange_ = false;   /* a ring may be another thread's: then all others' are */
     bool receives_ = getenv("RINGPOLL_DIFFERENTIAL_RECEIVES") != nullptr;
 
     File *new_file(What what)
@@ -539,7 +541,7 @@ private:
         }
         if (from->fd < 0 || to->fd < 0)
             return "none";
-        if ((elsewhere_ || receives_) && from->file != to->file)
+        if ((elsewhere_ || strange_ || receives_) && from->file != to->file)
             empty(to);
         int result = e.dup2(from->fd, to->fd);
         if (result != to->fd)
@@ -574,7 +576,7 @@ private:
             return "none";
         File *file = which->file;
         struct linger linger = {1, 0};
-        if (elsewhere_ || receives_)
+        if (elsewhere_ || strange_ || receives_)
             empty(which);
         if (verb == "reset" && (file->what == What::tcp || file->what == What::fresh))
             setsockopt(which->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);

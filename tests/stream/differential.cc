@@ -1314,8 +1314,8 @@ private:
  * An AF_UNIX socket wakes whoever waits for OUT at each byte that its peer takes. Where
  * the peer is adopted that is when the ring receives, not when the program reads; and an
  * adoption may tell of OUT once more. So of an AF_UNIX watch that asks for OUT such an
- * edge, with whatever else is true then, may come at other times. With batched sends a
- * socket that is given back may tell of OUT once more, too.
+ * edge, with whatever else is true then, may come at other times. With batched sends an
+ * edge of any socket that is given back may be told once more.
  *
  * The kernel's edge for a wake-up whose cause the program has already taken, or that
  * changed nothing, says only what is true anyway: it may be missing where each of its
@@ -1354,7 +1354,7 @@ public:
             uint32_t bits = bits_of_text(event_words, a[2]);
             watches_[strtoull(a[3].c_str(), nullptr, 10)] = {
                 files_[to], (bits & EPOLLET) && !(bits & EPOLLONESHOT) && files_[to] > 0,
-                (bits & EPOLLET) && (bits & out) && (batches() || unix_.count(files_[to]) > 0), 0};
+                (bits & EPOLLET) && (batches() || ((bits & out) && unix_.count(files_[to]) > 0)), 0};
         } else if (verb == "flow") { /* lets events go by */
             for (auto &each : watches_)
                 each.second.told = ~0u;
@@ -1417,7 +1417,7 @@ private:
             each.second.told |= my;
             if (their == my)
                 continue;
-            if ((my & ~their) && !(each.second.may_add && (my & out)))
+            if ((my & ~their) && !(each.second.may_add && (batches() || (my & out))))
                 return false;
             if ((their & ~my) && !(each.second.may_lack && (my == 0 || each.second.may_add) && !(their & ~each.second.told)))
                 return false;

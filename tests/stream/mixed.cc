@@ -692,3 +692,23 @@ TEST_P(MixedEdge, BytesAfterTheEndOfReadingAreAnEdgeOfTheirOwn)
         }
     }
 }
+
+/* Two sets; what the first received the second hears of, a one-shot anew with each MOD. */
+TEST_P(MixedUnix, AOneShotOfASecondSetHearsAgainOfBytesThatTheFirstHas)
+{
+    begin(in_ | out_);
+    place(64, Where::library);
+    int second = own(epoll_create1(EPOLL_CLOEXEC));
+    struct epoll_event event = {};
+    event.events = in_ | out_ | once_;
+    event.data.u32 = 1;
+    ASSERT_EQ(epoll_ctl(second, EPOLL_CTL_ADD, a_, &event), 0);
+    for (uint32_t wanted : {in_ | out_, in_, in_ | rdhup_}) {
+        ASSERT_EQ(epoll_wait(second, &event, 1, 20000), 1);
+        EXPECT_EQ(event.events, wanted & ~rdhup_);
+        EXPECT_EQ(epoll_wait(second, &event, 1, 0), 0) << "one-shot";
+        event.events = (wanted == in_ ? in_ | rdhup_ : in_) | once_;
+        ASSERT_EQ(epoll_ctl(second, EPOLL_CTL_MOD, a_, &event), 0);
+    }
+    EXPECT_BYTES(R(read(a_, bytes_, 100)), 64);
+}
