@@ -48,6 +48,7 @@ struct rp_ring {
     /* mappings */
     void *map_sq, *map_cq, *map_sqes;
     size_t map_sq_size, map_cq_size, map_sqes_size;
+    uint32_t barren;     /* enters in a row that brought nothing and left TASKRUN up */
     /* counters, for stats */
     uint64_t enters, sqes_submitted, cqes_reaped, overflows;
 };
@@ -118,6 +119,15 @@ static inline bool rp_ring_wants_enter(const struct rp_ring *ring)
 static inline bool rp_ring_is_overflown(const struct rp_ring *ring)
 {
     return (__atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE) & RP_SQ_CQ_OVERFLOW) != 0;
+}
+
+/* What comes up while pending work runs (a receive makes room, which wakes the other
+ * end's poll on this ring) runs with it, and leaves TASKRUN up with nothing behind it,
+ * until something else happens (6.18). To be asked by who has just entered: twice in
+ * vain is enough. */
+static inline bool rp_ring_is_up_in_vain(const struct rp_ring *ring)
+{
+    return ring->barren >= 2 && !rp_ring_is_overflown(ring);
 }
 
 /* The CQE at the head or NULL. It stays valid until rp_ring_seen(). */

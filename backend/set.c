@@ -286,7 +286,8 @@ void rp_set_note_left(struct rp_set *set, struct rp_watch *watch)
     watch->left = true;
     watch->left_reported = false;
     RP_COUNT(set->left, 1);
-    rp_set_tell_left(set, true);
+    if (rp_set_left_bits(watch))
+        rp_set_tell_left(set, true);
 }
 
 void rp_set_note_all_left(struct rp_set *set)

@@ -215,6 +215,12 @@ static inline uint32_t rp_set_bits_left_of(const struct rp_watch *watch)
     return RP_READ_ONCE(ghost->serial) == watch->ghost_serial && RP_READ_ONCE(ghost->state) != RP_STREAM_FREE
                ? rp_stream_bits(ghost) : 0;
 }
+/* Of them, those that the watch is to be told of. */
+static inline uint32_t rp_set_left_bits(const struct rp_watch *watch)
+{
+    return watch->left_reported || watch->deleted || watch->disabled
+               ? 0 : rp_set_bits_left_of(watch) & rp_watch_interest(watch);
+}
 bool rp_set_make_ghost(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry);
 void rp_set_recall_ghost(struct rp_set *set, int fd);
 void rp_set_note_left(struct rp_set *set, struct rp_watch *watch);

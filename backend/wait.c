@@ -110,6 +110,7 @@ int rp_set_enter_and_reap(struct rp_set *set)
 {
     if (set->ring.setup_flags & RP_SETUP_SQPOLL)
         return pass_fence(set);
+    uint64_t reaped_before = set->ring.cqes_reaped;
     for (int attempts = 0; attempts < 1000; attempts++) {
         if (set->leaving) /* as far as there is room; the rest after this enter */
             (void)rp_stream_flush_leaving(set);
@@ -137,8 +138,11 @@ int rp_set_enter_and_reap(struct rp_set *set)
             if (result < 0)
                 return result;
             if (rp_ring_queued(&set->ring) == 0 && !set->leaving && !set->accepts_leaving && !set->batched &&
-                (!rp_ring_is_overflown(&set->ring) || (set->tells && reaped == 0)))
+                (!rp_ring_is_overflown(&set->ring) || (set->tells && reaped == 0))) {
+                bool in_vain = set->ring.cqes_reaped == reaped_before && rp_ring_wants_enter(&set->ring);
+                set->ring.barren = in_vain ? set->ring.barren + 1 : 0;
                 return 0;
+            }
         }
     }
     return -EAGAIN;
@@ -279,16 +283,10 @@ static unsigned merge_left(struct epoll_event *events, unsigned at, unsigned lef
 
 /* ---- bytes in the library of watches that kernel epoll serves */
 
-static uint32_t left_bits(struct rp_watch *watch)
-{
-    return watch->left_reported || watch->deleted || watch->disabled
-               ? 0 : rp_set_bits_left_of(watch) & rp_watch_interest(watch);
-}
-
 static bool any_left(struct rp_set *set)
 {
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-        if (watch->left && left_bits(watch))
+        if (watch->left && rp_set_left_bits(watch))
             return true;
     return false;
 }
@@ -297,7 +295,7 @@ static bool any_left(struct rp_set *set)
 static void add_left(struct rp_set *set, struct epoll_event *events, unsigned count)
 {
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
-        uint32_t bits = watch->left ? left_bits(watch) : 0;
+        uint32_t bits = watch->left ? rp_set_left_bits(watch) : 0;
         for (unsigned i = 0; bits && i < count; i++) {
             if (events[i].data.u64 != watch->data.u64)
                 continue;
@@ -326,7 +324,7 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
                 rp_set_forget_watch(set, watch);
             continue;
         }
-        uint32_t bits = left_bits(watch);
+        uint32_t bits = rp_set_left_bits(watch);
         if (!bits)
             continue;
         /* What the kernel has to say beside it comes in the same event. */
@@ -342,7 +340,8 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
         if ((watch->events & EPOLLONESHOT) && watch->home == RP_HOME_RING)
             watch->disabled = true;
         else if ((watch->events & EPOLLONESHOT) && !watch->ghost) {
-            struct epoll_event none = {.events = EPOLLONESHOT, .data = watch->data};
+            /* As a stand-in, see demote.c: an error or an end it can yet report, to us. */
+            struct epoll_event none = {.events = EPOLLONESHOT, .data = rp_set_mark(set)};
             rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
         }
     }
@@ -678,7 +677,8 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
          * time to wait, whatever is there counts. */
         result = 0;
         for (unsigned turn = 0; result == 0 && turn < 4096 && rp_ring_wants_enter(ring) &&
-                                (reaped >= 20 || (poll_only && !set->ready_count && turn < 64));
+                                (reaped >= 20 || (poll_only && !set->ready_count && turn < 64 &&
+                                                  !rp_ring_is_up_in_vain(ring)));
              turn++) {
             uint64_t before = ring->cqes_reaped;
             result = rp_set_enter_and_reap(set);

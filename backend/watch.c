@@ -460,9 +460,10 @@ static bool is_writable(const struct rp_watch *watch)
  * way and the socket is writable. */
 static void note_spent_out(struct rp_set *set, struct rp_watch *watch)
 {
+    struct rp_ring *ring = &set->ring;
     if (!rp_watch_is_edge(watch) || watch->recheck || !(watch->events & watch->armed & EPOLLOUT) ||
-        rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring) || !rp_watch_in_flight(watch) ||
-        watch->ready != RP_READY_IDLE)
+        (rp_ring_wants_enter(ring) && !rp_ring_is_up_in_vain(ring)) || rp_ring_peek(ring) ||
+        !rp_watch_in_flight(watch) || watch->ready != RP_READY_IDLE)
         return;
     if (is_writable(watch))
         watch->spent |= EPOLLOUT | EPOLLWRNORM;
@@ -478,7 +479,7 @@ static bool is_unsure_of_out(struct rp_set *set, struct rp_watch *watch)
     if (watch->asked_in != set->wait_serial)
         watch->asked = 0;
     watch->asked_in = set->wait_serial;
-    return watch->asked++ < 4;
+    return watch->asked++ < (rp_ring_is_up_in_vain(&set->ring) ? 1 : 4);
 }
 
 /* The receive takes over from the poll. */
