@@ -41,7 +41,7 @@ struct rp_op {
     uint32_t slot;      /* its number in the table */
     uint8_t state;      /* enum rp_op_state */
     uint8_t kind;       /* enum rp_op_kind */
-};
+} __attribute__((aligned(32))); /* never in two cache lines */
 
 struct rp_op_table {
     struct rp_op **pages; /* each of RP_OP_PAGE slots; slots never move */
