@@ -4,7 +4,8 @@
  *
  *   FREE → QUEUED → INFLIGHT → CANCELING → FREE
  *                      └→ FREE      (final completion)
- *   QUEUED may end at once (→ FREE) when its SQE was never handed over.
+ *   QUEUED may end at once (→ FREE): its SQE was never handed over, or its completion came
+ *   before anybody had looked whether it was.
  *   An op whose owner has gone is ORPHANED: the same as CANCELING, but its
  *   completion is dropped.  QUEUED | INFLIGHT | CANCELING → ORPHANED → FREE.
  *

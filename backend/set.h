@@ -173,7 +173,14 @@ void rp_set_end_zombies(void);
 void rp_set_forget_kept_rings(void);
 extern unsigned rp_zombies;
 /* Forked unseen (by clone, say)? Then acts as the child's handler. */
-void rp_process_check(void);
+extern uint32_t *rp_process_alive;
+void rp_process_become_child(void);
+static inline void rp_process_check(void)
+{
+    uint32_t *page = __atomic_load_n(&rp_process_alive, __ATOMIC_ACQUIRE);
+    if (page && RP_READ_ONCE(*page) == 0)
+        rp_process_become_child();
+}
 void rp_process_made_set(void);
 /* What signal handlers left behind; nothing locked. */
 void rp_process_deferred(void);

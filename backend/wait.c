@@ -31,8 +31,6 @@ static __attribute__((noinline)) void completed(struct rp_set *set, uint64_t use
     } else if (op->kind == RP_OP_ACCEPT) {
         rp_accept_completed(set, op, result, flags);
     } else if (op->kind == RP_OP_KERNEL) {
-        if (op->state == RP_OP_QUEUED)
-            rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
         rp_op_step(&set->ops, op, RP_OP_FREE);
         set->hidden_op = NULL;
         set->hidden_armed = false;
@@ -681,6 +679,27 @@ static inline bool sleep_in_ring(struct rp_set *set, const struct timespec *time
     return enters;
 }
 
+/* After a sleep that ended with one completion, a bare wake-up: that is the report. False:
+ * it is not as simple as that, and nothing was done. */
+static inline bool report_alone(struct rp_set *set, struct epoll_event *event)
+{
+    struct rp_ring *ring = &set->ring;
+    uint32_t at = ring->cq_next;
+    if (ring->fd < 0 || __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - at != 1 ||
+        (set->requests | set->wake_sent | set->zombie) || set->dirty || set->sending || rp_set_is_ending(set))
+        return false;
+    const struct rp_cqe *cqe = &ring->cqes[at & ring->cq_mask];
+    struct rp_op *op = rp_op_peek(&set->ops, cqe->user_data);
+    if (!op || op->kind != RP_OP_POLL || op->state == RP_OP_ORPHANED ||
+        !rp_watch_completed_alone(set, op->owner, cqe->res, cqe->flags))
+        return false;
+    const struct rp_watch *watch = op->owner;
+    rp_ring_seen(ring);
+    event->events = EPOLLIN;
+    event->data = watch->data;
+    return true;
+}
+
 /* What has completed meanwhile, without sleeping; *ret_reaped of it. 0 or a negative errno. */
 static int look_in_ring(struct rp_set *set, unsigned *ret_reaped)
 {
@@ -758,6 +777,8 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
                 left = time_left(wait);
             if (!sleep_in_ring(set, timeout ? &left : NULL, wait->sigmask, &entered))
                 continue;
+            if (entered >= 0 && report_alone(set, wait->events))
+                return 1;
             slept = true;
             /* Was it a signal, and maybe its handler that demoted the set, or closed it? */
             interrupted = entered == -EINTR;

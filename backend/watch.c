@@ -186,13 +186,16 @@ int ringpoll_fd_is_stream_on_ring(int fd)
 /* What makes up a busy server's life: the owner's read brought less than it had room for, of a
  * socket of its own that it watches for reading, and that proves the socket drained. What
  * note_read() would do, in a line. False: it is not as simple as that, and nothing was done. */
-static inline bool read_as_usual(const struct rp_fd *entry, struct rp_watch *watch, int fd, size_t asked, long result)
+static inline bool read_as_usual(struct rp_fd *entry, struct rp_watch *watch, int fd, size_t asked, long result)
 {
     struct rp_set *set = __atomic_load_n(&watch->set, __ATOMIC_ACQUIRE);
     if (result <= 0 || (size_t)result >= asked || RP_READ_ONCE(watch->fd) != fd || !set ||
-        RP_READ_ONCE(watch->next_of_fd) || rp_set_engine(set) != RINGPOLL_ENGINE_RING || !rp_set_is_mine(set) ||
-        RP_READ_ONCE(watch->home) != RP_HOME_RING || rp_self.locks_held || !(rp_fd_flags(entry) & RP_FD_HINTED))
+        RP_READ_ONCE(watch->next_of_fd) || rp_set_engine(set) != RINGPOLL_ENGINE_RING ||
+        RP_READ_ONCE(set->owner) != rp_self.id || /* neither is 0: it has a ring */
+        RP_READ_ONCE(watch->home) != RP_HOME_RING || rp_self.locks_held)
         return false;
+    if (!(rp_fd_flags(entry) & RP_FD_HINTED))
+        __atomic_fetch_or(&entry->flags, RP_FD_HINTED, __ATOMIC_RELAXED);
     uint8_t kind = RP_READ_ONCE(watch->kind);
     uint32_t events = RP_READ_ONCE(watch->events);
     if (!set->tells || (kind == RINGPOLL_FD_TCP ? watch->bare > 1 || watch->urgent
@@ -329,7 +332,8 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
 /* What makes up a busy server's life: a bare wake-up of a quiet socket that is watched
  * for reading. What note_event() would do, in a line. False: it is not as simple as that,
  * and nothing was done. */
-static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags,
+                                      enum rp_ready then)
 {
     const int optional = EPOLLRDNORM | EPOLLPRI;
     if (!(flags & RP_CQE_F_MORE) || (result & ~optional) != (EPOLLIN | EPOLLRDBAND) || watch->unusual ||
@@ -340,9 +344,11 @@ static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch
     watch->single = true;
     watch->bare = 1; /* QUIET: it was 0 */
     watch->mask = (uint32_t)result & (EPOLLIN | EPOLLRDNORM);
+    if (then == RP_READY_IDLE)
+        return true;
     watch->certain_in = set->wait_serial;
     rp_ready_add(set, watch);
-    RP_WRITE_ONCE(watch->ready, RP_READY_CERTAIN);
+    RP_WRITE_ONCE(watch->ready, (uint8_t)then);
     return true;
 }
 
@@ -351,8 +357,6 @@ static __attribute__((noinline)) void completed_at_length(struct rp_set *set, st
 {
     bool oneshot = watch->armed_oneshot;
     if (!(flags & RP_CQE_F_MORE)) {
-        if (watch->op->state == RP_OP_QUEUED)
-            rp_op_step(&set->ops, watch->op, RP_OP_INFLIGHT);
         rp_op_step(&set->ops, watch->op, RP_OP_FREE);
         if (!watch->armed_oneshot) {
             set->stats.rearms++;
@@ -388,8 +392,15 @@ static __attribute__((noinline)) void completed_at_length(struct rp_set *set, st
 
 void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
 {
-    if (!completed_as_usual(set, watch, result, flags))
+    if (!completed_as_usual(set, watch, result, flags, RP_READY_CERTAIN))
         completed_at_length(set, watch, result, flags);
+}
+
+bool rp_watch_completed_alone(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+{
+    return !(watch->events & EPOLLONESHOT) &&
+           completed_as_usual(set, watch, result, flags,
+                              rp_watch_is_edge(watch) ? RP_READY_IDLE : RP_READY_CANDIDATE);
 }
 
 /* ------------------------------------------------------------------ arming */

@@ -169,6 +169,9 @@ void rp_watch_to_ready(struct rp_set *set, struct rp_watch *watch, enum rp_ready
 void rp_watch_to_idle(struct rp_set *set, struct rp_watch *watch);
 /* A completion of its poll. */
 void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags);
+/* The same where it is all there is to tell in this wait, and the report with it: EPOLLIN.
+ * False: it is not as simple as that, and nothing was done. */
+bool rp_watch_completed_alone(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags);
 /* Makes what is armed fit what is wanted. -EBUSY: the SQ is full, enter and
  * call again; -ENOMEM: no slot. */
 int rp_watch_arm(struct rp_set *set, struct rp_watch *watch);
