@@ -93,9 +93,6 @@ static inline unsigned rp_ring_queued(const struct rp_ring *ring)
 int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct timespec *timeout,
                   const sigset_t *sigmask);
 
-/* The same for one completion and without end, where nothing is queued. Not SQPOLL. */
-int rp_ring_sleep(struct rp_ring *ring, const sigset_t *sigmask);
-
 /* SQPOLL: the kernel's thread takes SQEs and runs what wake-ups left for it
  * later than they come, and nothing tells that it has. A fence is queued like an
  * SQE; its completion, with this user_data, comes after those of everything that
@@ -143,12 +140,22 @@ static inline struct rp_cqe *rp_ring_peek(const struct rp_ring *ring)
  * pending work; with entries held back, min_complete can be large and yet be
  * met, so that one enter runs as many as there were (64 pending: 1 enter, not
  * 4). See rp_ring_enter(). */
-static inline void rp_ring_seen(struct rp_ring *ring)
+static inline void rp_ring_give_back(struct rp_ring *ring)
+{
+    if (ring->cq_next - *ring->cq_head > ring->cq_held_max)
+        __atomic_store_n(ring->cq_head, ring->cq_next - ring->cq_held_max, __ATOMIC_RELEASE);
+}
+/* The CQE that rp_ring_peek() gave was read. Once for several: rp_ring_take() for each, and
+ * rp_ring_give_back() after the last. */
+static inline void rp_ring_take(struct rp_ring *ring)
 {
     ring->cqes_reaped++;
     ring->cq_next++;
-    if (ring->cq_next - *ring->cq_head > ring->cq_held_max)
-        __atomic_store_n(ring->cq_head, ring->cq_next - ring->cq_held_max, __ATOMIC_RELEASE);
+}
+static inline void rp_ring_seen(struct rp_ring *ring)
+{
+    rp_ring_take(ring);
+    rp_ring_give_back(ring);
 }
 static inline uint32_t rp_ring_held(const struct rp_ring *ring)
 {

@@ -551,8 +551,6 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
         }
     }
     if (final) {
-        if (op->state == RP_OP_QUEUED)
-            rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
         rp_op_step(&set->ops, op, RP_OP_FREE);
         if (stream->state == RP_STREAM_ARMED)
             set->stats.receives_ended++;
