@@ -60,7 +60,7 @@ static const struct edit libevent_edits[] = {
      "\tif ((bufev = ringpoll_event_tree_bufferevent(base, fd, options)))\n"
      "\t\treturn bufev;\n"
      "#endif\n"},
-    {"listener.c", BEHIND, "#include \"event-internal.h\"\n",
+    {"listener.c", BEHIND, "#include \"evthread-internal.h\"\n",
      "#ifdef EVENT__HAVE_RINGPOLL\n"
      "#include <ringpoll/event.h>\n"
      "#endif\n"},
