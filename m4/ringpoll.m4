@@ -30,9 +30,8 @@ dnl The option and the search alone, for a program that uses the API: MODULE is
 dnl ringpoll or ringpoll-event. LIBS is left alone.
 dnl
 dnl Both set and substitute RINGPOLL_CFLAGS and RINGPOLL_LIBS (empty without), define
-dnl HAVE_RINGPOLL (with), and set the shell variable ringpoll_have_uring to yes or no. With
-dnl /DIR, RINGPOLL_LIBS has the directory as a run path too, unless the loader looks
-dnl there anyway. The variables RINGPOLL_CFLAGS and RINGPOLL_LIBS, where the user sets
+dnl HAVE_RINGPOLL (with), and set the shell variable ringpoll_have_uring to yes or no.
+dnl RINGPOLL_LIBS has a run path too, unless ringpoll is in /lib or /usr/lib. The variables RINGPOLL_CFLAGS and RINGPOLL_LIBS, where the user sets
 dnl them, are taken instead of what pkg-config says.
 
 AC_DEFUN([RINGPOLL_CHECK_URING], [
@@ -69,8 +68,8 @@ AS_IF([test "x$with_uring" = xno], [
             RINGPOLL_CFLAGS=`$ringpoll_query --cflags $ringpoll_module`
             RINGPOLL_LIBS=`$ringpoll_query --libs $ringpoll_module`
             ringpoll_libdir=`$ringpoll_query --variable=libdir $ringpoll_module`
-            AS_CASE([$with_uring:$ringpoll_libdir], [*:/lib*|*:/usr/lib*], [],
-                [/*], [ringpoll_run_path=" -Wl,-rpath,$ringpoll_libdir"])])])
+            AS_CASE([$ringpoll_libdir], [/lib*|/usr/lib*|""], [],
+                [ringpoll_run_path=" -Wl,-rpath,$ringpoll_libdir"])])])
     AS_IF([test -n "$RINGPOLL_LIBS"], [
         RINGPOLL_LIBS=$RINGPOLL_LIBS$ringpoll_run_path
         ringpoll_saved_LIBS=$LIBS
