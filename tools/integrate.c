@@ -74,6 +74,8 @@ static const struct edit libevent_edits[] = {
      "\t}\n"
      "#endif\n"},
     {"test/test.sh", INSTEAD, "BACKENDS=\"EVPORT ", "BACKENDS=\"URING EVPORT "},
+    {"test/regress_et.c", BEHIND, "\t\t(!strcmp(event_base_get_method(base), \"epoll\") ||\n",
+     "\t\t!strcmp(event_base_get_method(base), \"io_uring\") ||\n"},
     {"test/include.am", BEHIND, "TESTS = \\\n\ttest_runner_epoll \\\n", "\ttest_runner_uring \\\n"},
     {"test/include.am", BEFORE, "test_runner_epoll: $(top_srcdir)/test/test.sh\n",
      "test_runner_uring: $(top_srcdir)/test/test.sh\n"
