@@ -747,9 +747,10 @@ static int settle(struct rp_set *set)
 
 /* The same on a ring that does not tell what is on its way: whether anything has
  * happened is asked before each report, and before each sleep. Nothing is queued
- * when it sleeps, so the kernel says EINTR and ETIME when it means them. */
+ * when it sleeps, so the kernel says EINTR and ETIME when it means them. `held_from`,
+ * if not NULL: the program's own mask, while all signals are held. */
 static int wait_on_mute_ring(struct rp_set *set, struct epoll_event *events, int max, const struct timespec *timeout,
-                             uint64_t deadline_ns, const sigset_t *sigmask)
+                             uint64_t deadline_ns, const sigset_t *sigmask, const sigset_t *held_from)
 {
     struct rp_ring *ring = &set->ring;
     bool over = timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0;
@@ -780,6 +781,8 @@ static int wait_on_mute_ring(struct rp_set *set, struct epoll_event *events, int
             rp_set_unlock(set);
             /* What a signal handler left (see ctl_in_handler) is dirty now. */
             bool enters = RP_READ_ONCE(set->dirty) == NULL;
+            if (enters && held_from)
+                rp_sys_drop_ignored_signals(held_from);
             if (enters)
                 entered = rp_ring_enter(ring, 1, timeout ? &left : NULL, sigmask);
             rp_set_lock(set);
@@ -816,7 +819,9 @@ static bool mostly_kernel_watches(const struct rp_set *set)
 
 /* SQPOLL: a fence may sleep. A signal that comes meanwhile is kept for the sleep
  * that it shall interrupt, and one that comes with an event for after the call,
- * as the kernel's epoll does. What the program does wrong itself is not held. */
+ * as the kernel's epoll does. What the program does wrong itself is not held. The
+ * kernel drops an ignored signal where it is sent, but keeps it where it is held, and
+ * would interrupt the sleep for it: those are taken away before the sleep. */
 static const sigset_t *hold_signals(sigset_t *ret_before, const sigset_t *sigmask)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
@@ -943,7 +948,8 @@ awake:
                 result = wait_on_ring(set, events, max, timeout, deadline_ns, sigmask,
                                       slept && *slept != AGAIN ? slept : NULL);
             else
-                result = wait_on_mute_ring(set, events, max, timeout, deadline_ns, sigmask);
+                result = wait_on_mute_ring(set, events, max, timeout, deadline_ns, sigmask,
+                                           holds_signals ? &before : NULL);
             slept = NULL;
             continue;
         }

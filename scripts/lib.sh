@@ -166,7 +166,7 @@ tally_log() {
 
 # tally_tree DIRECTORY: adds all results of a tree to total_*, and shows the ends
 # of the logs of what failed.
-total_passed=0 total_failed=0 total_skipped=0
+total_passed=0 total_failed=0 total_skipped=0 failures=()
 tally_tree() {
     local tree=$1 trs log result p f s tree_p=0 tree_f=0 tree_s=0
     while IFS= read -r trs; do
@@ -179,6 +179,9 @@ tally_tree() {
             grep -E '^\[  FAILED  \] [^0-9]|^NOT OK|^not ok' "$log" | sort -u | head -n 40
             echo "---- the end of its log:"
             tail -n 60 "$log"
+            local names
+            mapfile -t names < <(sed -nE 's/^\[  FAILED  \] ([^ 0-9][^ ,]*).*/\1/p; s/^(NOT OK|not ok)[ :-]*/ /p' "$log" | sort -u)
+            failures+=("${log#"$top"/}: ${names[*]}")
         fi
     done < <(find "$tree" -name '*.trs' | sort)
     printf '%s: %d passed, %d failed, %d skipped\n' "${tree#"$top"/}" "$tree_p" "$tree_f" "$tree_s"
@@ -191,10 +194,15 @@ tally_tree() {
 count() {
     case $1 in
         ok) total_passed=$((total_passed + 1)) ;;
-        failed) total_failed=$((total_failed + 1)) ;;
+        failed) total_failed=$((total_failed + 1)) failures+=("$2") ;;
         skipped) total_skipped=$((total_skipped + 1)) ;;
     esac
     printf '%s: %s\n' "$2" "$1"
+}
+
+# What failed, by name, in a few lines: a log may be cut before it is read.
+say_failures() {
+    [ "${#failures[@]}" -eq 0 ] || printf 'failed: %s\n' "${failures[@]}" | cut -c 1-600
 }
 
 # Why tests were skipped, most frequent first.

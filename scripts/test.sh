@@ -297,5 +297,6 @@ if in_git; then
 fi
 
 say "all took $((SECONDS - started)) s"
+say_failures
 echo "$total_passed passed, $total_failed failed, $total_skipped skipped"
 [ "$total_failed" -eq 0 ] && [ "$total_passed" -gt 0 ]
