@@ -188,7 +188,9 @@ static struct file *file_of(struct tree *tree, const char *name)
     char path[PATH_MAX];
     if (!path_of(path, tree->directory, name))
         return NULL;
-    *file = (struct file){.name = name, .before = read_text(path, &file->mode)};
+    mode_t mode = 0;
+    *file = (struct file){.name = name, .before = read_text(path, &mode)};
+    file->mode = mode;
     if (file->before == NULL) {
         complain("'%s' is no source of %s %s that ringpoll knows: '%s': %s.", tree->directory, tree->project->name,
                  tree->version, name, strerror(errno));

@@ -23,7 +23,7 @@ static const struct subcommand {
     {"probe", probe_main, "say what this kernel's io_uring can do, and why not"},
     {"stat", stat_main, "show what ringpoll does in a running program"},
     {"bench", bench_main, "measure ringpoll against epoll on this machine"},
-    {"integrate", integrate_main, "prepare a library's source for configure --with-uring"},
+    {"integrate", integrate_main, "prepare a library's source tree for io_uring"},
 };
 #define SUBCOMMANDS (sizeof(subcommands) / sizeof(subcommands[0]))
 

@@ -23,6 +23,7 @@ import time
 
 PROGRAMS = ["test-eof", "test-closed", "test-weof", "test-time", "test-changelist", "test-fdleak", "test-dumpevents"]
 FAST = {"et", "signal", "thread", "listener", "bufferevent", "evbuffer", "finalize", "util", "main"}
+SANITIZED = {"thread", "listener", "bufferevent", "signal", "main", "finalize", "evbuffer", "et"}
 AGAIN = 3
 TIME_LIMIT_S = 120
 
@@ -177,6 +178,16 @@ def ways_of(arguments):
     return ways
 
 
+def sanitized_ways_of(arguments):
+    tree = os.path.abspath(arguments.tsan)
+    libraries = [os.path.join(tree, ".libs"), os.path.join(arguments.tsan_prefix, "lib")]
+    # A report is a failure; what a test of a death leaves behind is none.
+    options = {"TSAN_OPTIONS": "halt_on_error=0:exitcode=66:die_after_fork=0:report_thread_leaks=0"}
+    return [Way("epoll", tree, libraries, "`--with-uring` tree and ringpoll under the thread sanitizer, "
+                "`EVENT_NOURING` set", EVENT_NOURING="1", **options),
+            Way("uring", tree, libraries, "the same on the ring", **options)]
+
+
 def page(arguments, table, stories, libraries, took):
     lines = [f"# libevent's own suite, {time.strftime('%Y-%m-%d', time.gmtime())}", "",
              f"libevent {arguments.version}, the distribution's source with its patches; Linux {platform.release()}, "
@@ -198,6 +209,8 @@ def main():
     parser.add_argument("--stock", required=True)
     parser.add_argument("--uring", required=True)
     parser.add_argument("--redirected", required=True)
+    parser.add_argument("--tsan", help="a --with-uring tree that was built with the thread sanitizer")
+    parser.add_argument("--tsan-prefix")
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--known", required=True)
     parser.add_argument("--version", default="2.1.12")
@@ -243,12 +256,16 @@ def main():
             stories.append(f"{way.name} runs {'with' if ring else 'without'} a ring")
             bad += 1
 
-    for mode in arguments.modes.split(","):
-        debug = mode == "debug"
-        beside = run_all(epoll, tests, debug, arguments.jobs)
+    modes = [(mode, mode == "debug", [epoll, *ways], tests) for mode in arguments.modes.split(",")]
+    if arguments.tsan:
+        modes.append(("threads", False, sanitized_ways_of(arguments),
+                      [test for test in tests if test.split("/")[0] in SANITIZED]))
+    for mode, debug, mode_ways, mode_tests in modes:
+        epoll = mode_ways[0]
+        beside = run_all(epoll, mode_tests, debug, arguments.jobs)
         for test, result in beside.items():
             try_again(epoll, test, debug, result)
-        for way in [epoll, *ways]:
+        for way in mode_ways:
             results = beside if way is epoll else run_all(way, tests, debug, arguments.jobs)
             failed, late, explained, own = [], [], [], []
             for test, result in results.items():
