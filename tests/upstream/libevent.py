@@ -99,6 +99,28 @@ def uses_a_ring(way):
     return re.search(rb"io_uring_setup\(.*= \d", out) is not None
 
 
+def method_of(way, **environment):
+    """What a new base of this way runs on."""
+    out = subprocess.run([os.path.join(way.tree, "test", ".libs", "test-init")], check=False, stdin=subprocess.DEVNULL,
+                         env=dict(os.environ, **way.environment, EVENT_SHOW_METHOD="1", **environment),
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE).stderr.decode()
+    found = re.search(r"libevent using: (.*)", out)
+    return found.group(1) if found else "nothing"
+
+
+def compare_methods(way, can):
+    """What a `--with-uring` tree chooses: (sentences that are good, and bad)."""
+    good, bad = [], []
+    cases = [({}, "io_uring" if can else "epoll"), ({"EVENT_NOURING": "1"}, "epoll"),
+             ({"EVENT_NOIO_URING": "1"}, "epoll"), ({"RINGPOLL_MASK": "no-uring"}, "epoll"),
+             ({"EVENT_NOEPOLL": "1"}, "io_uring" if can else "poll")]
+    for environment, expected in cases:
+        method = method_of(way, **environment)
+        said = " ".join("=".join(item) for item in environment.items()) or "nothing"
+        (good if method == expected else bad).append(f"with {said} in the environment the method is {method}")
+    return good, bad
+
+
 def known_of(path):
     known = []
     with open(path, encoding="utf-8") as lines:
@@ -199,7 +221,7 @@ def page(arguments, table, stories, libraries, took):
              "|---|---|---|---|---|---|---|---|"]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table]
     lines += ["", "## What failed", ""] + [f"- {story}" for story in stories]
-    lines += ["", "## The libraries of the `--with-uring` tree beside the stock ones", ""]
+    lines += ["", "## The libraries of the `--with-uring` tree", ""]
     lines += [f"- {line}" for line in libraries]
     return "\n".join(lines) + "\n"
 
@@ -246,11 +268,14 @@ def main():
     good, differences = compare_libraries(os.path.join(epoll.tree, ".libs"),
                                           os.path.join(os.path.abspath(arguments.uring), ".libs"))
     libraries = good + differences
-    bad += len(differences)
-    for line in libraries:
-        print(("NOT OK: " if line in differences else "ok: ") + line)
     probe = os.path.join(arguments.prefix, "bin", "ringpoll")
     can = subprocess.run([probe, "probe"], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    good, wrong = compare_methods(next(way for way in ways_of(arguments) if way.name == "uring"), can)
+    libraries += good + wrong
+    differences += wrong
+    bad = len(differences)
+    for line in libraries:
+        print(("NOT OK: " if line in differences else "ok: ") + line)
     if not can:
         print("skipped: whether each way is on a ring (there is none here)")
     for way in [epoll, *ways] if can else []:
