@@ -104,6 +104,32 @@ install_missing() {
 build_needs=(gcc:gcc make:make autoreconf:autoconf automake:automake libtoolize:libtool pkg-config:pkg-config
     nm:binutils awk:mawk sed:sed '/usr/include/stdio.h:libc6-dev')
 
+# fetch_source PACKAGE DIRECTORY: the source that this machine's own configuration of apt
+# names, with the distribution's patches, unpacked as DIRECTORY/source. The lists for it
+# are private: apt's own stay as they are. False where it cannot be had.
+fetch_source() {
+    local package=$1 into=$2 apt=$2/apt list
+    local -a options unpacked
+    [ -e "$into/source/debian/changelog" ] && return
+    rm -rf "$apt" "$into/source"
+    mkdir -p "$apt/parts" "$apt/lists/partial" "$apt/cache/archives/partial"
+    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2> /dev/null |
+        sed -nE 's/^deb(-src)?[[:space:]]/deb-src /p' | sort -u > "$apt/sources.list"
+    for list in /etc/apt/sources.list.d/*.sources; do
+        [ ! -e "$list" ] || sed -E 's/^Types:.*/Types: deb-src/' "$list" > "$apt/parts/${list##*/}"
+    done
+    options=(-q -o "Dir::Etc::SourceList=$apt/sources.list" -o "Dir::Etc::SourceParts=$apt/parts"
+        -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root)
+    # What has no sources, or nothing of this package, is not missed.
+    apt-get "${options[@]}" update > "$apt/log" 2>&1 < /dev/null
+    if ! (cd "$apt" && apt-get "${options[@]}" source --only-source "$package") >> "$apt/log" 2>&1 < /dev/null; then
+        tail -n 5 "$apt/log"
+        return 1
+    fi
+    mapfile -t unpacked < <(find "$apt" -maxdepth 1 -type d -name "$package-*")
+    [ "${#unpacked[@]}" -eq 1 ] && mv "${unpacked[0]}" "$into/source"
+}
+
 # ------------------------------------------------------------------ building
 
 generate_configure() {
