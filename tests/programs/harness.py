@@ -277,14 +277,16 @@ class Run:
             probe.bind((self.suite.address, 0))
             return probe.getsockname()[1]
 
-    def connect(self, where, timeout=PATIENCE_S):
-        """A connected stream socket; `where` is a port, or the path of a socket."""
+    def connect(self, where, timeout=PATIENCE_S, source=None):
+        """A connected stream socket; `where` is a port, or the path of a socket, `source` an address of ours."""
         if isinstance(where, int):
             conn = socket.socket(socket.AF_INET)
             target = (self.suite.address, where)
         else:
             conn, target = socket.socket(socket.AF_UNIX), where
         conn.settimeout(timeout)
+        if source:
+            conn.bind((source, 0))
         conn.connect(target)
         if isinstance(where, int):
             conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
