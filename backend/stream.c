@@ -1032,13 +1032,22 @@ static long receive_rest(int fd, struct place *place, size_t left, int flags)
     return rp_sys_call(SYS_recvmsg, fd, (long)&message, flags, 0, 0, 0);
 }
 
-/* All that has come for it is in the queue after this, however much else there was. */
+/* All that has come for it is in the queue after this, however much else there was.
+ *
+ * TASKRUN can stand without any work: another CPU queues a piece, the enter that runs
+ * it takes the flag back, and only then that CPU sets it. It stays until the next piece
+ * comes, enters do not take it back, and to go on until it falls was thousands of them
+ * in a read. So enters that bring nothing end this: one runs 20 pieces at least. */
 static void catch_up(struct rp_set *set, struct rp_stream *stream)
 {
+    unsigned fruitless = 0;
     stream->held++;
-    for (unsigned turn = 0; turn < 4096 && rp_stream_is_armed(stream); turn++)
+    for (unsigned turn = 0; turn < 4096 && fruitless < 4 && rp_stream_is_armed(stream); turn++) {
+        uint64_t before = set->ring.cqes_reaped;
         if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) || rp_set_enter_and_reap(set) < 0)
             break;
+        fruitless = set->ring.cqes_reaped == before ? fruitless + 1 : 0;
+    }
     stream->held--;
 }
 

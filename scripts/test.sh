@@ -55,6 +55,8 @@ install_missing required "${build_needs[@]}" g++:g++ '/usr/include/gtest/gtest.h
 install_missing wanted '/usr/include/event2/event.h:libevent-dev' '/usr/include/uv.h:libuv1-dev' \
     '/usr/include/liburing.h:liburing-dev' memcached:memcached redis-server:redis-server \
     redis-benchmark:redis-tools nginx:nginx haproxy:haproxy node:nodejs tmux:tmux wrk:wrk strace:strace \
+    tor:tor transmission-daemon:transmission-daemon pgbouncer:pgbouncer sslsplit:sslsplit turnserver:coturn \
+    '/usr/lib/postgresql/*/bin/postgres:postgresql' openssl:openssl \
     "/usr/lib/python3*/test/test_epoll.py:$(testsuite_of_python)"
 generate_configure
 

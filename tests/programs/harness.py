@@ -385,8 +385,8 @@ class Run:
         self.expected_rings.append((process.pid if process else None, at_least_rings, cqes))
 
     def look(self, pid):
-        """What a program on a ring that writes no report has done so far; for reports()."""
-        if self.mode not in ("event", "built"):
+        """What a program on a ring has done so far; for reports(), if it writes none (libevent's ways, SIGKILL)."""
+        if self.mode == "epoll" or not self.suite.command:
             return
         done = subprocess.run([self.suite.command, "stat", "--json", str(pid)], env=clean_environment(),
                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=PATIENCE_S, check=False)
@@ -402,7 +402,7 @@ class Run:
 
     def reports(self):
         """{pid: {key: value}}: what the library wrote at the end of each process, or look() saw."""
-        found = dict(self.looks)
+        found = {}
         for name in sorted(os.listdir(self.stats_directory)):
             pid = int(name) if name.isdigit() else 0
             with open(os.path.join(self.stats_directory, name), errors="replace") as file:
@@ -415,6 +415,8 @@ class Run:
                         report[key] = report.get(key, 0) + int(value)
                     else:
                         report.setdefault(key, value)
+        for pid, report in self.looks.items():
+            found.setdefault(pid, report)
         return found
 
     def check_reports(self):
@@ -591,7 +593,8 @@ class Suite:
     def __init__(self, name, needs=(), profile="safe", libevent=False):
         self.name, self.needs, self.cases, self.libevent = name, needs, [], libevent
         self.profile = os.environ.get("RINGPOLL_PROFILE", profile)
-        self.preload = self.startup = self.built = self.command = None
+        self.preload = self.startup = self.built = None
+        self.command = find_built("tools", "ringpoll")
         pid = os.getpid()
         self.address = "127.%d.%d.%d" % (16 + (pid >> 14 & 0x3f), pid >> 7 & 0x7f, 1 + (pid & 0x7f))
         self.seed = int(os.environ.get("RINGPOLL_TEST_SEED", "1"))
@@ -645,7 +648,6 @@ class Suite:
 
     def prepare(self, mode):
         """None, or in a sentence why this way onto the ring cannot be taken here."""
-        self.command = find_built("tools", "ringpoll")
         if not self.command:
             return "the command is not built, which looks into the programs"
         if mode == "event":
