@@ -274,6 +274,11 @@ if wanted dist; then
         try "the same with the static library" consumer "$prefix" static gcc gnu11
         try "the same in C++17" consumer "$prefix" shared g++ gnu++17
         try "the installed command runs a program" installed_command_runs "$prefix"
+        if [ -e "$prefix/lib/pkgconfig/ringpoll-event.pc" ]; then
+            try "libevent's examples build by pkg-config and run" python3 "$top/tests/libevent/examples_test.py" "$prefix"
+        else
+            count skipped "libevent's examples build by pkg-config and run (there is no libevent)"
+        fi
         try "make uninstall" make_tree "$tree" uninstall
         try "make uninstall leaves nothing" nothing_is_left "$prefix"
     fi

@@ -11,6 +11,7 @@ sys.dont_write_bytecode = True
 import glob
 import os
 import pwd
+import re
 import signal
 import struct
 
@@ -52,7 +53,7 @@ class Servers:
         self.postgres = run.start([postgres_program("postgres"), "-D", data, "-k", run.directory, "-c",
                                    "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=60"], shim=False,
                                   preexec=self.become)
-        run.wait_for_listener(self.postgres, os.path.join(run.directory, ".s.PGSQL.5432"))
+        wait_until(lambda: "ready to accept connections" in self.postgres.errors(), "PostgreSQL is ready")
         self.settings, self.port = settings, run.free_port()
         self.write_settings()
         self.start(expect)
@@ -72,6 +73,8 @@ class Servers:
         self.run.wait_for_listener(self.bouncer, self.port)
         if expect:
             self.run.expect_ring(self.bouncer)
+        method = re.search(r"libevent \S+ \((\w+)\)", self.bouncer.errors()).group(1)
+        check_equal(method, "io_uring" if self.run.mode in ("event", "built") else "epoll", "the method in its log")
 
     def client(self, where=None, database="postgres"):
         return Client(self.run, self.port if where is None else where, self.user, database)
