@@ -119,8 +119,8 @@ static inline bool rp_ring_is_overflown(const struct rp_ring *ring)
 }
 
 /* What comes up while pending work runs (a receive makes room, which wakes the other
- * end's poll on this ring) runs with it, and leaves TASKRUN up with nothing behind it,
- * until something else happens (6.18). To be asked by who has just entered: twice in
+ * end's poll on this ring; another CPU queues a piece, and sets the flag only after it
+ * has run) leaves TASKRUN up with nothing behind it, until something else happens (6.18). To be asked by who has just entered: twice in
  * vain is enough. */
 static inline bool rp_ring_is_up_in_vain(const struct rp_ring *ring)
 {

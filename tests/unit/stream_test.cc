@@ -119,6 +119,18 @@ TEST_F(Adopted, BytesAreBorrowedWithoutACopy)
     EXPECT_EQ(wait(0), 0);
 }
 
+/* The kernel may set it after the enter that ran the work, and no enter takes it back. */
+TEST_F(Adopted, ATaskrunFlagWithoutWorkCostsAReadFewEnters)
+{
+    ASSERT_EQ(write(b_, "hello", 5), 5);
+    ASSERT_EQ(wait(1000), 1);
+    struct ringpoll_stats before = stats();
+    __atomic_fetch_or(const_cast<uint32_t *>(rp_set_of(set_)->ring.sq_flags), RP_SQ_TASKRUN, __ATOMIC_RELEASE);
+    char bytes[64];
+    EXPECT_EQ(ringpoll_try_recv(a_, bytes, sizeof bytes, 0), 5);
+    EXPECT_LE(stats().enters - before.enters, 8u);
+}
+
 TEST_F(Adopted, ABorrowedBufferOutlivesSetAndSocket)
 {
     ASSERT_EQ(write(b_, "still here", 10), 10);
