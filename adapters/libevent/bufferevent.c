@@ -345,11 +345,15 @@ static long read_next(struct ring_bufferevent *ring, size_t most, bool *ret_more
     return to == input ? result : inside.buffer_move(ring->ahead, input, most);
 }
 
+static void write_now(struct ring_bufferevent *ring);
+static void write_waiting(struct event_outputs *outputs);
+
 static void on_readable(evutil_socket_t fd, short events, void *argument)
 {
     struct bufferevent *bev = argument;
     struct ring_bufferevent *ring = of(bev);
     short what = BEV_EVENT_READING;
+    struct event_outputs *outputs = ring->outputs;
     ptrdiff_t most = -1, limit;
     long total = 0, result = 0;
     (void)fd;
@@ -386,6 +390,8 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
         if (inside.buffer_length(bev->input) >= bev->wm_read.low)
             inside.bev_run_read(bev, 0);
         read_on(ring);
+        if (ring->output == OUTPUT_WAITING && ring->listed)
+            write_now(ring);
         goto done;
     }
     if (result == -EAGAIN || result == -EINTR || most == 0)
@@ -403,6 +409,8 @@ failed:
     inside.bev_run_event(bev, what, 0);
 done:
     inside.bev_let_go(bev);
+    if (outputs->waiting.count > 0)
+        write_waiting(outputs);
 }
 
 /* ----------------------------------------------------------------------- writing */
@@ -511,22 +519,35 @@ static void end_write(struct ring_bufferevent *ring, bool blocked)
         inside.bev_run_write(bev, 0);
 }
 
+static void write_now(struct ring_bufferevent *ring)
+{
+    if (may_write(ring)) {
+        step(ring, OUTPUT_SENT);
+        ring->blocked = write_some(ring);
+    } else {
+        stop_writing(ring);
+    }
+}
+
+/* Also at the end of each read callback: what it has just made is in the cache. Nothing is
+ * told before the base's callback runs. */
+static void write_waiting(struct event_outputs *outputs)
+{
+    for (unsigned left = outputs->waiting.count; left > 0; left--) {
+        struct ring_bufferevent *ring = take_first(outputs, OUTPUT_WAITING);
+        if (ring) {
+            write_now(ring);
+            inside.bev_let_go(&ring->inside.bev);
+        }
+    }
+}
+
 static void run_outputs(struct event_callback *callback, void *argument)
 {
     struct event_outputs *outputs = argument;
     struct ring_bufferevent *ring;
     (void)callback;
-    for (unsigned left = outputs->waiting.count; left > 0; left--) {
-        if (!(ring = take_first(outputs, OUTPUT_WAITING)))
-            continue;
-        if (may_write(ring)) {
-            step(ring, OUTPUT_SENT);
-            ring->blocked = write_some(ring);
-        } else {
-            stop_writing(ring);
-        }
-        inside.bev_let_go(&ring->inside.bev);
-    }
+    write_waiting(outputs);
     ringpoll_flush();
     for (unsigned left = outputs->sent.count; left > 0; left--) {
         if (!(ring = take_first(outputs, OUTPUT_SENT)))
