@@ -22,7 +22,7 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
         return false;
     if ((events & (EPOLLEXCLUSIVE | EPOLLWAKEUP)) || (flags & (RP_FD_LEAVE | RP_FD_INTERNAL)) || (entry && RP_READ_ONCE(entry->set)))
         return false;
-    if (set->flags & RINGPOLL_TRACKED) {
+    if ((set->flags & RINGPOLL_TRACKED) || ((set->flags & RINGPOLL_DECLARED) && (flags & RINGPOLL_FD_DECLARED))) {
         uint32_t kind = flags & RINGPOLL_FD_KIND;
         if (!(flags & RP_FD_KNOWN) || kind == RINGPOLL_FD_OTHER)
             return false;

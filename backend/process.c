@@ -43,7 +43,7 @@ void ringpoll_fd_opened(int fd, uint32_t kind_and_flags)
     if (RP_READ_ONCE(entry->watches) || RP_READ_ONCE(entry->set) || RP_READ_ONCE(entry->stream) ||
         (rp_fd_flags(entry) & RP_FD_LISTENER))
         ringpoll_fd_closing(fd);
-    rp_fd_opened(fd, RP_FD_KNOWN | (kind_and_flags & (RINGPOLL_FD_KIND | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK)));
+    rp_fd_opened(fd, RP_FD_KNOWN | (kind_and_flags & (RINGPOLL_FD_KIND | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK | RINGPOLL_FD_DECLARED)));
 }
 
 static void change_flags(int fd, uint32_t on, uint32_t off)

@@ -366,7 +366,7 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         options.flags |= RINGPOLL_BATCH;
     if (options.flags & (RINGPOLL_BATCH | RINGPOLL_ACCEPT))
         options.flags |= RINGPOLL_ADOPT;
-    if (options.flags & RINGPOLL_ADOPT)
+    if ((options.flags & RINGPOLL_ADOPT) && !(options.flags & RINGPOLL_DECLARED))
         options.flags |= RINGPOLL_TRACKED;
     if (options.buffers > 32768 || (options.buffers & (options.buffers - 1)) || (options.buffers && options.buffers < 8))
         return -EINVAL;
@@ -374,8 +374,11 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         return -EINVAL;
     uint32_t known = RINGPOLL_CLOEXEC | RINGPOLL_KERNEL | RINGPOLL_REQUIRE | RINGPOLL_TRACKED | RINGPOLL_ANY_RING |
                      RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_ACCEPT |
-                     RINGPOLL_FIXED_FILES;
+                     RINGPOLL_FIXED_FILES | RINGPOLL_DECLARED;
     if (options.flags & ~known)
+        return -EINVAL;
+    if ((options.flags & RINGPOLL_DECLARED) &&
+        (!(options.flags & RINGPOLL_ADOPT) || (options.flags & RINGPOLL_TRACKED)))
         return -EINVAL;
     if ((options.flags & RINGPOLL_KERNEL) && (options.flags & (RINGPOLL_REQUIRE | RINGPOLL_SQPOLL)))
         return -EINVAL;

@@ -335,7 +335,8 @@ bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
         !rp_stream_may_stay(watch))
         return false;
     struct rp_fd *entry = rp_fd_peek(watch->fd);
-    if (!(rp_fd_flags(entry) & RINGPOLL_FD_CONNECTED) || entry->stream != watch->stream)
+    if (!(rp_fd_flags(entry) & RINGPOLL_FD_CONNECTED) || entry->stream != watch->stream ||
+        ((set->flags & RINGPOLL_DECLARED) && !(rp_fd_flags(entry) & RINGPOLL_FD_DECLARED)))
         return false;
     if (watch->kind == RINGPOLL_FD_UNIX && !(set->ring.features & RINGPOLL_FEATURE_RECV_END))
         return false;
@@ -1325,6 +1326,12 @@ void ringpoll_return(struct ringpoll_buffer *buffer)
         return;
     rp_pool_return(buffer->pool, buffer->number);
     buffer->pool = NULL;
+}
+
+void ringpoll_return_at(void *of_pool, const void *address)
+{
+    const struct rp_pool *of = of_pool;
+    rp_pool_return(of_pool, (uint32_t)((size_t)((const unsigned char *)address - of->data) / RP_BUFFER_STRIDE));
 }
 
 int ringpoll_try_unread(int fd, int *ret_bytes)
