@@ -6,6 +6,8 @@
 #ifndef RP_EVENT_BACKEND_H
 #define RP_EVENT_BACKEND_H
 
+#include <stdbool.h>
+
 #include "layout.h"
 
 /* libevent's own, by dlsym: programs link libevent or libevent_core. */
@@ -33,6 +35,15 @@ struct event_inside {
 };
 extern struct event_inside event_inside;
 extern const struct event_layout *event_layout; /* of the libevent that is loaded */
+
+/* install.c: a libevent that tells of itself, instead of one that is looked into; the
+ * lines of `tree` are what counts. 0, or why not. */
+struct ringpoll_event_tree;
+int event_know_tree(const struct ringpoll_event_tree *tree);
+/* The program refuses the method for this base. */
+bool event_is_refused(struct event_base *base);
+/* The base has our backend. */
+bool event_is_ours(const struct event_base *base);
 
 /* The two fields that every struct event_base begins with. */
 struct event_base_head {

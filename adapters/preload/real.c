@@ -23,6 +23,15 @@
 struct rp_shim rp_shim;
 __thread pid_t rp_shim_vfork_owner;
 
+/* A program that is linked with the shim may be started under another one: the first
+ * in the loader's order is the one that the calls reach. */
+static const char marker;
+extern __typeof__(marker) ringpoll_shim __attribute__((alias("marker"), visibility("default")));
+static bool is_first(void)
+{
+    return dlsym(RTLD_DEFAULT, "ringpoll_shim") == &marker;
+}
+
 enum { START_NOT, START_UNDERWAY, START_DONE };
 static int state;
 
@@ -372,7 +381,7 @@ void rp_shim_start(void)
     int saved = errno;
     resolve();
     const char *word = secure_getenv("RINGPOLL");
-    bool off = word && strcmp(word, "off") == 0;
+    bool off = (word && strcmp(word, "off") == 0) || !is_first();
     RP_SHIM_SET(require, word && strcmp(word, "require") == 0);
     word = secure_getenv("RINGPOLL_PROFILE");
     /* "safe" is the default, and what a word that is none means. */
