@@ -102,9 +102,14 @@ static const struct edit libuv_edits[] = {
      "#endif\n"},
     {"src/unix/core.c", BEHIND, "int uv_backend_fd(const uv_loop_t* loop) {\n",
      "#ifdef HAVE_RINGPOLL\n"
-     "  if (loop->backend_fd >= 0)\n"
-     "    return ringpoll_uv_tree_embed(loop->backend_fd);\n"
+     "  ((uv_loop_t*) loop)->flags |= RINGPOLL_UV_TREE_ASKED;\n"
      "#endif\n"},
+    {"src/unix/core.c", BEFORE, "  /* The if statement lets gcc compile it to a conditional store. Avoids\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  if (loop->flags & RINGPOLL_UV_TREE_ASKED)\n"
+     "    ringpoll_uv_tree_embed(loop->backend_fd);\n"
+     "#endif\n"
+     "\n"},
     {"src/unix/stream.c", BEHIND, "  if (QUEUE_EMPTY(&stream->write_completed_queue))\n    return;\n",
      "\n"
      "#ifdef HAVE_RINGPOLL\n"

@@ -17,9 +17,7 @@ const char rp_shim_inside_switch[] = "UV_USE_RINGPOLL";
 
 int ringpoll_uv_tree_embed(int backend_fd)
 {
-    if (rp_shim_watching())
-        ringpoll_demote(backend_fd);
-    return backend_fd;
+    return rp_shim_watching() ? ringpoll_demote(backend_fd) : 0;
 }
 
 int ringpoll_uv_tree_written(int fd)

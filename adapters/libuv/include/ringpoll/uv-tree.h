@@ -17,8 +17,11 @@ extern "C" {
 
 struct iovec;
 
-/* The loop's epoll fd is about to be waited for by somebody else: it becomes what it
- * looks like, a kernel epoll instance with all registrations, for good. Returns it. */
+/* In uv_loop_t.flags: uv_backend_fd() was called. Some only look at the number (uvloop);
+ * who waits for it does so while uv_run() does not run. So when that returns, the loop's
+ * epoll fd becomes what it looks like: */
+#define RINGPOLL_UV_TREE_ASKED 0x40000000u
+/* a kernel epoll instance with all registrations, for good. 0, or -EBADF. */
 int ringpoll_uv_tree_embed(int backend_fd);
 /* Before the callbacks of writes run: 0, all that was written to the fd is the kernel's;
  * -EAGAIN, some of it waits until its peer takes more (POLLOUT is reported then). */
