@@ -283,14 +283,6 @@ static unsigned merge_left(struct epoll_event *events, unsigned at, unsigned lef
 
 /* ---- bytes in the library of watches that kernel epoll serves */
 
-static bool any_left(struct rp_set *set)
-{
-    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-        if (watch->left && rp_set_left_bits(watch))
-            return true;
-    return false;
-}
-
 /* The kernel's events of such watches tell of those bytes too. */
 static void add_left(struct rp_set *set, struct epoll_event *events, unsigned count)
 {
@@ -345,7 +337,7 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
             rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
         }
     }
-    rp_set_tell_left(set, any_left(set));
+    rp_set_tell_left(set, rp_set_any_left(set));
     return count;
 }
 
@@ -468,7 +460,7 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
         bool left_last = false;
         if (takes && RP_READ_ONCE(set->left) > 0) {
             rp_set_lock(set);
-            left_last = set->left_last && any_left(set);
+            left_last = set->left_last && rp_set_any_left(set);
             set->left_last = !left_last;
             if (!left_last)
                 given = (int)take_left(set, events, (unsigned)max);
