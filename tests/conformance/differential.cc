@@ -1194,12 +1194,16 @@ private:
         }
         if (file != streams_.end() && (reads || verb == "write" || verb == "oob" || verb == "shutdown" ||
                                        verb == "close" || verb == "reset" || verb == "dup2")) {
+            bool ends = verb == "close" || verb == "reset";
+            bool one_of_several = ends && file->second >= 0 &&
+                                  std::count_if(streams_.begin(), streams_.end(),
+                                                [&](const auto &one) { return one.second == file->second; }) > 1;
             /* Of a pair 2n and 2n + 1; which ones connect and accept have joined is not known. */
             for (auto &one : edges_) {
                 bool is_peer = (file->second ^ 1) == one.second.file || (file->second < 0 && one.second.file < 0);
                 one.second.room = one.second.room || (is_peer && reads);
                 one.second.wrote = one.second.wrote || (file->second == one.second.file && verb == "write");
-                one.second.news = one.second.news || (!reads && is_peer) ||
+                one.second.news = one.second.news || (!reads && is_peer && !one_of_several) ||
                                   (!reads && verb != "write" && file->second == one.second.file);
             }
         }

@@ -1196,6 +1196,9 @@ private:
             if (how != "idle") {
                 long result = answer_of(::recv(at->fd, buffer, how == "away" ? sizeof buffer : length, MSG_DONTWAIT));
                 text = bytes_text(result, 0, file);
+                /* What the library has goes unread without a reset, see close(). */
+                while (how == "away" && result > 0)
+                    result = answer_of(::recv(at->fd, buffer, sizeof buffer, MSG_DONTWAIT));
             }
             ignored = ::write(answers[1], text.data(), text.size());
             (void)ignored;
