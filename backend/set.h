@@ -57,6 +57,7 @@ struct rp_set {
     bool handed_back;   /* a receive has ended without a word, and the poll after it has yet to look */
     unsigned left;      /* watches with `left` */
     unsigned ghosts;    /* of them, whose number is closed */
+    unsigned left_first; /* of them, whose turn it is */
     bool left_last;     /* in the next turn they come behind what the kernel says */
     bool left_told;     /* the wake fd stands in the identity, for them */
     struct rp_stream *batched, *sending; /* see send.h */

@@ -807,6 +807,52 @@ TEST_P(MixedTcp, AnErrorThatAnEdgeHasToldIsNotToldAgainByAMove)
     }
 }
 
+TEST_P(MixedEdge, AnEventTellsOfAllThereIsThoughBytesWereToldOfBefore)
+{
+    for (bool elsewhere : {false, true}) {
+        begin(in_ | out_);
+        wait();
+        place(64, Where::library);
+        int other = own(epoll_create1(EPOLL_CLOEXEC));
+        struct epoll_event event = {};
+        event.events = in_ | out_ | et_;
+        ASSERT_EQ(epoll_ctl(other, EPOLL_CTL_ADD, elsewhere ? a_ : set_, &event), 0);
+        int set = elsewhere ? other : set_;
+        if (elsewhere) {
+            EXPECT_EQ(epoll_wait(set, &event, 1, 0), 1);
+            EXPECT_EQ(event.events, in_ | out_);
+        }
+        EXPECT_EQ(epoll_wait(set, &event, 1, 0), 0);
+        ASSERT_EQ(::shutdown(a_, SHUT_WR), 0);
+        EXPECT_EQ(epoll_wait(set, &event, 1, 0), 1) << elsewhere;
+        EXPECT_EQ(event.events, in_ | out_) << elsewhere;
+        EXPECT_EQ(epoll_wait(set, &event, 1, 0), 0) << elsewhere << " " << event.events;
+        EXPECT_BYTES(R(read(a_, bytes_, 100)), 64);
+    }
+}
+
+TEST_P(MixedLevel, WithRoomForOneEachNumberOfASocketWithBytesHasItsTurn)
+{
+    begin();
+    place(64, Where::library);
+    std::vector<int> told(4, 0);
+    for (int i = 0; i < 3; i++) {
+        int copy = own(dup(a_));
+        struct epoll_event event = {};
+        event.events = in_;
+        event.data.u64 = 1000u + (unsigned)i;
+        ASSERT_EQ(epoll_ctl(set_, EPOLL_CTL_ADD, copy, &event), 0);
+    }
+    for (int i = 0; i < 24; i++) {
+        struct epoll_event event;
+        ASSERT_EQ(epoll_wait(set_, &event, 1, 0), 1);
+        told[event.data.u64 >= 1000 ? event.data.u64 - 1000 : 3]++;
+    }
+    for (int i = 0; i < 4; i++)
+        EXPECT_GE(told[(size_t)i], 3) << i;
+    EXPECT_BYTES(R(read(a_, bytes_, 100)), 64);
+}
+
 /* Two sets; what the first received the second hears of, a one-shot anew with each MOD. */
 TEST_P(MixedUnix, AOneShotOfASecondSetHearsAgainOfBytesThatTheFirstHas)
 {
