@@ -1339,8 +1339,9 @@ public:
         unsigned at = (unsigned)atoi(a[0].c_str()) % slots, to = (unsigned)atoi(a[1].c_str()) % slots;
         /* An error that the library has is not seen by a passed descriptor: the number that
          * it came for has it still. */
-        if (kernels != ours && passed_.count(files_[at]) > 0 && (kernels == "0" || ours == "0") &&
-            (kernels == "ECONNRESET" || ours == "ECONNRESET"))
+        std::string their_word = kernels.substr(0, kernels.find(' ')), my_word = ours.substr(0, ours.find(' '));
+        if (kernels != ours && passed_.count(files_[at]) > 0 && (their_word == "0" || my_word == "0") &&
+            (their_word == "ECONNRESET" || my_word == "ECONNRESET"))
             return true;
         if (kernels != ours)
             return false;

@@ -104,7 +104,8 @@ void Faults::edit(struct rp_sqe *sqe)
             sqe->len = 1 + random.below(sqe->len);
             sqe->flags &= (uint8_t)~RP_SQE_CQE_SKIP_SUCCESS; /* short sends do tell */
         } else if (errors_of_sends && random.one_in(20)) {
-            int fd = sqe->fd;
+            /* Its own number may be that of a slot. */
+            int fd = ((struct rp_stream *)rp_op_find(&set->ops, sqe->user_data)->owner)->fd;
             shutdown(fd, SHUT_RDWR);
             broken.push_back(fd);
             turn_into_nop(sqe, random.one_in(2) ? -EPIPE : -ECONNRESET);
