@@ -138,8 +138,11 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     watch->recheck = true;
     RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
+    watch->left_reported = false;
     if (left_elsewhere)
         rp_set_note_left(set, watch);
+    if (watch->left && rp_set_left_bits(watch))
+        rp_set_tell_left(set, true);
     rp_set_dirty(set, watch);
     return 0;
 }

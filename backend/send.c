@@ -715,6 +715,37 @@ int ringpoll_fd_flush(int fd)
     return flush_fd(fd, !ringpoll_fd_is_nonblock(fd));
 }
 
+/* The kernel has something to say beside bytes that are left: it says all, then. */
+static bool kernel_tells(const struct rp_watch *watch)
+{
+    struct pollfd look = {.fd = watch->fd, .events = (short)(rp_watch_interest(watch) & 0xffffu)};
+    static const struct timespec now = {0, 0};
+    return rp_sys_poll(&look, 1, &now) == 1;
+}
+
+/* Edges of bytes that are left, in whatever set, are made anew. */
+static void tell_left_again(struct rp_fd *entry)
+{
+    for (unsigned at = 0; !rp_self.locks_held; at++) {
+        rp_lock(&rp_fdtab_lock);
+        struct rp_watch *watch = entry->watches;
+        for (unsigned i = 0; watch && i < at; i++)
+            watch = watch->next_of_fd;
+        struct rp_set *set = watch ? watch->set : NULL;
+        rp_unlock(&rp_fdtab_lock);
+        if (!set)
+            return;
+        rp_set_lock(set);
+        watch = set->left ? rp_fd_watch_of(entry, set) : NULL;
+        if (watch && watch->left && rp_watch_is_edge(watch) && !kernel_tells(watch)) {
+            watch->left_reported = false;
+            if (rp_set_left_bits(watch))
+                rp_set_tell_left(set, true);
+        }
+        rp_set_unlock(set);
+    }
+}
+
 /* The call that comes makes the kernel tell whoever watches the socket, once more; a
  * receive does not hear of that. */
 void ringpoll_fd_finish(int fd)
@@ -723,6 +754,8 @@ void ringpoll_fd_finish(int fd)
     (void)flush_fd(fd, true);
     if (entry && rp_fd_flags(entry))
         rp_fd_set_flags(entry, RP_FD_SHUT, 0);
+    if (entry && __atomic_load_n(&entry->stream, __ATOMIC_RELAXED))
+        tell_left_again(entry);
     struct rp_stream *stream = rp_self.locks_held ? NULL : rp_stream_lock(fd);
     if (!stream)
         return;

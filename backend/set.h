@@ -74,6 +74,7 @@ struct rp_set {
     uint32_t buffer_count, stream_bytes; /* options */
     unsigned left;      /* watches with `left` */
     unsigned ghosts;    /* of them, whose number is closed */
+    unsigned left_first; /* of them, whose turn it is */
     bool left_last;     /* in the next turn they come behind what the kernel says */
     bool left_told;     /* the wake fd stands in the identity, for them */
     struct rp_arena arena;
@@ -256,6 +257,7 @@ bool rp_set_make_ghost(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
 void rp_set_recall_ghost(struct rp_set *set, int fd);
 void rp_set_note_left(struct rp_set *set, struct rp_watch *watch);
 void rp_set_note_all_left(struct rp_set *set);
+bool rp_set_any_left(const struct rp_set *set);
 void rp_set_forget_left(struct rp_set *set, struct rp_watch *watch);
 void rp_set_tell_left(struct rp_set *set, bool on);
 static inline int rp_set_kernel_fd(const struct rp_set *set)

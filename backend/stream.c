@@ -194,6 +194,8 @@ static bool end_if_empty(struct rp_set *set, struct rp_stream *stream)
         rp_sys_close(stream->fd);
     }
     stream_free(set, stream);
+    if (set->left_told) /* who polls the set shall not hear of what was read */
+        rp_set_tell_left(set, rp_set_any_left(set));
     return true;
 }
 

@@ -291,19 +291,12 @@ static unsigned merge_left(struct epoll_event *events, unsigned at, unsigned lef
 
 /* ---- bytes in the library of watches that kernel epoll serves */
 
-static bool any_left(struct rp_set *set)
-{
-    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-        if (watch->left && rp_set_left_bits(watch))
-            return true;
-    return false;
-}
-
-/* The kernel's events of such watches tell of those bytes too. */
+/* The kernel's events of such watches tell of those bytes too, told of before or not. */
 static void add_left(struct rp_set *set, struct epoll_event *events, unsigned count)
 {
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
-        uint32_t bits = watch->left ? rp_set_left_bits(watch) : 0;
+        uint32_t bits = watch->left && !watch->deleted && !watch->disabled
+                            ? rp_set_bits_left_of(watch) & rp_watch_interest(watch) : 0;
         for (unsigned i = 0; bits && i < count; i++) {
             if (events[i].data.u64 != watch->data.u64)
                 continue;
@@ -314,12 +307,13 @@ static void add_left(struct rp_set *set, struct epoll_event *events, unsigned co
     }
 }
 
-static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsigned room)
+static unsigned take_left_of(struct rp_set *set, struct epoll_event *events, unsigned room, unsigned from,
+                             unsigned to)
 {
-    unsigned count = 0;
+    unsigned count = 0, at = 0;
     for (struct rp_watch *watch = set->watches, *next; watch && count < room; watch = next) {
         next = watch->next_of_set;
-        if (!watch->left)
+        if (!watch->left || at++ < from || at > to)
             continue;
         if (!rp_set_bits_left_of(watch)) {
             rp_set_forget_left(set, watch);
@@ -343,6 +337,7 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
         events[count].events = bits;
         events[count].data = watch->data;
         count++;
+        set->left_first = at;
         if (watch->events & (EPOLLET | EPOLLONESHOT))
             watch->left_reported = true;
         if ((watch->events & EPOLLONESHOT) && watch->home == RP_HOME_RING)
@@ -353,7 +348,19 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
             rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
         }
     }
-    rp_set_tell_left(set, any_left(set));
+    return count;
+}
+
+/* With little room each in its turn. */
+static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsigned room)
+{
+    unsigned first = set->left > 0 ? set->left_first % set->left : 0;
+    unsigned count = take_left_of(set, events, room, first, UINT_MAX);
+    if (count < room && first > 0)
+        count += take_left_of(set, events + count, room - count, 0, first);
+    if (count < room)
+        set->left_first = 0;
+    rp_set_tell_left(set, rp_set_any_left(set));
     return count;
 }
 
@@ -380,8 +387,9 @@ static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsi
         if (kept > 0 || !set->hidden_ready)
             break;
     }
+    if (set->left > 0)
+        add_left(set, events + *ret_left, taken - *ret_left);
     if (left_last) {
-        add_left(set, events, taken);
         *ret_at = taken;
         taken += *ret_left = take_left(set, events + taken, room - taken);
     }
@@ -528,7 +536,7 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
         bool left_last = false;
         if (takes && RP_READ_ONCE(set->left) > 0) {
             rp_set_lock(set);
-            left_last = set->left_last && any_left(set);
+            left_last = set->left_last && rp_set_any_left(set);
             set->left_last = !left_last;
             if (!left_last)
                 given = (int)take_left(set, events, (unsigned)max);
@@ -553,9 +561,13 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
             kept += take_annexes(set, events + given + kept, max - given - kept);
             rp_set_unlock(set);
         }
+        if (takes && RP_READ_ONCE(set->left) > 0) {
+            rp_set_lock(set);
+            add_left(set, events + given, (unsigned)kept);
+            rp_set_unlock(set);
+        }
         if (left_last) {
             rp_set_lock(set);
-            add_left(set, events, (unsigned)kept);
             given = (int)take_left(set, events + kept, (unsigned)(max - kept));
             rp_set_unlock(set);
             if (kept + given > 0)

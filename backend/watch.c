@@ -720,8 +720,8 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
                 rp_set_dirty(set, watch);
             }
             revents |= rp_stream_bits(watch->stream);
-        } else if (watch->left && !watch->left_reported) { /* bytes that another set received */
-            revents |= rp_set_bits_left(watch->fd);
+        } else if (watch->left && (!watch->left_reported || (revents & rp_watch_interest(watch)))) {
+            revents |= rp_set_bits_left(watch->fd); /* bytes that another set received */
             watch->left_reported = rp_watch_is_edge(watch) && (revents & rp_watch_interest(watch));
         }
         if (revents & rp_watch_interest(watch)) {
