@@ -146,7 +146,7 @@ static int api_open(struct program *program, int listener)
 {
     struct ringpoll_options options = {
         .size = sizeof options,
-        .flags = RINGPOLL_CLOEXEC | RINGPOLL_REQUIRE | RINGPOLL_ADOPT | RINGPOLL_BATCH,
+        .flags = RINGPOLL_CLOEXEC | RINGPOLL_REQUIRE | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_FIXED_FILES,
     };
     struct epoll_event event = {.events = EPOLLIN, .data.fd = listener};
     int family = 0;
