@@ -694,11 +694,18 @@ static __attribute__((noinline)) long send_by_stream(int fd, const void *buffer,
                ? (long)length : send_one_at_length(stream, fd, buffer, length, flags);
 }
 
+/* The kernel sends, and there is no error that it does not know of. */
+static inline bool is_plain(const struct rp_stream *stream)
+{
+    return !stream || (!(__atomic_load_n(&stream->set, __ATOMIC_RELAXED)->flags & RINGPOLL_BATCH) &&
+                       !RP_READ_ONCE(stream->error));
+}
+
 long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
 {
     struct rp_fd *entry;
     struct rp_stream *stream = stream_of(fd, &entry);
-    if (!stream)
+    if (is_plain(stream))
         return RINGPOLL_PASS;
     return count == 1 ? send_by_stream(fd, iov->iov_base, iov->iov_len, flags, entry, stream)
                       : send_at_length(stream, fd, iov, count, flags);
@@ -708,7 +715,7 @@ long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
 {
     struct rp_fd *entry;
     struct rp_stream *stream = stream_of(fd, &entry);
-    return stream ? send_by_stream(fd, buffer, length, flags, entry, stream) : RINGPOLL_PASS;
+    return is_plain(stream) ? RINGPOLL_PASS : send_by_stream(fd, buffer, length, flags, entry, stream);
 }
 
 static __attribute__((noinline)) void flush_sets(void)

@@ -1397,28 +1397,36 @@ void ringpoll_return(struct ringpoll_buffer *buffer)
     buffer->pool = NULL;
 }
 
-int ringpoll_try_unread(int fd, int *ret_bytes)
+/* The owner asks, and all that has come is in the queue. */
+static inline __attribute__((always_inline)) bool unread_as_usual(const struct rp_fd *entry, struct rp_stream *stream,
+                                                                  int *ret_bytes)
 {
-    struct rp_fd *entry = rp_fd_peek(fd);
-    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
+    struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
+    if (!may_be_usual(set, 1, 0))
+        return false;
+    rp_set_lock(set);
+    bool usual = entry->stream == stream && stream->set == set && stream->state == RP_STREAM_ARMED &&
+                 !set->owner_inside && in_flight(set, stream) && is_quiet_now(&set->ring);
+    if (usual) {
+        *ret_bytes = (int)stream->bytes;
+        rp_stream_saved(set, stream, 0);
+    }
+    rp_set_unlock(set);
+    return usual;
+}
+
+static __attribute__((noinline)) int unread_at_length(int fd, int *ret_bytes)
+{
+    if (rp_self.locks_held)
         return 0;
     struct rp_stream *stream = rp_stream_lock(fd);
     if (!stream)
         return 0;
     struct rp_set *set = stream->set;
-    bool mine = rp_set_is_mine(set) && !set->owner_inside && set->ring.fd >= 0;
-    if (mine && stream->state == RP_STREAM_ARMED && in_flight(set, stream) && !rp_ring_wants_enter(&set->ring) &&
-        !rp_ring_peek(&set->ring)) {
-        *ret_bytes = (int)stream->bytes;
-        rp_stream_saved(set, stream, 0);
-        rp_set_unlock(set);
-        return 2;
-    }
-    if (!mine) {
+    if (!rp_set_is_mine(set) || set->owner_inside || set->ring.fd < 0)
         rp_stream_end_receive(set, stream);
-    } else {
+    else
         catch_up(set, stream);
-    }
     *ret_bytes = (int)stream->bytes;
     int whole = stream->state == RP_STREAM_ARMED && in_flight(set, stream);
     if (whole)
@@ -1426,6 +1434,15 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
     end_if_empty(set, stream);
     rp_set_unlock(set);
     return whole ? 2 : 1;
+}
+
+int ringpoll_try_unread(int fd, int *ret_bytes)
+{
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    if (!stream)
+        return 0;
+    return unread_as_usual(entry, stream, ret_bytes) ? 2 : unread_at_length(fd, ret_bytes);
 }
 
 int ringpoll_try_error(int fd)
