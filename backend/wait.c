@@ -412,6 +412,15 @@ static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsig
     unsigned todo = set->ready_count, looked_at = 0;
     struct rp_watch *watch = set->ready_head;
     struct epoll_event *event = events, *end = events + room;
+    if (todo == 1 && watch->ready == RP_READY_CANDIDATE) {
+        uint32_t mask = rp_watch_look(set, watch);
+        if (mask) { /* and stays CANDIDATE */
+            event->events = mask;
+            event->data = watch->data;
+            return 1;
+        }
+        todo = set->ready_count;
+    }
     while (todo > 0 && event < end) {
         bool certain = watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial;
         if (!certain && looked_at == 0) {

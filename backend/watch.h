@@ -183,4 +183,7 @@ bool rp_watch_in_flight(const struct rp_watch *watch);
 int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **ret_op);
 /* Asks poll(2) about the CANDIDATEs among the first `limit` of the ready list. */
 void rp_watch_check(struct rp_set *set, unsigned limit);
+/* The same for a level-triggered socket that is the whole list: the bits of the interest that
+ * are there. None: it is IDLE now, or it is not that simple, and rp_watch_check() shall see to it. */
+uint32_t rp_watch_look(struct rp_set *set, struct rp_watch *watch);
 #endif
