@@ -140,11 +140,25 @@ static inline void rp_ready_remove(struct rp_set *set, struct rp_watch *watch)
     set->ready_count--;
 }
 
-/* A call on the stream was answered without the kernel; see stream.h. Locked. */
-static inline void rp_stream_saved(struct rp_set *set, struct rp_stream *stream)
+static inline uint32_t rp_stream_bits(const struct rp_stream *stream)
+{
+    if (!stream)
+        return 0;
+    uint32_t bits = stream->head ? EPOLLIN | EPOLLRDNORM : 0;
+    if (stream->error)
+        bits |= EPOLLIN | EPOLLRDNORM | EPOLLERR | EPOLLHUP | EPOLLRDHUP;
+    if ((stream->set->flags & RINGPOLL_BATCH) && stream->state == RP_STREAM_ARMED &&
+        stream->send.state != RP_SEND_BLOCKED)
+        bits |= EPOLLOUT | EPOLLWRNORM;
+    return bits;
+}
+
+/* A call on the stream was answered without the kernel, and for that so many bytes were
+ * copied; see stream.h. Locked. */
+static inline void rp_stream_saved(struct rp_set *set, struct rp_stream *stream, uint32_t copied)
 {
     set->stats.calls_saved++;
-    stream->gain += (int32_t)rp_stream_worth(stream->is_unix);
+    stream->gain += (int32_t)rp_stream_worth(stream->is_unix) - (int32_t)copied;
     if (stream->gain > RP_STREAM_GAIN_MOST) {
         stream->gain = RP_STREAM_GAIN_MOST;
         stream->pays = true;

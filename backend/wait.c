@@ -126,6 +126,7 @@ int rp_set_enter_and_reap(struct rp_set *set)
             (void)rp_accept_flush_leaving(set);
         if (set->batched)
             (void)rp_send_submit(set);
+        rp_buffers_refill(&set->buffers);
         int result = rp_ring_enter(&set->ring, 0, NULL, NULL);
         unsigned reaped = reap(set);
         if (set->sending)
@@ -415,47 +416,64 @@ static void put_last(struct rp_set *set, struct rp_watch *first_left)
 
 static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    unsigned todo = set->ready_count, looked_at = 0, taken = 0;
+    unsigned todo = set->ready_count, looked_at = 0;
     struct rp_watch *watch = set->ready_head;
-    while (todo > 0 && watch && taken < room) {
+    struct epoll_event *event = events, *end = events + room;
+    if (todo == 1 && watch->ready == RP_READY_CANDIDATE) {
+        uint32_t mask = rp_watch_look(set, watch);
+        if (mask) { /* and stays CANDIDATE */
+            event->events = mask;
+            event->data = watch->data;
+            return 1;
+        }
+        todo = set->ready_count;
+    }
+    while (todo > 0 && event < end) {
         bool certain = watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial;
         if (!certain && looked_at == 0) {
             /* One look at all that may be reported. It finds some that are not to be. */
-            unsigned window = todo < room - taken ? todo : room - taken, before = set->ready_count;
+            unsigned window = todo < (unsigned)(end - event) ? todo : (unsigned)(end - event);
+            unsigned before = set->ready_count;
             put_last(set, watch);
             rp_watch_check(set, window);
-            todo -= before - set->ready_count;
-            looked_at = window - (before - set->ready_count);
+            unsigned gone = before - set->ready_count;
+            todo -= gone;
+            looked_at = window - gone;
             watch = set->ready_head;
+            if (!watch)
+                break;
             continue;
         }
         looked_at -= looked_at > 0;
         todo--;
         struct rp_watch *next = watch->next_ready;
-        uint32_t mask = watch->mask & rp_watch_interest(watch);
+        struct rp_stream *stream = watch->stream;
+        uint32_t interest = rp_watch_interest(watch), mask = watch->mask & interest;
         bool stays = !certain; /* poll(2) failed: another time */
-        if (watch->deleted || watch->home != RP_HOME_RING) { /* another thread did that */
+        if (watch->deleted | (watch->home != RP_HOME_RING)) { /* another thread did that */
             stays = false;
         } else if (certain && mask != 0) {
             /* An error that a read has taken along meanwhile, say. */
-            if (watch->stream)
-                mask |= rp_stream_bits(watch->stream) & rp_watch_interest(watch);
-            events[taken].events = mask;
-            events[taken].data = watch->data;
-            taken++;
-            if (watch->events & EPOLLONESHOT)
+            if (stream && (stream->error || (interest & (EPOLLOUT | EPOLLWRNORM))))
+                mask |= rp_stream_bits(stream) & interest;
+            event->events = mask;
+            event->data = watch->data;
+            event++;
+            if (!(watch->events & (EPOLLONESHOT | EPOLLET))) /* without a poll: arming one will look */
+                stays = stream || watch->op || watch->kind == RP_KIND_LISTENER;
+            else if (watch->events & EPOLLONESHOT)
                 watch->disabled = true;
-            else /* level-triggered without a poll: arming one will look */
-                stays = !rp_watch_is_edge(watch) && (watch->op || watch->stream || watch->kind == RP_KIND_LISTENER);
         }
         if (!stays)
             rp_ready_remove(set, watch);
         RP_WRITE_ONCE(watch->ready, stays ? RP_READY_CANDIDATE : RP_READY_IDLE);
         watch = next;
+        if (!watch)
+            break;
     }
     if (watch)
         put_last(set, watch);
-    return taken;
+    return (unsigned)(event - events);
 }
 
 /* What is ready, the ring's and the kernel's, each first in its turn. */
@@ -774,8 +792,7 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
                 return interrupted ? -EINTR : AGAIN;
             break;
         }
-        if (set->buffers.pool)
-            rp_buffers_collect(&set->buffers);
+        rp_buffers_refill(&set->buffers);
         bool looks = set->ready_count || (set->hidden_ready | poll_only | interrupted);
         if (looks ? rp_ring_queued(ring) || rp_ring_wants_enter(ring) : set->sending && rp_ring_peek(ring)) {
             if ((result = look_in_ring(set, &reaped)) < 0)
