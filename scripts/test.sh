@@ -59,6 +59,8 @@ install_missing required "${build_needs[@]}" g++:g++ '/usr/include/gtest/gtest.h
 install_missing wanted '/usr/include/event2/event.h:libevent-dev' '/usr/include/uv.h:libuv1-dev' \
     '/usr/include/liburing.h:liburing-dev' memcached:memcached redis-server:redis-server \
     redis-benchmark:redis-tools nginx:nginx haproxy:haproxy node:nodejs tmux:tmux wrk:wrk strace:strace \
+    tor:tor transmission-daemon:transmission-daemon pgbouncer:pgbouncer sslsplit:sslsplit turnserver:coturn \
+    '/usr/lib/postgresql/*/bin/postgres:postgresql' openssl:openssl \
     "/usr/lib/python3*/test/test_epoll.py:$(testsuite_of_python)"
 generate_configure
 
@@ -299,6 +301,11 @@ if wanted dist; then
         try "the same --without-uring runs on epoll" with_uring "$prefix" --without-uring on-epoll
         try "its configure refuses what it does not find" with_uring_is_refused "$prefix"
         rm -rf "$work/with-uring"
+        if [ -e "$prefix/lib/pkgconfig/ringpoll-event.pc" ]; then
+            try "libevent's examples build by pkg-config and run" python3 "$top/tests/libevent/examples_test.py" "$prefix"
+        else
+            count skipped "libevent's examples build by pkg-config and run (there is no libevent)"
+        fi
         try "make uninstall" make_tree "$tree" uninstall
         try "make uninstall leaves nothing" nothing_is_left "$prefix"
     fi

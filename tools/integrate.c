@@ -82,6 +82,67 @@ static const struct edit libevent_edits[] = {
      "\t$(top_srcdir)/test/test.sh -b URING\n"},
 };
 
+static const struct edit libuv_edits[] = {
+    {"configure.ac", BEFORE, "AC_CHECK_HEADERS([sys/ahafs_evProds.h])\n",
+     "RINGPOLL_CHECK_URING([no], [ringpoll-uv-tree])\n"},
+    {"Makefile.am", BEHIND, "libuv_la_CFLAGS = $(AM_CFLAGS)\n",
+     "libuv_la_CFLAGS += $(RINGPOLL_CFLAGS)\n"
+     "libuv_la_LIBADD = $(RINGPOLL_LIBS)\n"},
+    {"include/uv.h", INSTEAD, "  UV_METRICS_IDLE_TIME\n} uv_loop_option;\n",
+     "  UV_METRICS_IDLE_TIME,\n"
+     "  UV_LOOP_EPOLL = 0x72700001 /* no io_uring: the loop stays on epoll */\n"
+     "} uv_loop_option;\n"},
+    {"src/unix/loop.c", BEFORE, "  if (option != UV_LOOP_BLOCK_SIGNAL)\n    return UV_ENOSYS;\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  if (option == UV_LOOP_EPOLL)\n"
+     "    return ringpoll_uv_tree_embed(loop->backend_fd) < 0 ? UV_EINVAL : 0;\n"
+     "#endif\n"
+     "\n"},
+    {"src/unix/internal.h", BEHIND, "#include \"uv-common.h\"\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "# include <ringpoll/uv-tree.h>\n"
+     "#endif\n"},
+    {"src/unix/core.c", BEHIND, "int uv_backend_fd(const uv_loop_t* loop) {\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  ((uv_loop_t*) loop)->flags |= RINGPOLL_UV_TREE_ASKED;\n"
+     "#endif\n"},
+    {"src/unix/core.c", BEFORE, "  /* The if statement lets gcc compile it to a conditional store. Avoids\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  if (loop->flags & RINGPOLL_UV_TREE_ASKED)\n"
+     "    ringpoll_uv_tree_embed(loop->backend_fd);\n"
+     "#endif\n"
+     "\n"},
+    {"src/unix/stream.c", BEHIND, "  if (QUEUE_EMPTY(&stream->write_completed_queue))\n    return;\n",
+     "\n"
+     "#ifdef HAVE_RINGPOLL\n"
+     "  if (uv__stream_fd(stream) >= 0 &&\n"
+     "      ringpoll_uv_tree_written(uv__stream_fd(stream)) == UV_EAGAIN) {\n"
+     "    uv__io_start(stream->loop, &stream->io_watcher, POLLOUT);\n"
+     "    return;\n"
+     "  }\n"
+     "#endif\n"},
+    {"src/unix/stream.c", INSTEAD,
+     "    /* Write queue drained. */\n"
+     "    if (QUEUE_EMPTY(&stream->write_queue))\n",
+     "    /* Write queue drained. */\n"
+     "    if (QUEUE_EMPTY(&stream->write_queue) &&\n"
+     "        QUEUE_EMPTY(&stream->write_completed_queue))\n"},
+    {"src/unix/stream.c", BEFORE, "  return uv__try_write(stream, bufs, nbufs, send_handle);\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  if (send_handle == NULL) {\n"
+     "    if (nbufs > (unsigned) uv__getiovmax())\n"
+     "      nbufs = uv__getiovmax();\n"
+     "    do\n"
+     "      err = ringpoll_uv_tree_try_write(uv__stream_fd(stream),\n"
+     "                                       (const struct iovec*) bufs, nbufs);\n"
+     "    while (err == UV__ERR(EINTR));\n"
+     "    return err == UV__ERR(ENOBUFS) ? UV_EAGAIN : err;\n"
+     "  }\n"
+     "#endif\n"},
+};
+
+static const char *const libuv_versions[] = {"1.44.2", NULL};
+
 static const char *const libevent_versions[] = {"2.1.12-stable", "2.1.13-stable", NULL};
 
 static const struct project {
@@ -94,6 +155,8 @@ static const struct project {
 } projects[] = {
     {"libevent", "AC_INIT(libevent,", libevent_versions, "m4/ringpoll.m4", libevent_edits,
      sizeof(libevent_edits) / sizeof(libevent_edits[0])},
+    {"libuv", "AC_INIT([libuv],", libuv_versions, "m4/ringpoll.m4", libuv_edits,
+     sizeof(libuv_edits) / sizeof(libuv_edits[0])},
 };
 
 struct file {

@@ -35,6 +35,9 @@ struct event_inside {
 };
 extern struct event_inside event_inside;
 extern const struct event_layout *event_layout; /* of the libevent that is loaded */
+/* Finds it and makes sure of it, once; 0, -ENOTSUP or -ENOMEM. */
+int event_know(void);
+extern unsigned event_forks; /* that led to this process */
 
 /* install.c: a libevent that tells of itself, instead of one that is looked into; the
  * lines of `tree` are what counts. 0, or why not. */
@@ -61,6 +64,11 @@ struct event_state;
 int event_state_new(struct event_state **ret_state);
 void event_state_free(struct event_state *state);
 int event_state_set(const struct event_state *state);
+/* Made when asked for; NULL: no memory. */
+struct event_outputs;
+struct event_outputs *event_state_outputs(struct event_state *state, struct event_base *base);
+/* Made by the parent of this process. */
+bool event_state_is_inherited(const struct event_state *state);
 
 /* backend.c's. The first init takes `prepared` of the calling thread, the first dealloc
  * before that calls the one that was there. */

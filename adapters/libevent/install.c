@@ -146,7 +146,13 @@ static int look_at_libevent(void)
     return fine ? 0 : -ENOTSUP;
 }
 
-static int know_libevent(void)
+static void in_child(void)
+{
+    event_forks++;
+    ringpoll_fork_child();
+}
+
+int event_know(void)
 {
     if (looking)
         return -ENOTSUP;
@@ -156,7 +162,7 @@ static int know_libevent(void)
         int error = look_at_libevent();
         looking = false;
         if (error == 0)
-            error = -pthread_atfork(ringpoll_fork_prepare, ringpoll_fork_parent, ringpoll_fork_child);
+            error = -pthread_atfork(ringpoll_fork_prepare, ringpoll_fork_parent, in_child);
         if (error != -ENOMEM)
             known = error;
         pthread_mutex_unlock(&known_lock);
@@ -212,7 +218,7 @@ int ringpoll_event_install(struct event_base *base)
 {
     if (!base)
         return -EINVAL;
-    int error = know_libevent();
+    int error = event_know();
     if (error < 0)
         return error;
     if (event_is_refused(base))
@@ -250,7 +256,7 @@ static bool avoids(const struct event_config *config)
 
 struct event_base *ringpoll_event_base_new(const struct event_config *config)
 {
-    bool is_known = know_libevent() == 0;
+    bool is_known = event_know() == 0;
     if (!event_inside.base_new || !event_inside.base_new_with_config) /* no libevent in this process */
         return NULL;
     struct event_base *base = config ? event_inside.base_new_with_config(config) : event_inside.base_new();

@@ -3,13 +3,24 @@
  * By LD_PRELOAD: every event_base that the program makes has the backend "io_uring",
  * unless its config avoids that, or the program chose a backend by avoiding others.
  * For those who cannot recompile, and for libevent's own suite.
+ *
+ * $EVENT_NOEPOLL is no such choice: tmux sets it by itself, since epoll does not take
+ * /dev/null, and gets poll(2). This backend takes it.
  */
 #include <dlfcn.h>
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <event2/event.h>
 #include <ringpoll/event.h>
+
+static bool is_replaced(const char *method)
+{
+    return strncmp(method, "epoll", strlen("epoll")) == 0 || /* tor's is "epoll (with changelist)" */
+           (strcmp(method, "poll") == 0 && secure_getenv("EVENT_NOEPOLL") != NULL);
+}
 
 RINGPOLL_API struct event_base *event_base_new_with_config(const struct event_config *config)
 {
@@ -24,7 +35,7 @@ RINGPOLL_API struct event_base *event_base_new_with_config(const struct event_co
         memcpy(&method_of, &found, sizeof found);
     }
     struct event_base *base = real ? real(config) : NULL;
-    if (base && method_of && strcmp(method_of(base), "epoll") == 0)
+    if (base && method_of && is_replaced(method_of(base)))
         (void)ringpoll_event_install(base);
     return base;
 }

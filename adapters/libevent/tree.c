@@ -39,18 +39,11 @@ void *ringpoll_event_tree_init(struct event_base *base, const struct ringpoll_ev
 }
 
 /* Each may come back here for an object of libevent's own to start from. */
-struct bufferevent *ringpoll_bufferevent_socket_new(struct event_base *base, int fd, int options)
-    __attribute__((weak));
-struct evconnlistener *ringpoll_listener_new(struct event_base *base,
-                                             void (*callback)(struct evconnlistener *, int, struct sockaddr *, int,
-                                                              void *),
-                                             void *argument, unsigned flags, int backlog, int fd)
-    __attribute__((weak));
 static __thread bool making;
 
 struct bufferevent *ringpoll_event_tree_bufferevent(struct event_base *base, int fd, int options)
 {
-    if (making || !event_is_ours(base) || !ringpoll_bufferevent_socket_new)
+    if (making || !event_is_ours(base))
         return NULL;
     making = true;
     struct bufferevent *made = ringpoll_bufferevent_socket_new(base, fd, options);
@@ -62,7 +55,7 @@ struct evconnlistener *ringpoll_event_tree_listener(
     struct event_base *base, void (*callback)(struct evconnlistener *, int, struct sockaddr *, int, void *),
     void *argument, unsigned flags, int backlog, int fd)
 {
-    if (making || !event_is_ours(base) || !ringpoll_listener_new)
+    if (making || !event_is_ours(base))
         return NULL;
     making = true;
     struct evconnlistener *made = ringpoll_listener_new(base, callback, argument, flags, backlog, fd);

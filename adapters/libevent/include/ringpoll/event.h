@@ -27,9 +27,12 @@
 extern "C" {
 #endif
 
+#include <event2/listener.h>
+#include <event2/util.h>
+
+struct bufferevent;
 struct event_base;
 struct event_config;
-struct bufferevent;
 struct evconnlistener;
 struct sockaddr;
 
@@ -60,6 +63,41 @@ RINGPOLL_API struct event_base *ringpoll_event_base_new(const struct event_confi
 /* The set of this base, for ringpoll_get_stats() and nothing else; -EINVAL: it has
  * none. */
 RINGPOLL_API int ringpoll_event_set(struct event_base *base);
+
+/* ------------------------------------------------------- completion objects
+ *
+ * A bufferevent and a listener whose bytes and connections the ring brings. They are
+ * what libevent's own are (type socket; struct evconnlistener): bufferevent_* and
+ * evconnlistener_* work on them with the same rules and from the same threads, and free
+ * them. On a base that is not on the ring (ringpoll_event_install() was refused) plain ones
+ * are made, with libevent's own errors.
+ *
+ * What differs: reads and writes are not cut at 4096 and 16384 bytes, unless the program
+ * asks for a limit (bufferevent_set_max_single_read(), a rate limit, a high watermark).
+ * Received bytes stand in the input by reference and may be kept by whoever takes the
+ * evbuffer's chains, also when the bufferevent and its base are gone. Bytes are received
+ * before they are asked for: who takes the fd away from a bufferevent that reads
+ * (bufferevent_setfd(), bufferevent_free() without BEV_OPT_CLOSE_ON_FREE) and reads it by other
+ * means may miss some. bufferevent_base_set() refuses, as it does for filters.
+ *
+ * NULL with errno, and nothing changed:
+ *  EINVAL    `base` is NULL, or the options contradict each other
+ *  ECHILD    `base` is the parent's: event_reinit() comes first
+ *  ENOTSOCK, EBADF: `fd` is none, and not -1
+ *  ENOTSUP   the inside of libevent's objects is not what this library knows
+ *  ENOMEM    no memory */
+
+/* bufferevent_socket_new(). */
+RINGPOLL_API struct bufferevent *ringpoll_bufferevent_socket_new(struct event_base *base, evutil_socket_t fd,
+                                                                 int options);
+/* evconnlistener_new() and evconnlistener_new_bind(): also the errno of listen(2), socket(2),
+ * bind(2). */
+RINGPOLL_API struct evconnlistener *ringpoll_listener_new(struct event_base *base, evconnlistener_cb on_accept,
+                                                          void *argument, unsigned flags, int backlog,
+                                                          evutil_socket_t fd);
+RINGPOLL_API struct evconnlistener *ringpoll_listener_new_bind(struct event_base *base, evconnlistener_cb on_accept,
+                                                               void *argument, unsigned flags, int backlog,
+                                                               const struct sockaddr *address, int length);
 
 /* ------------------------------------------ called by libevent itself
  *
