@@ -80,8 +80,9 @@ ringpoll() {
 libevent() {
     local name=$1 prepare=$2 cflags=$3 tree=$place/$1 of
     shift 3
-    of="$version $* $cflags $(cat "$top/tools/integrate.c" "$top/m4/ringpoll.m4" "$top"/adapters/libevent/include/ringpoll/*.h |
-        cksum)"
+    of="$version $* $cflags"
+    [ "$prepare" = true ] || of+=" $(cat "$top/tools/integrate.c" "$top/m4/ringpoll.m4" \
+        "$top"/adapters/libevent/include/ringpoll/*.h | cksum)"
     [ "$(cat "$tree.of" 2> /dev/null)" != "$of" ] || return 0
     rm -rf "$tree" "$tree.of"
     cp -a "$source" "$tree"
