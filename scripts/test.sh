@@ -263,6 +263,9 @@ with_uring() { # PREFIX FLAG on-a-ring|on-epoll
     (cd "$tree" && ACLOCAL_PATH=$1/share/aclocal autoreconf -fi && ./configure -q "$2" && make -s &&
         ./client.py ./shout "$served" && RINGPOLL=off ./client.py ./shout on-epoll)
 }
+with_uring_and_run() { # PREFIX
+    (cd "$work/with-uring" && "$1/bin/ringpoll" run -- ./client.py ./shout)
+}
 with_uring_is_refused() { # PREFIX
     local tree=$work/with-uring
     ! (cd "$tree" && ./configure -q --with-uring=perhaps) && ! (cd "$tree" && ./configure -q --with-uring=/nonexistent)
@@ -294,6 +297,7 @@ if wanted dist; then
         try "the installed command runs a program" installed_command_runs "$prefix"
         try "a program is configured --with-uring and runs on a ring" with_uring "$prefix" "--with-uring=$prefix" on-a-ring
         try "the same by pkg-config's path alone" with_uring "$prefix" "PKG_CONFIG_PATH=$prefix/lib/pkgconfig" on-a-ring
+        try "under ringpoll run it has one shim" with_uring_and_run "$prefix"
         try "the same --without-uring runs on epoll" with_uring "$prefix" --without-uring on-epoll
         try "its configure refuses what it does not find" with_uring_is_refused "$prefix"
         rm -rf "$work/with-uring"

@@ -85,10 +85,11 @@ ringpoll() {
 tree() {
     local name=$1 prepare=$2 cflags=$3 tree=$place/$1 of
     shift 3
-    of="$version $* $cflags $(cat "$top/tools/integrate.c" "$top/m4/ringpoll.m4" "$top"/adapters/lib*/include/ringpoll/*.h |
-        cksum)"
+    of="$version $* $cflags"
+    [ "$prepare" = true ] || of+=" $(cat "$top/tools/integrate.c" "$top/m4/ringpoll.m4" \
+        "$top"/adapters/lib*/include/ringpoll/*.h | cksum)"
     # Of libuv's, the library has ringpoll inside.
-    [ "$project" = libevent ] || of+=$(cat "$prefix"/lib/libringpoll-uv-tree.a | cksum)
+    [ "$prepare" = true ] || [ "$project" = libevent ] || of+=$(cksum < "$prefix/lib/libringpoll-uv-tree.a")
     [ "$(cat "$tree.of" 2> /dev/null)" != "$of" ] || return 0
     rm -rf "$tree" "$tree.of"
     cp -a "$source" "$tree"
