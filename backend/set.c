@@ -218,9 +218,10 @@ void rp_set_forget_watches(struct rp_set *set)
 struct rp_watch *rp_set_find(struct rp_set *set, int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
-    struct rp_watch *found = NULL;
-    if (!entry || !__atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE))
-        return NULL;
+    struct rp_watch *found = NULL, *first = entry ? __atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE) : NULL;
+    /* Ours come and go under the lock that the caller has: one that is found is there. */
+    if (!first || (__atomic_load_n(&first->set, __ATOMIC_ACQUIRE) == set && !RP_READ_ONCE(first->deleted)))
+        return first;
     rp_lock(&rp_fdtab_lock);
     for (struct rp_watch *watch = entry->watches; watch; watch = watch->next_of_fd)
         if (watch->set == set && (!found || found->deleted))
@@ -286,7 +287,8 @@ void rp_set_note_left(struct rp_set *set, struct rp_watch *watch)
     watch->left = true;
     watch->left_reported = false;
     RP_COUNT(set->left, 1);
-    rp_set_tell_left(set, true);
+    if (rp_set_left_bits(watch))
+        rp_set_tell_left(set, true);
 }
 
 void rp_set_note_all_left(struct rp_set *set)
@@ -364,7 +366,7 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         options.flags |= RINGPOLL_BATCH;
     if (options.flags & (RINGPOLL_BATCH | RINGPOLL_ACCEPT))
         options.flags |= RINGPOLL_ADOPT;
-    if (options.flags & RINGPOLL_ADOPT)
+    if ((options.flags & RINGPOLL_ADOPT) && !(options.flags & RINGPOLL_DECLARED))
         options.flags |= RINGPOLL_TRACKED;
     if (options.buffers > 32768 || (options.buffers & (options.buffers - 1)) || (options.buffers && options.buffers < 8))
         return -EINVAL;
@@ -372,8 +374,11 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         return -EINVAL;
     uint32_t known = RINGPOLL_CLOEXEC | RINGPOLL_KERNEL | RINGPOLL_REQUIRE | RINGPOLL_TRACKED | RINGPOLL_ANY_RING |
                      RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_ACCEPT |
-                     RINGPOLL_FIXED_FILES;
+                     RINGPOLL_FIXED_FILES | RINGPOLL_DECLARED;
     if (options.flags & ~known)
+        return -EINVAL;
+    if ((options.flags & RINGPOLL_DECLARED) &&
+        (!(options.flags & RINGPOLL_ADOPT) || (options.flags & RINGPOLL_TRACKED)))
         return -EINVAL;
     if ((options.flags & RINGPOLL_KERNEL) && (options.flags & (RINGPOLL_REQUIRE | RINGPOLL_SQPOLL)))
         return -EINVAL;

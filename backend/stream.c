@@ -335,7 +335,8 @@ bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
         !rp_stream_may_stay(watch))
         return false;
     struct rp_fd *entry = rp_fd_peek(watch->fd);
-    if (!(rp_fd_flags(entry) & RINGPOLL_FD_CONNECTED) || entry->stream != watch->stream)
+    if (!(rp_fd_flags(entry) & RINGPOLL_FD_CONNECTED) || entry->stream != watch->stream ||
+        ((set->flags & RINGPOLL_DECLARED) && !(rp_fd_flags(entry) & RINGPOLL_FD_DECLARED)))
         return false;
     if (watch->kind == RINGPOLL_FD_UNIX && !(set->ring.features & RINGPOLL_FEATURE_RECV_END))
         return false;
@@ -551,8 +552,6 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
         }
     }
     if (final) {
-        if (op->state == RP_OP_QUEUED)
-            rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
         rp_op_step(&set->ops, op, RP_OP_FREE);
         if (stream->state == RP_STREAM_ARMED)
             set->stats.receives_ended++;
@@ -1032,22 +1031,14 @@ static long receive_rest(int fd, struct place *place, size_t left, int flags)
     return rp_sys_call(SYS_recvmsg, fd, (long)&message, flags, 0, 0, 0);
 }
 
-/* All that has come for it is in the queue after this, however much else there was.
- *
- * TASKRUN can stand without any work: another CPU queues a piece, the enter that runs
- * it takes the flag back, and only then that CPU sets it. It stays until the next piece
- * comes, enters do not take it back, and to go on until it falls was thousands of them
- * in a read. So enters that bring nothing end this: one runs 20 pieces at least. */
+/* All that has come for it is in the queue after this, however much else there was. */
 static void catch_up(struct rp_set *set, struct rp_stream *stream)
 {
-    unsigned fruitless = 0;
     stream->held++;
-    for (unsigned turn = 0; turn < 4096 && fruitless < 4 && rp_stream_is_armed(stream); turn++) {
-        uint64_t before = set->ring.cqes_reaped;
-        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) || rp_set_enter_and_reap(set) < 0)
+    for (unsigned turn = 0; turn < 4096 && rp_stream_is_armed(stream); turn++)
+        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) || rp_set_enter_and_reap(set) < 0 ||
+            rp_ring_is_up_in_vain(&set->ring))
             break;
-        fruitless = set->ring.cqes_reaped == before ? fruitless + 1 : 0;
-    }
     stream->held--;
 }
 
@@ -1335,6 +1326,12 @@ void ringpoll_return(struct ringpoll_buffer *buffer)
         return;
     rp_pool_return(buffer->pool, buffer->number);
     buffer->pool = NULL;
+}
+
+void ringpoll_return_at(void *of_pool, const void *address)
+{
+    const struct rp_pool *of = of_pool;
+    rp_pool_return(of_pool, (uint32_t)((size_t)((const unsigned char *)address - of->data) / RP_BUFFER_STRIDE));
 }
 
 int ringpoll_try_unread(int fd, int *ret_bytes)

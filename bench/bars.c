@@ -122,7 +122,7 @@ static const struct point *cheaper(unsigned column, bool (*wanted)(const struct 
     for (unsigned i = 0; i < points_count; i++) {
         const struct point *point = &points[i];
         if (!point->done || group_bench(point->group) != BENCH_COMPLETION || point->group == GROUP_HAND ||
-            !wanted(point) || (worst != NULL && point->ratios[column].value <= worst->ratios[column].value))
+            point->group == GROUP_LIBEVENT || !wanted(point) || (worst != NULL && point->ratios[column].value <= worst->ratios[column].value))
             continue;
         worst = point;
     }
@@ -155,6 +155,20 @@ static void by_hand(struct list *list)
             judge(list, true, exactly(point->ratios[1].value / point->ratios[2].value), 1.05,
                   "a loop on our interface over %s: within 5 %% of one for a ring by hand",
                   point->workload.family == AF_INET ? "TCP" : "AF_UNIX");
+    }
+}
+
+static void libevent_objects(struct list *list)
+{
+    for (unsigned i = 0; i < points_count; i++) {
+        const struct point *point = &points[i];
+        bool tcp = point->workload.family == AF_INET;
+        uint32_t message = point->workload.message;
+        if (point->group != GROUP_LIBEVENT || !point->done || point->workload.kind != BENCH_ECHO)
+            continue;
+        double wanted = message == 65536 ? 5 : message == 16384 ? 3 : tcp ? 1.60 : 2.05;
+        if (message == 16384 || message == 65536 || (message == 64 && point->workload.connections == 64))
+            judge(list, false, inverse(&point->ratios[1]), wanted, "%s: at least %.2f", point->name, wanted);
     }
 }
 
@@ -230,10 +244,12 @@ unsigned bars_find(enum bench bench, struct bar bars[BARS_MAX])
     const struct point *any = NULL;
     for (unsigned i = 0; i < points_count && any == NULL; i++)
         if (points[i].done && group_bench(points[i].group) == bench && points[i].group != GROUP_FLOOR &&
-            points[i].group != GROUP_HAND)
+            points[i].group != GROUP_HAND && points[i].group != GROUP_LIBEVENT)
             any = &points[i];
-    if (bench == BENCH_COMPLETION)
+    if (bench == BENCH_COMPLETION) {
         by_hand(&list);
+        libevent_objects(&list);
+    }
     if (any == NULL || any->columns[0].side != SIDE_EPOLL)
         return list.count;
     for (unsigned column = 1; column < any->width; column++) {

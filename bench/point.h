@@ -31,6 +31,7 @@ enum group {
     GROUP_LIBUV,
     GROUP_LOOP,
     GROUP_HAND,    /* without the shim: on our public interface, and for a ring by hand */
+    GROUP_LIBEVENT, /* without the shim: libevent's bufferevents on epoll, and ours on the ring */
     /* memory */
     GROUP_MEMORY,
     GROUPS,

@@ -196,6 +196,34 @@ static void hand_points(const struct plan *plan)
         }
 }
 
+static void libevent_point(const struct plan *plan, uint32_t family, enum bench_kind kind, uint32_t message,
+                           uint32_t connections)
+{
+    add_completion(plan, GROUP_LIBEVENT, BENCH_BUFFEREVENT, family, kind, message, connections);
+    struct point *point = &points[points_count - 1];
+    const char *rest = strchr(point->name, '/');
+    char name[sizeof point->name];
+    snprintf(name, sizeof name, "libevent%s", rest ? rest : "");
+    memcpy(point->name, name, sizeof name);
+    point->width = 2;
+    point->columns[0] = (struct column){.side = SIDE_EPOLL};
+    point->columns[1] = (struct column){.side = SIDE_EPOLL, .other_program = true, .program = BENCH_RING_BUFFEREVENT};
+    point->long_only = false;
+}
+
+static void libevent_points(const struct plan *plan)
+{
+    static const uint32_t connections[] = {1, 8, 64, 256}, messages[] = {4 * KIB, 16 * KIB, 64 * KIB};
+    for (unsigned f = 0; program_ring_bufferevent != NULL && f < 2; f++) {
+        for (unsigned n = 0; n < 4; n++)
+            libevent_point(plan, families[f], BENCH_ECHO, REQUEST_SIZE, connections[n]);
+        for (unsigned m = 0; m < 3; m++)
+            for (unsigned n = 0; n < 4; n += 2)
+                libevent_point(plan, families[f], BENCH_ECHO, messages[m], connections[n]);
+        libevent_point(plan, families[f], BENCH_CHURN, REQUEST_SIZE, 64);
+    }
+}
+
 /* ----------------------------------------------------------------- memory */
 
 static void memory_points(const struct plan *plan)
@@ -215,5 +243,6 @@ void points_init(const struct plan *plan)
     readiness_points(plan);
     completion_points(plan);
     hand_points(plan);
+    libevent_points(plan);
     memory_points(plan);
 }

@@ -54,6 +54,7 @@ extern const struct program_ops program_api;
 /* NULL where the bench was built without libevent, or libuv. */
 extern const struct program_ops *const program_libevent;
 extern const struct program_ops *const program_bufferevent;
+extern const struct program_ops *const program_ring_bufferevent;
 extern const struct program_ops *const program_libuv;
 
 static inline int program_turn(struct program *program, bool wait)

@@ -3,6 +3,9 @@
  * The echo server as most programs on libevent write it: a socket bufferevent per
  * connection, whose read callback moves all of the input to the output. libevent
  * writes that when its loop finds the socket writable, in a later turn.
+ *
+ * And the same program with the base, the bufferevents and the listener of
+ * libringpoll-event, which is all that differs.
  */
 #include "program.h"
 
@@ -21,6 +24,8 @@
 #include <event2/event.h>
 #include <event2/listener.h>
 
+#include <ringpoll/event.h>
+
 struct connection {
     struct program *program;
     struct bufferevent *bufferevent;
@@ -29,6 +34,7 @@ struct connection {
 };
 
 struct state {
+    struct bufferevent *(*bufferevent_new)(struct event_base *base, evutil_socket_t fd, int options);
     struct event_base *base;
     struct evconnlistener *listener;
     struct connection *connections;
@@ -96,7 +102,7 @@ static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struc
     (void)address;
     (void)length;
     if (connection != NULL)
-        connection->bufferevent = bufferevent_socket_new(state->base, fd, BEV_OPT_CLOSE_ON_FREE);
+        connection->bufferevent = state->bufferevent_new(state->base, fd, BEV_OPT_CLOSE_ON_FREE);
     if (connection == NULL || connection->bufferevent == NULL) {
         state->error = -ENOMEM;
         free(connection);
@@ -146,7 +152,7 @@ static void bufferevent_close(struct program *program)
     program->state = NULL;
 }
 
-static int bufferevent_open(struct program *program, int listener)
+static int open_either(struct program *program, int listener, bool ring)
 {
     struct event_config *config = event_config_new();
     struct state *state = calloc(1, sizeof *state);
@@ -161,18 +167,37 @@ static int bufferevent_open(struct program *program, int listener)
     event_config_set_flag(config, EVENT_BASE_FLAG_IGNORE_ENV);
     state->base = event_base_new_with_config(config);
     event_config_free(config);
-    if (state->base == NULL || strcmp(event_base_get_method(state->base), "epoll") != 0) {
+    if (state->base == NULL || strcmp(event_base_get_method(state->base), "epoll") != 0 ||
+        (ring && ringpoll_event_install(state->base) != 0)) {
         bufferevent_close(program);
         return -ENOTSUP;
     }
-    state->listener = evconnlistener_new(state->base, on_accept, program,
-                                         LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC, 0, listener);
+    state->bufferevent_new = ring ? ringpoll_bufferevent_socket_new : bufferevent_socket_new;
+    state->listener = (ring ? ringpoll_listener_new : evconnlistener_new)(
+        state->base, on_accept, program, LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC, 0, listener);
     if (state->listener == NULL) {
         bufferevent_close(program);
         return -EIO;
     }
     evconnlistener_set_error_cb(state->listener, on_accept_error);
     return 0;
+}
+
+static int bufferevent_open(struct program *program, int listener)
+{
+    return open_either(program, listener, false);
+}
+
+static int ring_bufferevent_open(struct program *program, int listener)
+{
+    return open_either(program, listener, true);
+}
+
+static const char *ring_bufferevent_describe(void)
+{
+    static char text[64];
+    snprintf(text, sizeof text, "libevent %s, ringpoll's bufferevents", event_get_version());
+    return text;
 }
 
 static const char *bufferevent_describe(void)
@@ -191,8 +216,18 @@ static const struct program_ops ops = {
 };
 const struct program_ops *const program_bufferevent = &ops;
 
+static const struct program_ops ring_ops = {
+    .name = "ring",
+    .open = ring_bufferevent_open,
+    .turn = bufferevent_turn,
+    .close = bufferevent_close,
+    .describe = ring_bufferevent_describe,
+};
+const struct program_ops *const program_ring_bufferevent = &ring_ops;
+
 #else
 
 const struct program_ops *const program_bufferevent = NULL;
+const struct program_ops *const program_ring_bufferevent = NULL;
 
 #endif

@@ -28,6 +28,7 @@ static const struct {
     [GROUP_LIBUV] = {"libuv", "uv_read_start() and uv_write() on a stream per connection"},
     [GROUP_LOOP] = {"loop", "a hand-written level-triggered epoll_wait loop, read() and write()"},
     [GROUP_HAND] = {"hand", "no shim: that loop; one on the library's public interface; one written for a ring by hand"},
+    [GROUP_LIBEVENT] = {"libevent", "no shim: libevent's own bufferevents and listener on epoll; libringpoll-event's on the ring"},
     [GROUP_MEMORY] = {"memory", "private bytes of the process per connection that has echoed 12 requests and idles"},
 };
 

@@ -403,6 +403,8 @@ const struct program_ops *bench_program(uint32_t program)
         return &program_ring;
     case BENCH_API:
         return &program_api;
+    case BENCH_RING_BUFFEREVENT:
+        return program_ring_bufferevent;
     default:
         return NULL;
     }

@@ -19,6 +19,7 @@ enum bench_program {
     BENCH_LIBUV,
     BENCH_RING,     /* written for completions on a ring */
     BENCH_API,      /* on the library's public interface */
+    BENCH_RING_BUFFEREVENT, /* libringpoll-event's objects */
     BENCH_PROGRAMS,
 };
 enum bench_kind {

@@ -21,6 +21,7 @@
  * the set on kernel epoll, as any child of ringpoll has.
  */
 #include "backend.h"
+#include "objects.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -37,6 +38,8 @@
 
 struct event_state {
     int set;
+    unsigned forks; /* of the process, when it was made */
+    struct event_outputs *outputs; /* of objects of ours, or NULL */
     struct epoll_event *events;
     int room;
     /* Constant fds: what is wanted of each. */
@@ -48,14 +51,23 @@ struct event_state {
 };
 
 __thread struct event_swap *event_swap;
+__thread bool event_del_keeps;
+unsigned event_forks;
+
+/* event_reinit() calls dealloc and init at once; event_base_free() dealloc alone. */
+static __thread struct {
+    struct event_base *base;
+    struct event_outputs *outputs;
+} left_over;
 
 int event_state_new(struct event_state **ret_state)
 {
-    struct ringpoll_options options = {.size = sizeof options, .flags = RINGPOLL_CLOEXEC};
+    struct ringpoll_options options = {.size = sizeof options, .flags = RINGPOLL_CLOEXEC | RINGPOLL_DECLARED | RINGPOLL_BATCH | RINGPOLL_ACCEPT};
     struct event_state *state = calloc(1, sizeof *state);
     if (!state)
         return -ENOMEM;
     state->room = FIRST_ROOM;
+    state->forks = event_forks;
     state->events = calloc(FIRST_ROOM, sizeof *state->events);
     state->set = state->events ? ringpoll_create(&options) : -ENOMEM;
     if (state->set < 0) {
@@ -83,6 +95,18 @@ int event_state_set(const struct event_state *state)
     return state->set;
 }
 
+struct event_outputs *event_state_outputs(struct event_state *state, struct event_base *base)
+{
+    if (!state->outputs)
+        state->outputs = event_outputs_new(base);
+    return state->outputs;
+}
+
+bool event_state_is_inherited(const struct event_state *state)
+{
+    return state->forks != event_forks;
+}
+
 static void *backend_init(struct event_base *base)
 {
     struct event_state *state = NULL;
@@ -91,6 +115,11 @@ static void *backend_init(struct event_base *base)
         event_swap->prepared = NULL;
     } else if (event_state_new(&state) < 0) {
         return NULL;
+    }
+    if (left_over.base == base) {
+        state->outputs = left_over.outputs;
+        left_over.base = NULL;
+        left_over.outputs = NULL;
     }
     event_inside.signals_init(base);
     return state;
@@ -105,8 +134,14 @@ static void backend_dealloc(struct event_base *base)
             before->dealloc(base);
         return;
     }
+    struct event_state *state = event_head(base)->state;
     event_inside.signals_dealloc(base);
-    event_state_free(event_head(base)->state);
+    if (state->outputs) {
+        event_outputs_free(left_over.outputs);
+        left_over.base = base;
+        left_over.outputs = state->outputs;
+    }
+    event_state_free(state);
     event_head(base)->state = NULL;
 }
 
@@ -206,7 +241,8 @@ static int backend_del(struct event_base *base, int fd, short old, short events,
         return error < 0 ? fail(error) : 0;
     }
     int error = ctl(state, EPOLL_CTL_DEL, fd, 0);
-    ringpoll_fd_closing(fd); /* it may be closed next, and nobody will tell us */
+    if (!event_del_keeps)
+        ringpoll_fd_closing(fd); /* it may be closed next, and nobody will tell us */
     /* Closed before it was deleted: that is over, too. */
     return error < 0 && error != -ENOENT && error != -EBADF && error != -EPERM ? fail(error) : 0;
 }
@@ -216,7 +252,7 @@ static int backend_del(struct event_base *base, int fd, short old, short events,
 static void lock_base(struct event_base *base, bool on)
 {
     const struct event_locks *locks = event_inside.locks;
-    void *lock = *(void **)((char *)base + event_layout->lock);
+    void *lock = locks ? *(void **)((char *)base + event_layout->lock) : NULL;
     if (!lock)
         return;
     if (on)

@@ -6,6 +6,8 @@
 #ifndef RP_EVENT_BACKEND_H
 #define RP_EVENT_BACKEND_H
 
+#include <stdbool.h>
+
 #include "layout.h"
 
 /* libevent's own, by dlsym: programs link libevent or libevent_core. */
@@ -33,6 +35,18 @@ struct event_inside {
 };
 extern struct event_inside event_inside;
 extern const struct event_layout *event_layout; /* of the libevent that is loaded */
+/* Finds it and makes sure of it, once; 0, -ENOTSUP or -ENOMEM. */
+int event_know(void);
+extern unsigned event_forks; /* that led to this process */
+
+/* install.c: a libevent that tells of itself, instead of one that is looked into; the
+ * lines of `tree` are what counts. 0, or why not. */
+struct ringpoll_event_tree;
+int event_know_tree(const struct ringpoll_event_tree *tree);
+/* The program refuses the method for this base. */
+bool event_is_refused(struct event_base *base);
+/* The base has our backend. */
+bool event_is_ours(const struct event_base *base);
 
 /* The two fields that every struct event_base begins with. */
 struct event_base_head {
@@ -50,6 +64,11 @@ struct event_state;
 int event_state_new(struct event_state **ret_state);
 void event_state_free(struct event_state *state);
 int event_state_set(const struct event_state *state);
+/* Made when asked for; NULL: no memory. */
+struct event_outputs;
+struct event_outputs *event_state_outputs(struct event_state *state, struct event_base *base);
+/* Made by the parent of this process. */
+bool event_state_is_inherited(const struct event_state *state);
 
 /* backend.c's. The first init takes `prepared` of the calling thread, the first dealloc
  * before that calls the one that was there. */

@@ -95,6 +95,10 @@ RINGPOLL_API const char *ringpoll_version(void);
  * batched sends name that instead of the fd. Implies RINGPOLL_BATCH. On the machines
  * measured so far it gained nothing. Without sparse tables (Linux 5.19) it is ignored. */
 #define RINGPOLL_FIXED_FILES (1u << 10)
+/* With RINGPOLL_ADOPT and its kin: only what the caller declares (RINGPOLL_FD_DECLARED)
+ * is adopted. The set is not RINGPOLL_TRACKED then: of all other fds nothing need be
+ * reported, and they are read and written by plain calls. */
+#define RINGPOLL_DECLARED (1u << 11)
 
 struct ringpoll_options {
     uint32_t size;              /* sizeof(struct ringpoll_options) */
@@ -167,6 +171,9 @@ RINGPOLL_API int ringpoll_close(int fd);
 #define RINGPOLL_FD_KIND 0x0fu   /* mask of the above */
 #define RINGPOLL_FD_CONNECTED (1u << 4) /* connected, or connecting */
 #define RINGPOLL_FD_NONBLOCK (1u << 5)  /* O_NONBLOCK is set */
+/* A set with RINGPOLL_DECLARED may adopt it: until ringpoll_fd_closing() the caller makes
+ * every call on it by the functions under "adopted sockets". */
+#define RINGPOLL_FD_DECLARED (1u << 6)
 
 /* `fd` has just been made; nobody else has it. A set is told of its own
  * identity by ringpoll_create(). */
@@ -255,6 +262,9 @@ struct ringpoll_buffer {
 };
 RINGPOLL_API long ringpoll_borrow(int fd, struct ringpoll_buffer *ret_buffer, int flags);
 RINGPOLL_API void ringpoll_return(struct ringpoll_buffer *buffer);
+/* The same by the buffer's `pool` and any address in its bytes, for who has room for no
+ * more. Once per buffer. */
+RINGPOLL_API void ringpoll_return_at(void *pool, const void *address);
 /* Writes. Without RINGPOLL_BATCH they only tell of an error that a receive of the
  * library took away; with it, the bytes are taken as a kernel's send buffer takes
  * them: a later error is the next call's. */

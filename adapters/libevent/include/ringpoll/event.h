@@ -27,8 +27,17 @@
 extern "C" {
 #endif
 
+#include <event2/listener.h>
+#include <event2/util.h>
+
+struct bufferevent;
 struct event_base;
 struct event_config;
+struct evconnlistener;
+struct sockaddr;
+
+/* For event_config_set_flag(): bases of this config have no ring. */
+#define RINGPOLL_EVENT_NO_URING 0x40000000
 
 /* Puts the backend "io_uring" into `base`. Any thread that may call event_reinit() on
  * it: none runs its loop, and none else uses it meanwhile. No callback runs. Signals of
@@ -38,7 +47,8 @@ struct event_config;
  *  -EINVAL   `base` is NULL
  *  -EBUSY    its loop is running
  *  -ENOTSUP  another version or build of libevent than this library knows, or the
- *            program refuses the method: $EVENT_NOIO_URING
+ *            program refuses the method: $EVENT_NOURING, $EVENT_NOIO_URING or
+ *            RINGPOLL_EVENT_NO_URING in the base's config
  *  -EMFILE, -ENFILE, -ENOMEM: as by epoll_create1(2)
  * With an error nothing has changed. */
 RINGPOLL_API int ringpoll_event_install(struct event_base *base);
@@ -53,6 +63,70 @@ RINGPOLL_API struct event_base *ringpoll_event_base_new(const struct event_confi
 /* The set of this base, for ringpoll_get_stats() and nothing else; -EINVAL: it has
  * none. */
 RINGPOLL_API int ringpoll_event_set(struct event_base *base);
+
+/* ------------------------------------------------------- completion objects
+ *
+ * A bufferevent and a listener whose bytes and connections the ring brings. They are
+ * what libevent's own are (type socket; struct evconnlistener): bufferevent_* and
+ * evconnlistener_* work on them with the same rules and from the same threads, and free
+ * them. On a base that is not on the ring (ringpoll_event_install() was refused) plain ones
+ * are made, with libevent's own errors.
+ *
+ * What differs: reads and writes are not cut at 4096 and 16384 bytes, unless the program
+ * asks for a limit (bufferevent_set_max_single_read(), a rate limit, a high watermark).
+ * Received bytes stand in the input by reference and may be kept by whoever takes the
+ * evbuffer's chains, also when the bufferevent and its base are gone. Bytes are received
+ * before they are asked for: who takes the fd away from a bufferevent that reads
+ * (bufferevent_setfd(), bufferevent_free() without BEV_OPT_CLOSE_ON_FREE) and reads it by other
+ * means may miss some. bufferevent_base_set() refuses, as it does for filters.
+ *
+ * NULL with errno, and nothing changed:
+ *  EINVAL    `base` is NULL, or the options contradict each other
+ *  ECHILD    `base` is the parent's: event_reinit() comes first
+ *  ENOTSOCK, EBADF: `fd` is none, and not -1
+ *  ENOTSUP   the inside of libevent's objects is not what this library knows
+ *  ENOMEM    no memory */
+
+/* bufferevent_socket_new(). */
+RINGPOLL_API struct bufferevent *ringpoll_bufferevent_socket_new(struct event_base *base, evutil_socket_t fd,
+                                                                 int options);
+/* evconnlistener_new() and evconnlistener_new_bind(): also the errno of listen(2), socket(2),
+ * bind(2). */
+RINGPOLL_API struct evconnlistener *ringpoll_listener_new(struct event_base *base, evconnlistener_cb on_accept,
+                                                          void *argument, unsigned flags, int backlog,
+                                                          evutil_socket_t fd);
+RINGPOLL_API struct evconnlistener *ringpoll_listener_new_bind(struct event_base *base, evconnlistener_cb on_accept,
+                                                               void *argument, unsigned flags, int backlog,
+                                                               const struct sockaddr *address, int length);
+
+/* ------------------------------------------ called by libevent itself
+ *
+ * By a libevent that was configured --with-uring: see ringpoll/libevent.h and
+ * ringpoll-integrate(1). Not for programs. */
+
+/* Offsets of fields of struct event_base, and functions of libevent. */
+struct ringpoll_event_tree {
+    uint32_t size; /* sizeof(struct ringpoll_event_tree) */
+    uint16_t count, running, priorities, flags, lock;
+    uint16_t reserved;
+    void (*io_active)(struct event_base *base, int fd, short events);
+    int (*signals_init)(struct event_base *base);
+    void (*signals_dealloc)(struct event_base *base);
+    const void *locks; /* NULL: built without threads */
+};
+
+/* eventop's init: what becomes base->evbase, after base->evsel was set; or NULL, with
+ * nothing changed, where the program refuses the method (see ringpoll_event_install)
+ * or no ring can be had. */
+RINGPOLL_API void *ringpoll_event_tree_init(struct event_base *base, const struct ringpoll_event_tree *tree);
+
+/* What bufferevent_socket_new() and evconnlistener_new() ask first: an object that
+ * completes on the ring, or NULL, with nothing changed: on another backend, or where
+ * none can be had. */
+RINGPOLL_API struct bufferevent *ringpoll_event_tree_bufferevent(struct event_base *base, int fd, int options);
+RINGPOLL_API struct evconnlistener *ringpoll_event_tree_listener(
+    struct event_base *base, void (*callback)(struct evconnlistener *, int, struct sockaddr *, int, void *),
+    void *argument, unsigned flags, int backlog, int fd);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,789 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A bufferevent of type socket whose bytes the ring carries.
+ *
+ * To libevent it is what its own socket bufferevent is: the same structure, the two events
+ * ev_read and ev_write on the fd, the same rules of timeouts, suspensions, limits and
+ * callbacks; whatever works on it by those goes on to work. Three things differ.
+ *
+ * Input. The fd is *declared* to ringpoll while one of the events is added, so that the ring
+ * may receive for it. A buffer that came is borrowed and stands in the input by reference,
+ * without a copy; it goes back when libevent drops it, whoever has it by then, base or no
+ * base. What the ring does not receive (the first bytes of a connection, big messages) is
+ * read straight into the input, as much at once as there is: not 4096 bytes at a time, and
+ * without FIONREAD.
+ *
+ * A watermark or a limit may want less than what was received. The rest waits in `ahead`, a
+ * buffer of our own, and is read first, by ev_read made active once more. When reading ends
+ * (disable, a suspension, another fd, free) the receive ends at once, and what came by then
+ * goes there too: after that nothing in the library stands for this number, which the
+ * program may close without a word to us (evhttp does). An error that came along is kept in
+ * `error`.
+ *
+ * Output. Nothing is written where the bytes are added, and no event is added for them:
+ *
+ *   IDLE ──bytes, or enable──→ WAITING ──given to the ring──→ SENT ──taken──→ IDLE
+ *     ↑                           ↑          └──────────┬──not all of it──→ BLOCKED
+ *     │                           └──more may go────────┘                     │
+ *     └──disabled, suspended, another fd, freed── from all      ←──ev_write: room (to WAITING)
+ *
+ * WAITING and SENT stand in the base's lists, and each holds a reference. One callback per
+ * base, which runs when what is active now has run, gives all that waits to the ring, sends
+ * it by one call, and then tells who has been served: a write callback means that the kernel
+ * has the bytes. What it did not take is not taken out of the output (or, of a small write
+ * that fell short, waits in the library), and ev_write, with the write timeout, waits for
+ * room; connections in progress do so too, exactly as libevent's.
+ *
+ * Locks: the bufferevent's, then the lists' (outputs->lock, a leaf, only where libevent has
+ * locks). All fields below are under the former, the links under the latter.
+ */
+#include "objects.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <event2/event.h>
+#include <ringpoll/event.h>
+
+enum output_state { OUTPUT_IDLE, OUTPUT_WAITING, OUTPUT_SENT, OUTPUT_BLOCKED, OUTPUT_STATES };
+
+struct ring_bufferevent {
+    struct bufferevent_inside inside; /* first: libevent knows no other */
+    struct evbuffer *ahead;           /* NULL: nothing is */
+    struct event_outputs *outputs;
+    struct ring_bufferevent *next, *prev; /* listed */
+    uint32_t read_size;               /* of plain reads */
+    int kind;                         /* for ringpoll_fd_opened(); 0: never declared */
+    int error;                        /* a positive errno that a read will report */
+    int write_error;                  /* SENT: the write's */
+    uint8_t output;                   /* enum output_state */
+    bool declared;
+    bool tells;                       /* SENT: the write callback is due; WAITING: even if nothing is written */
+    bool blocked;                     /* SENT: the kernel took less */
+    bool listed;                      /* under the lists' lock. WAITING or SENT and not listed: run_outputs() has it */
+    bool cancelled;                   /* bufferevent_free() was called */
+};
+
+/* So much is read or written at once where the program has set no limit. */
+#define READ_LEAST 4096u
+#define READ_MOST (128u * 1024u - 256u)
+#define TURN_MOST (256u * 1024u)
+/* libevent's own limit, which is no wish of the program's. */
+#define LIMIT_UNSET 16384
+#define VECTORS 16
+
+static struct ring_bufferevent *of(struct bufferevent *bev)
+{
+    return (struct ring_bufferevent *)bev;
+}
+
+static evutil_socket_t fd_of(const struct ring_bufferevent *ring)
+{
+    return ring->inside.bev.ev_read.ev_fd;
+}
+
+/* --------------------------------------------------------- the outputs of a base */
+
+struct event_outputs {
+    struct event_base *base;
+    struct event_callback callback;
+    pthread_mutex_t lock;
+    struct list {
+        struct ring_bufferevent *first, *last;
+        unsigned count;
+    } waiting, sent;
+};
+
+static void lock_outputs(struct event_outputs *outputs, bool on)
+{
+    if (!event_inside.locks->lock)
+        return;
+    if (on)
+        pthread_mutex_lock(&outputs->lock);
+    else
+        pthread_mutex_unlock(&outputs->lock);
+}
+
+static struct list *list_of(struct event_outputs *outputs, uint8_t state)
+{
+    return state == OUTPUT_WAITING ? &outputs->waiting : state == OUTPUT_SENT ? &outputs->sent : NULL;
+}
+
+static const uint8_t edges[OUTPUT_STATES] = {
+    [OUTPUT_IDLE] = 1u << OUTPUT_WAITING | 1u << OUTPUT_BLOCKED,
+    [OUTPUT_WAITING] = 1u << OUTPUT_SENT | 1u << OUTPUT_IDLE,
+    [OUTPUT_SENT] = 1u << OUTPUT_IDLE,
+    [OUTPUT_BLOCKED] = 1u << OUTPUT_WAITING | 1u << OUTPUT_IDLE,
+};
+
+static void unlist(struct list *list, struct ring_bufferevent *ring)
+{
+    *(ring->prev ? &ring->prev->next : &list->first) = ring->next;
+    *(ring->next ? &ring->next->prev : &list->last) = ring->prev;
+    list->count--;
+    ring->next = ring->prev = NULL;
+    ring->listed = false;
+}
+
+/* Makes every edge. Who is listed has a reference more: taken and given up here, by a
+ * caller that has the lock and a reference of its own. */
+static bool step(struct ring_bufferevent *ring, enum output_state to)
+{
+    struct event_outputs *outputs = ring->outputs;
+    if (!(edges[ring->output] >> to & 1u))
+        return false;
+    lock_outputs(outputs, true);
+    struct list *list = list_of(outputs, (uint8_t)to);
+    if (ring->listed) {
+        unlist(list_of(outputs, ring->output), ring);
+        ring->inside.references--;
+    }
+    if (list) {
+        ring->prev = list->last;
+        *(list->last ? &list->last->next : &list->first) = ring;
+        list->last = ring;
+        list->count++;
+        ring->listed = true;
+        ring->inside.references++;
+    }
+    ring->output = (uint8_t)to;
+    lock_outputs(outputs, false);
+    return true;
+}
+
+/* The first of a list leaves it, held and locked, if it is yet what it was there; NULL:
+ * try the next. */
+static struct ring_bufferevent *take_first(struct event_outputs *outputs, enum output_state state)
+{
+    struct list *list = list_of(outputs, (uint8_t)state);
+    lock_outputs(outputs, true);
+    struct ring_bufferevent *ring = list->first;
+    if (ring)
+        unlist(list, ring);
+    lock_outputs(outputs, false);
+    if (!ring)
+        return NULL;
+    struct bufferevent *bev = &ring->inside.bev;
+    inside.bev_hold(bev);
+    ring->inside.references--; /* the list's; before we had the lock it kept it alive */
+    if (ring->output == state && !ring->listed)
+        return ring;
+    inside.bev_let_go(bev);
+    return NULL;
+}
+
+static void run_outputs(struct event_callback *callback, void *argument);
+
+struct event_outputs *event_outputs_new(struct event_base *base)
+{
+    struct event_outputs *outputs = calloc(1, sizeof *outputs);
+    if (!outputs)
+        return NULL;
+    outputs->base = base;
+    pthread_mutex_init(&outputs->lock, NULL);
+    inside.callback_init(&outputs->callback, 0, run_outputs, outputs);
+    return outputs;
+}
+
+void event_outputs_free(struct event_outputs *outputs)
+{
+    if (!outputs)
+        return;
+    pthread_mutex_destroy(&outputs->lock);
+    free(outputs);
+}
+
+/* ------------------------------------------------------------- declared or not */
+
+static void declare(struct ring_bufferevent *ring)
+{
+    if (ring->declared || ring->kind == 0)
+        return;
+    ringpoll_fd_opened(fd_of(ring), (uint32_t)ring->kind | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_DECLARED);
+    ring->declared = true;
+}
+
+static void give_back(const void *data, size_t length, void *pool)
+{
+    (void)length;
+    ringpoll_return_at(pool, data);
+}
+
+static bool have_ahead(struct ring_bufferevent *ring)
+{
+    if (!ring->ahead)
+        ring->ahead = inside.buffer_new();
+    return ring->ahead != NULL;
+}
+
+static bool is_waiting_to_be_read(const struct ring_bufferevent *ring)
+{
+    return ring->error || (ring->ahead && inside.buffer_length(ring->ahead) > 0);
+}
+
+/* No receive is with the kernel after this, and nothing in the library. */
+static void end_receive(struct ring_bufferevent *ring)
+{
+    struct ringpoll_buffer buffer;
+    evutil_socket_t fd = fd_of(ring);
+    long result;
+    if (!ring->declared)
+        return;
+    ringpoll_fd_release(fd, 0);
+    while ((result = ringpoll_borrow(fd, &buffer, MSG_DONTWAIT)) > 0)
+        if (!have_ahead(ring) ||
+            inside.buffer_refer(ring->ahead, buffer.data, buffer.length, give_back, buffer.pool) < 0) {
+            ringpoll_return(&buffer);
+            ring->error = ENOMEM; /* bytes are lost: that is how it shall look */
+        }
+    /* Another thread than the loop's may not borrow. */
+    for (struct evbuffer_iovec room; result == RINGPOLL_PASS;) {
+        if (!have_ahead(ring) || inside.buffer_reserve(ring->ahead, READ_LEAST, &room, 1) != 1)
+            break;
+        result = ringpoll_try_recv(fd, room.iov_base, room.iov_len, MSG_DONTWAIT);
+        if (result <= 0)
+            break;
+        room.iov_len = (size_t)result;
+        inside.buffer_commit(ring->ahead, &room, 1);
+        result = RINGPOLL_PASS;
+    }
+    if (result < 0 && result != RINGPOLL_PASS && result != -EAGAIN && result != -EINTR && !ring->error)
+        ring->error = (int)-result;
+}
+
+/* Neither event is added any more, or they will be in a moment. `closed`: maybe the fd,
+ * too: by the program, who did not say so. False: bytes that were taken for written are
+ * with the ring yet. */
+static bool let_go(struct ring_bufferevent *ring, bool closed)
+{
+    if (!ring->declared)
+        return true;
+    end_receive(ring);
+    if (closed)
+        ringpoll_fd_opened(fd_of(ring), RINGPOLL_FD_OTHER); /* what is left concerns nobody */
+    else if (ringpoll_fd_flush(fd_of(ring)) < 0)
+        return false;
+    ringpoll_fd_closing(fd_of(ring));
+    ring->declared = false;
+    return true;
+}
+
+/* ----------------------------------------------------------------------- reading */
+
+static void read_on(struct ring_bufferevent *ring)
+{
+    struct bufferevent *bev = &ring->inside.bev;
+    if (is_waiting_to_be_read(ring) && (bev->enabled & EV_READ) && !ring->inside.read_suspended)
+        inside.active(&bev->ev_read, EV_READ, 1);
+}
+
+/* Up to `most` bytes, into the input (unfrozen): how many, 0 at the end, or -errno. */
+static long read_plainly(struct ring_bufferevent *ring, size_t most)
+{
+    struct evbuffer *input = ring->inside.bev.input;
+    evutil_socket_t fd = fd_of(ring);
+    struct evbuffer_iovec room[2];
+    size_t asked = 0, wanted = ring->read_size < most ? ring->read_size : most;
+    int count = inside.buffer_reserve(input, (ssize_t)wanted, room, 2);
+    if (count <= 0)
+        return -ENOMEM;
+    for (int i = 0; i < count; i++) {
+        if (room[i].iov_len > most - asked)
+            room[i].iov_len = most - asked;
+        asked += room[i].iov_len;
+    }
+    ssize_t got = readv(fd, (struct iovec *)room, count);
+    long result = got < 0 ? -errno : got;
+    ringpoll_fd_read(fd, asked, result);
+    if (result <= 0)
+        return result;
+    size_t left = (size_t)result;
+    for (int i = 0; i < count; i++) {
+        if (room[i].iov_len > left)
+            room[i].iov_len = left;
+        left -= room[i].iov_len;
+    }
+    inside.buffer_commit(input, room, count);
+    if ((size_t)result == asked && ring->read_size < READ_MOST)
+        ring->read_size = ring->read_size * 4 < READ_MOST ? ring->read_size * 4 : READ_MOST;
+    else if ((size_t)result < ring->read_size / 8 && ring->read_size > READ_LEAST)
+        ring->read_size = ring->read_size / 2 > READ_LEAST ? ring->read_size / 2 : READ_LEAST;
+    return result;
+}
+
+/* The same from wherever the next bytes are. *ret_more: there may be more of them. */
+static long read_next(struct ring_bufferevent *ring, size_t most, bool *ret_more)
+{
+    struct evbuffer *input = ring->inside.bev.input;
+    struct ringpoll_buffer buffer;
+    *ret_more = true;
+    if (ring->ahead && inside.buffer_length(ring->ahead) > 0)
+        return inside.buffer_move(ring->ahead, input, most);
+    if (ring->error) {
+        int error = ring->error;
+        ring->error = 0;
+        return -error;
+    }
+    long result = ringpoll_borrow(fd_of(ring), &buffer, MSG_DONTWAIT);
+    if (result == RINGPOLL_PASS) {
+        result = read_plainly(ring, most);
+        *ret_more = result >= (long)READ_LEAST;
+        return result;
+    }
+    if (result <= 0)
+        return result;
+    *ret_more = result >= (long)READ_LEAST;
+    struct evbuffer *to = (size_t)result <= most ? input : have_ahead(ring) ? ring->ahead : NULL;
+    if (!to || inside.buffer_refer(to, buffer.data, buffer.length, give_back, buffer.pool) < 0) {
+        ringpoll_return(&buffer);
+        return -ENOMEM;
+    }
+    return to == input ? result : inside.buffer_move(ring->ahead, input, most);
+}
+
+static void write_now(struct ring_bufferevent *ring);
+static void write_waiting(struct event_outputs *outputs);
+
+static void on_readable(evutil_socket_t fd, short events, void *argument)
+{
+    struct bufferevent *bev = argument;
+    struct ring_bufferevent *ring = of(bev);
+    short what = BEV_EVENT_READING;
+    struct event_outputs *outputs = ring->outputs;
+    ptrdiff_t most = -1, limit;
+    long total = 0, result = 0;
+    (void)fd;
+
+    inside.bev_hold(bev);
+    if (events == EV_TIMEOUT) {
+        what |= BEV_EVENT_TIMEOUT;
+        goto failed;
+    }
+    if (bev->wm_read.high != 0) {
+        most = (ptrdiff_t)bev->wm_read.high - (ptrdiff_t)inside.buffer_length(bev->input);
+        if (most <= 0) {
+            inside.bev_suspend_read(bev, SUSPEND_WATERMARK);
+            goto done;
+        }
+    }
+    limit = !ring->inside.rate_limits && ring->inside.max_read == LIMIT_UNSET ? (ptrdiff_t)TURN_MOST
+                                                                              : inside.bev_read_max(&ring->inside);
+    if (most < 0 || most > limit)
+        most = limit;
+    if (ring->inside.read_suspended)
+        goto done;
+
+    inside.buffer_unfreeze(bev->input, 0);
+    for (bool more = true; more && total < most && !ring->inside.read_suspended; total += result)
+        if ((result = read_next(ring, (size_t)(most - total), &more)) <= 0)
+            break;
+    inside.buffer_freeze(bev->input, 0);
+
+    if (total > 0) {
+        if (result < 0 && result != -EAGAIN && result != -EINTR)
+            ring->error = (int)-result; /* the bytes before it come first */
+        inside.bev_was_read(&ring->inside, total);
+        if (inside.buffer_length(bev->input) >= bev->wm_read.low)
+            inside.bev_run_read(bev, 0);
+        read_on(ring);
+        if (ring->output == OUTPUT_WAITING && ring->listed)
+            write_now(ring);
+        goto done;
+    }
+    if (result == -EAGAIN || result == -EINTR || most == 0)
+        goto done;
+    if (result == -ECONNREFUSED) { /* on_writable() has more to say */
+        ring->inside.refused = 1;
+        goto done;
+    }
+    errno = (int)-result;
+    what |= result < 0 ? BEV_EVENT_ERROR : BEV_EVENT_EOF;
+failed:
+    inside.bev_disable(bev, EV_READ);
+    if (result < 0)
+        errno = (int)-result;
+    inside.bev_run_event(bev, what, 0);
+done:
+    inside.bev_let_go(bev);
+    if (outputs->waiting.count > 0)
+        write_waiting(outputs);
+}
+
+/* ----------------------------------------------------------------------- writing */
+
+static bool may_write(const struct ring_bufferevent *ring)
+{
+    return (ring->inside.bev.enabled & EV_WRITE) && !ring->inside.write_suspended && !ring->inside.connecting &&
+           !ring->cancelled && fd_of(ring) >= 0;
+}
+
+/* The base's callback will see to it. `tells`: even with nothing to write. */
+static void wait_to_write(struct ring_bufferevent *ring, bool tells)
+{
+    ring->tells |= tells && ring->output != OUTPUT_SENT;
+    if (step(ring, OUTPUT_WAITING))
+        inside.callback_schedule(ring->outputs->base, &ring->outputs->callback);
+}
+
+static void stop_writing(struct ring_bufferevent *ring)
+{
+    step(ring, OUTPUT_IDLE);
+    ring->tells = ring->blocked = false;
+    ring->write_error = 0;
+}
+
+static long write_vectors(evutil_socket_t fd, const struct iovec *iov, int count)
+{
+    long result = ringpoll_try_sendv(fd, iov, count, 0);
+    if (result != RINGPOLL_PASS)
+        return result;
+    ssize_t sent = writev(fd, iov, count);
+    return sent < 0 ? -errno : sent;
+}
+
+/* Gives the ring, or the kernel, what the limits allow. True: it took less. */
+static bool write_some(struct ring_bufferevent *ring)
+{
+    struct bufferevent *bev = &ring->inside.bev;
+    evutil_socket_t fd = fd_of(ring);
+    size_t left = inside.buffer_length(bev->output), written = 0;
+    ptrdiff_t limit = !ring->inside.rate_limits && ring->inside.max_write == LIMIT_UNSET
+                          ? (ptrdiff_t)TURN_MOST
+                          : inside.bev_write_max(&ring->inside);
+    bool blocked = false;
+    if (limit < 0 || ring->inside.write_suspended)
+        limit = 0;
+    if (left > (size_t)limit)
+        left = (size_t)limit;
+    while (left > 0 && !blocked) {
+        struct evbuffer_iovec vec[VECTORS];
+        size_t asked = 0;
+        int count = inside.buffer_peek(bev->output, (ssize_t)left, NULL, vec, VECTORS);
+        if (count > VECTORS)
+            count = VECTORS;
+        for (int i = 0; i < count; i++) {
+            if (vec[i].iov_len > left - asked)
+                vec[i].iov_len = left - asked;
+            asked += vec[i].iov_len;
+        }
+        long result = write_vectors(fd, (struct iovec *)vec, count);
+        if (result > 0) {
+            inside.buffer_unfreeze(bev->output, 1);
+            inside.buffer_drain(bev->output, (size_t)result);
+            inside.buffer_freeze(bev->output, 1);
+            written += (size_t)result;
+            left -= (size_t)result;
+            blocked = (size_t)result < asked;
+        } else {
+            blocked = true;
+            if (result != -EAGAIN && result != -EINTR)
+                ring->write_error = result == 0 ? EPIPE : (int)-result;
+        }
+    }
+    if (written > 0) {
+        ring->tells = true;
+        inside.bev_was_written(&ring->inside, (ptrdiff_t)written);
+    }
+    return blocked && !ring->write_error;
+}
+
+/* What was SENT: the bufferevent is held. */
+static void end_write(struct ring_bufferevent *ring, bool blocked)
+{
+    struct bufferevent *bev = &ring->inside.bev;
+    bool tells = ring->tells;
+    int error = ring->write_error;
+    ring->tells = false;
+    ring->write_error = 0;
+    step(ring, OUTPUT_IDLE);
+    if (ring->cancelled || fd_of(ring) < 0)
+        return;
+    if (error) {
+        inside.bev_disable(bev, EV_WRITE);
+        errno = error;
+        inside.bev_run_event(bev, BEV_EVENT_WRITING | BEV_EVENT_ERROR, 0);
+        return;
+    }
+    if (blocked && may_write(ring)) {
+        ringpoll_fd_full(fd_of(ring));
+        if (inside.bev_add_event(&bev->ev_write, &bev->timeout_write) == 0)
+            step(ring, OUTPUT_BLOCKED);
+    } else if (inside.buffer_length(bev->output) > 0 && may_write(ring)) {
+        wait_to_write(ring, false);
+    }
+    if (tells && inside.buffer_length(bev->output) <= bev->wm_write.low)
+        inside.bev_run_write(bev, 0);
+}
+
+static void write_now(struct ring_bufferevent *ring)
+{
+    if (may_write(ring)) {
+        step(ring, OUTPUT_SENT);
+        ring->blocked = write_some(ring);
+    } else {
+        stop_writing(ring);
+    }
+}
+
+/* Also at the end of each read callback: what it has just made is in the cache. Nothing is
+ * told before the base's callback runs. */
+static void write_waiting(struct event_outputs *outputs)
+{
+    for (unsigned left = outputs->waiting.count; left > 0; left--) {
+        struct ring_bufferevent *ring = take_first(outputs, OUTPUT_WAITING);
+        if (ring) {
+            write_now(ring);
+            inside.bev_let_go(&ring->inside.bev);
+        }
+    }
+}
+
+static void run_outputs(struct event_callback *callback, void *argument)
+{
+    struct event_outputs *outputs = argument;
+    struct ring_bufferevent *ring;
+    (void)callback;
+    write_waiting(outputs);
+    ringpoll_flush();
+    for (unsigned left = outputs->sent.count; left > 0; left--) {
+        if (!(ring = take_first(outputs, OUTPUT_SENT)))
+            continue;
+        end_write(ring, ring->blocked || (ring->declared && ringpoll_fd_flush(fd_of(ring)) < 0));
+        inside.bev_let_go(&ring->inside.bev);
+    }
+    if (outputs->waiting.count > 0)
+        inside.callback_schedule(outputs->base, &outputs->callback);
+}
+
+static void on_writable(evutil_socket_t fd, short events, void *argument)
+{
+    struct bufferevent *bev = argument;
+    struct ring_bufferevent *ring = of(bev);
+    bool connected = false;
+
+    inside.bev_hold(bev);
+    if (events == EV_TIMEOUT) {
+        inside.bev_disable(bev, EV_WRITE);
+        inside.bev_run_event(bev, BEV_EVENT_WRITING | BEV_EVENT_TIMEOUT, 0);
+        goto done;
+    }
+    if (ring->inside.connecting) {
+        int answer = inside.finished_connecting(fd);
+        if (ring->inside.refused) {
+            ring->inside.refused = 0;
+            answer = -1;
+        }
+        if (answer == 0)
+            goto done;
+        ring->inside.connecting = 0;
+        if (answer < 0) {
+            int error = errno;
+            inside.del(&bev->ev_write);
+            inside.del(&bev->ev_read);
+            errno = error;
+            inside.bev_run_event(bev, BEV_EVENT_ERROR, 0);
+            goto done;
+        }
+        connected = true;
+        inside.bev_set_address_of(bev, fd);
+        inside.bev_run_event(bev, BEV_EVENT_CONNECTED, 0);
+    }
+    inside.del(&bev->ev_write);
+    if (connected)
+        stop_writing(ring);
+    if (ring->output == OUTPUT_BLOCKED)
+        step(ring, OUTPUT_IDLE);
+    if (may_write(ring) && (!connected || inside.buffer_length(bev->output) > 0))
+        wait_to_write(ring, !connected);
+done:
+    inside.bev_let_go(bev);
+}
+
+static void on_output_changed(struct evbuffer *buffer, const struct evbuffer_cb_info *change, void *argument)
+{
+    struct ring_bufferevent *ring = argument;
+    struct bufferevent *bev = &ring->inside.bev;
+    (void)buffer;
+    if (change->n_added == 0 || !(bev->enabled & EV_WRITE) || ring->inside.write_suspended ||
+        ring->output == OUTPUT_BLOCKED)
+        return;
+    if (may_write(ring))
+        wait_to_write(ring, false);
+    else if (!ring->cancelled && !inside.pending(&bev->ev_write, EV_WRITE, NULL))
+        inside.bev_add_event(&bev->ev_write, &bev->timeout_write);
+}
+
+/* -------------------------------------------------------------------- operations */
+
+static int ring_enable(struct bufferevent *bev, short events)
+{
+    struct ring_bufferevent *ring = of(bev);
+    if ((events & (EV_READ | EV_WRITE)) && fd_of(ring) >= 0)
+        declare(ring);
+    if (events & EV_READ) {
+        if (inside.bev_add_event(&bev->ev_read, &bev->timeout_read) < 0)
+            return -1;
+        if (is_waiting_to_be_read(ring))
+            inside.active(&bev->ev_read, EV_READ, 1);
+    }
+    if (!(events & EV_WRITE) || ring->output == OUTPUT_BLOCKED)
+        return 0;
+    if (!may_write(ring))
+        return inside.bev_add_event(&bev->ev_write, &bev->timeout_write);
+    wait_to_write(ring, true);
+    return 0;
+}
+
+static int ring_disable(struct bufferevent *bev, short events)
+{
+    struct ring_bufferevent *ring = of(bev);
+    int result = 0;
+    bool ends_write = (events & EV_WRITE) && !ring->inside.connecting;
+    if (events & EV_READ)
+        end_receive(ring);
+    if (ends_write)
+        stop_writing(ring);
+    bool reads = !(events & EV_READ) && inside.pending(&bev->ev_read, EV_READ, NULL);
+    bool writes = !ends_write && inside.pending(&bev->ev_write, EV_WRITE, NULL);
+    event_del_keeps = !reads && !writes && !let_go(ring, false);
+    if ((events & EV_READ) && inside.del(&bev->ev_read) < 0)
+        result = -1;
+    if (ends_write && inside.del(&bev->ev_write) < 0)
+        result = -1;
+    event_del_keeps = false;
+    return result;
+}
+
+static void assign(struct ring_bufferevent *ring, evutil_socket_t fd)
+{
+    struct bufferevent *bev = &ring->inside.bev;
+    inside.assign(&bev->ev_read, bev->ev_base, fd, EV_READ | EV_PERSIST | EV_FINALIZE, on_readable, bev);
+    inside.assign(&bev->ev_write, bev->ev_base, fd, EV_WRITE | EV_PERSIST | EV_FINALIZE, on_writable, bev);
+}
+
+static void take_fd(struct ring_bufferevent *ring, int kind)
+{
+    ring->kind = kind > 0 && (kind & RINGPOLL_FD_NONBLOCK) ? kind : 0;
+    ring->read_size = READ_LEAST;
+}
+
+static void *lookup_of(struct ring_bufferevent *ring)
+{
+    void *request;
+    memcpy(&request, (char *)ring + object_lookup_at, sizeof request);
+    return request;
+}
+
+static void set_fd(struct bufferevent *bev, evutil_socket_t fd)
+{
+    struct ring_bufferevent *ring = of(bev);
+    stop_writing(ring);
+    let_go(ring, true);
+    inside.del(&bev->ev_read);
+    inside.del(&bev->ev_write);
+    if (ring->ahead)
+        inside.buffer_drain(ring->ahead, inside.buffer_length(ring->ahead));
+    ring->error = 0;
+    inside.buffer_unfreeze(bev->input, 0);
+    inside.buffer_unfreeze(bev->output, 1);
+    assign(ring, fd);
+    take_fd(ring, fd >= 0 ? object_kind((int)fd) : 0);
+    if (fd >= 0)
+        inside.bev_enable(bev, bev->enabled);
+    inside.cancel_lookup(lookup_of(ring));
+}
+
+static int ring_control(struct bufferevent *bev, enum bufferevent_control what, union bufferevent_argument *argument)
+{
+    struct ring_bufferevent *ring = of(bev);
+    switch (what) {
+    case CONTROL_SET_FD:
+        object_lock(ring->inside.lock);
+        set_fd(bev, argument->fd);
+        object_unlock(ring->inside.lock);
+        return 0;
+    case CONTROL_GET_FD:
+        argument->fd = fd_of(ring);
+        return 0;
+    case CONTROL_CANCEL_ALL: /* bufferevent_free(): what the program does to its fd next nobody tells us */
+        ring->cancelled = true;
+        stop_writing(ring);
+        event_del_keeps = !let_go(ring, false);
+        inside.del(&bev->ev_read);
+        inside.del(&bev->ev_write);
+        event_del_keeps = false;
+        return -1;
+    default:
+        return -1;
+    }
+}
+
+static int ring_flush(struct bufferevent *bev, short events, enum bufferevent_flush_mode mode)
+{
+    (void)bev;
+    (void)events;
+    (void)mode;
+    return 0;
+}
+
+static void ring_destruct(struct bufferevent *bev)
+{
+    struct ring_bufferevent *ring = of(bev);
+    evutil_socket_t fd = fd_of(ring);
+    if ((ring->inside.options & BEV_OPT_CLOSE_ON_FREE) && fd >= 0)
+        ringpoll_close((int)fd);
+    else if (ring->declared)
+        ringpoll_fd_closing((int)fd);
+    inside.cancel_lookup(lookup_of(ring));
+    if (ring->ahead)
+        inside.buffer_free(ring->ahead);
+}
+
+static const struct bufferevent_ops *ring_ops(void)
+{
+    static struct bufferevent_ops ops = {
+        .type = "socket",
+        .enable = ring_enable,
+        .disable = ring_disable,
+        .destruct = ring_destruct,
+        .flush = ring_flush,
+        .control = ring_control,
+    };
+    __atomic_store_n(&ops.adjust_timeouts, inside.bev_adjust_timeouts, __ATOMIC_RELAXED);
+    return &ops;
+}
+
+struct bufferevent *ringpoll_bufferevent_socket_new(struct event_base *base, evutil_socket_t fd, int options)
+{
+    struct event_outputs *outputs = NULL;
+    int fits = objects_fit(base, &outputs);
+    if (fits == 1)
+        return inside.socket_new ? inside.socket_new(base, fd, options) : NULL;
+    int kind = fits == 0 && fd >= 0 ? object_kind((int)fd) : 0;
+    struct ring_bufferevent *ring = NULL;
+    if (fits < 0 || kind < 0) {
+        errno = fits < 0 ? -fits : -kind;
+        return NULL;
+    }
+    ring = inside.calloc(1, sizeof *ring);
+    if (!ring) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    if (inside.bev_init(&ring->inside, base, ring_ops(), options) < 0) {
+        inside.free(ring);
+        errno = (options & (BEV_OPT_UNLOCK_CALLBACKS | BEV_OPT_DEFER_CALLBACKS)) == BEV_OPT_UNLOCK_CALLBACKS ? EINVAL : ENOMEM;
+        return NULL;
+    }
+    ring->outputs = outputs;
+    assign(ring, fd);
+    take_fd(ring, kind);
+    inside.buffer_on_change(ring->inside.bev.output, on_output_changed, ring);
+    inside.buffer_freeze(ring->inside.bev.input, 0);
+    inside.buffer_freeze(ring->inside.bev.output, 1);
+    return &ring->inside.bev;
+}
