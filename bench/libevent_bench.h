@@ -16,7 +16,9 @@ struct load {
     const struct load_ops *ops;
     uint32_t n, active, writes; /* the shape */
     struct event_base *base;
-    bool on_ring, counting;     /* counting: marks around what is by the clock (count.h) */
+    bool counting;              /* marks around what is by the clock (count.h) */
+    bool objects;               /* our bufferevents and listener, too (http) */
+    unsigned side;
     uint64_t ticks;             /* by the clock, since somebody set it to 0 */
     void *state;
     char failure[128];

@@ -23,6 +23,8 @@
 #include <event2/buffer.h>
 #include <event2/event.h>
 #include <event2/http.h>
+#include <event2/listener.h>
+#include <ringpoll/event.h>
 
 #define BODY 1024
 #define REPLY_MOST 4096
@@ -97,6 +99,25 @@ static int connect_all(struct load *load)
     return 0;
 }
 
+static struct bufferevent *new_object(struct event_base *base, void *unused)
+{
+    (void)unused;
+    return ringpoll_bufferevent_socket_new(base, -1, 0);
+}
+
+static struct evhttp_bound_socket *bind_site(struct load *load)
+{
+    struct site *site = load->state;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    if (!load->objects)
+        return evhttp_bind_socket_with_handle(site->http, "127.0.0.1", 0);
+    evhttp_set_bevcb(site->http, new_object, NULL);
+    struct evconnlistener *listener = ringpoll_listener_new_bind(
+        load->base, NULL, NULL, LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE, 128,
+        (struct sockaddr *)&address, sizeof address);
+    return listener ? evhttp_bind_listener(site->http, listener) : NULL;
+}
+
 static int open_with(struct load *load, bool stays)
 {
     struct site *site = calloc(1, sizeof *site);
@@ -105,7 +126,7 @@ static int open_with(struct load *load, bool stays)
     load->state = site;
     site->load = load;
     site->stays = stays;
-    site->source = (uint32_t)getpid() * 977u + load->on_ring * 31000u;
+    site->source = (uint32_t)getpid() * 977u + load->side * 31000u;
     memset(site->body, 'x', sizeof site->body);
     site->fds = malloc(load->n * sizeof site->fds[0]);
     site->taken = calloc(load->n, sizeof site->taken[0]);
@@ -115,7 +136,7 @@ static int open_with(struct load *load, bool stays)
     for (uint32_t i = 0; i < load->n; i++)
         site->fds[i] = -1;
     evhttp_set_gencb(site->http, on_request, site);
-    struct evhttp_bound_socket *bound = evhttp_bind_socket_with_handle(site->http, "127.0.0.1", 0);
+    struct evhttp_bound_socket *bound = bind_site(load);
     socklen_t length = sizeof site->address;
     if (!bound || getsockname((int)evhttp_bound_socket_get_fd(bound), (struct sockaddr *)&site->address, &length) != 0)
         return fail(load, "bind", 0);
