@@ -37,26 +37,26 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
         *ret_kind = (uint8_t)kind;
         return true;
     }
-    /* Untracked: nothing is known of the number, so ask what it is now. */
+    /* Untracked: nothing is known of the number, so ask what it is now. Of TCP its
+     * number and a TCP_INFO prove the rest (a raw socket has none, MPTCP another
+     * number): two calls, since this comes with each ADD. */
     int type = 0, protocol = 0, domain = 0;
-    unsigned length = sizeof type;
-    if (rp_sys_getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0) {
-        length = sizeof domain;
-        if (type != SOCK_STREAM || rp_sys_getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0)
-            return false;
-        if (domain == AF_UNIX) {
-            *ret_kind = RINGPOLL_FD_UNIX;
-            return rp_sys_getpeername_connected(fd) == 1;
+    unsigned length = sizeof protocol;
+    if (rp_sys_getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) == 0) {
+        if (protocol == IPPROTO_TCP) {
+            uint8_t state = 0; /* tcpi_state: 1 established, 2 SYN sent, 7 closed, 10 listening */
+            length = sizeof state;
+            *ret_kind = RINGPOLL_FD_TCP;
+            return rp_sys_getsockopt(fd, IPPROTO_TCP, 11 /* TCP_INFO */, &state, &length) == 0 && state != 7 &&
+                   state != 10;
         }
-        length = sizeof protocol;
-        if ((domain != AF_INET && domain != AF_INET6) ||
-            rp_sys_getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) < 0 || protocol != IPPROTO_TCP)
+        length = sizeof type;
+        if (protocol != 0 || rp_sys_getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 || type != SOCK_STREAM)
             return false;
-        uint8_t state = 0; /* tcpi_state: 1 established, 2 SYN sent, 7 closed, 10 listening */
-        length = sizeof state;
-        *ret_kind = RINGPOLL_FD_TCP;
-        return rp_sys_getsockopt(fd, IPPROTO_TCP, 11 /* TCP_INFO */, &state, &length) == 0 && state != 7 &&
-               state != 10;
+        length = sizeof domain;
+        *ret_kind = RINGPOLL_FD_UNIX;
+        return rp_sys_getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX &&
+               rp_sys_getpeername_connected(fd) == 1;
     }
     unsigned mode;
     *ret_kind = RINGPOLL_FD_PIPE;

@@ -16,10 +16,26 @@
 #include <event2/event.h>
 #include <ringpoll/event.h>
 
+#include "layout.h"
+
 static bool is_replaced(const char *method)
 {
     return strncmp(method, "epoll", strlen("epoll")) == 0 || /* tor's is "epoll (with changelist)" */
            (strcmp(method, "poll") == 0 && secure_getenv("EVENT_NOEPOLL") != NULL);
+}
+
+/* The base does not tell afterwards. In the layouts of layout.h a config begins with the list. */
+static bool is_avoided(const struct event_config *config)
+{
+    uint32_t (*version_of)(void);
+    void *found = dlsym(RTLD_NEXT, "event_get_version_number");
+    memcpy(&version_of, &found, sizeof found);
+    if (!config || !found || version_of() >> 16 != 0x0201)
+        return false;
+    for (const struct event_avoided *each = *(struct event_avoided *const *)config; each; each = each->next)
+        if (each->method && strcmp(each->method, "io_uring") == 0)
+            return true;
+    return false;
 }
 
 RINGPOLL_API struct event_base *event_base_new_with_config(const struct event_config *config)
@@ -35,7 +51,7 @@ RINGPOLL_API struct event_base *event_base_new_with_config(const struct event_co
         memcpy(&method_of, &found, sizeof found);
     }
     struct event_base *base = real ? real(config) : NULL;
-    if (base && method_of && is_replaced(method_of(base)))
+    if (base && method_of && is_replaced(method_of(base)) && !is_avoided(config))
         (void)ringpoll_event_install(base);
     return base;
 }
