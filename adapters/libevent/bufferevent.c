@@ -23,8 +23,7 @@
  * Output. Nothing is written where the bytes are added, and no event is added for them:
  *
  *   IDLE ──bytes, or enable──→ WAITING ──given to the ring──→ SENT ──taken──→ IDLE
- *     ↑                           ↑          └──────────┬──not all of it──→ BLOCKED
- *     │                           └──more may go────────┘                     │
+ *     ↑                           ↑                            └──not all of it──→ BLOCKED
  *     └──disabled, suspended, another fd, freed── from all      ←──ev_write: room (to WAITING)
  *
  * WAITING and SENT stand in the base's lists, and each holds a reference. One callback per
@@ -71,7 +70,7 @@ struct ring_bufferevent {
 /* So much is read or written at once where the program has set no limit. */
 #define READ_LEAST 4096u
 #define READ_MOST (128u * 1024u - 256u)
-#define TURN_MOST (256u * 1024u)
+#define TURN_MOST (64u * 1024u)
 /* libevent's own limit, which is no wish of the program's. */
 #define LIMIT_UNSET 16384
 #define VECTORS 16
@@ -92,6 +91,7 @@ struct event_outputs {
     struct event_base *base;
     struct event_callback callback;
     pthread_mutex_t lock;
+    bool runs; /* the callback does, and sees to what comes to wait meanwhile */
     struct list {
         struct ring_bufferevent *first, *last;
         unsigned count;
@@ -116,7 +116,7 @@ static struct list *list_of(struct event_outputs *outputs, uint8_t state)
 static const uint8_t edges[OUTPUT_STATES] = {
     [OUTPUT_IDLE] = 1u << OUTPUT_WAITING | 1u << OUTPUT_BLOCKED,
     [OUTPUT_WAITING] = 1u << OUTPUT_SENT | 1u << OUTPUT_IDLE,
-    [OUTPUT_SENT] = 1u << OUTPUT_IDLE,
+    [OUTPUT_SENT] = 1u << OUTPUT_IDLE, /* and on from there */
     [OUTPUT_BLOCKED] = 1u << OUTPUT_WAITING | 1u << OUTPUT_IDLE,
 };
 
@@ -151,7 +151,10 @@ static bool step(struct ring_bufferevent *ring, enum output_state to)
         ring->inside.references++;
     }
     ring->output = (uint8_t)to;
+    bool schedule = to == OUTPUT_WAITING && !outputs->runs;
     lock_outputs(outputs, false);
+    if (schedule)
+        inside.callback_schedule(outputs->base, &outputs->callback);
     return true;
 }
 
@@ -267,7 +270,7 @@ static bool let_go(struct ring_bufferevent *ring, bool closed)
         ringpoll_fd_opened(fd_of(ring), RINGPOLL_FD_OTHER); /* what is left concerns nobody */
     else if (ringpoll_fd_flush(fd_of(ring)) < 0)
         return false;
-    ringpoll_fd_closing(fd_of(ring));
+    ringpoll_fd_forget(fd_of(ring));
     ring->declared = false;
     return true;
 }
@@ -425,8 +428,7 @@ static bool may_write(const struct ring_bufferevent *ring)
 static void wait_to_write(struct ring_bufferevent *ring, bool tells)
 {
     ring->tells |= tells && ring->output != OUTPUT_SENT;
-    if (step(ring, OUTPUT_WAITING))
-        inside.callback_schedule(ring->outputs->base, &ring->outputs->callback);
+    step(ring, OUTPUT_WAITING);
 }
 
 static void stop_writing(struct ring_bufferevent *ring)
@@ -508,12 +510,12 @@ static void end_write(struct ring_bufferevent *ring, bool blocked)
         inside.bev_run_event(bev, BEV_EVENT_WRITING | BEV_EVENT_ERROR, 0);
         return;
     }
-    if (blocked && may_write(ring)) {
-        ringpoll_fd_full(fd_of(ring));
+    /* Also where a limit left something: that is for the next turn. */
+    if (may_write(ring) && (blocked || inside.buffer_length(bev->output) > 0)) {
+        if (blocked)
+            ringpoll_fd_full(fd_of(ring));
         if (inside.bev_add_event(&bev->ev_write, &bev->timeout_write) == 0)
             step(ring, OUTPUT_BLOCKED);
-    } else if (inside.buffer_length(bev->output) > 0 && may_write(ring)) {
-        wait_to_write(ring, false);
     }
     if (tells && inside.buffer_length(bev->output) <= bev->wm_write.low)
         inside.bev_run_write(bev, 0);
@@ -521,12 +523,16 @@ static void end_write(struct ring_bufferevent *ring, bool blocked)
 
 static void write_now(struct ring_bufferevent *ring)
 {
+    struct bufferevent *bev = &ring->inside.bev;
     if (may_write(ring)) {
         step(ring, OUTPUT_SENT);
         ring->blocked = write_some(ring);
-    } else {
-        stop_writing(ring);
+        return;
     }
+    stop_writing(ring);
+    /* An enable, then a connect: it is ev_write that tells of that. */
+    if (ring->inside.connecting && !ring->cancelled && (bev->enabled & EV_WRITE) && !ring->inside.write_suspended)
+        inside.bev_add_event(&bev->ev_write, &bev->timeout_write);
 }
 
 /* Also at the end of each read callback: what it has just made is in the cache. Nothing is
@@ -542,11 +548,14 @@ static void write_waiting(struct event_outputs *outputs)
     }
 }
 
+/* Once in each turn of the loop: what comes to wait meanwhile waits for the next. */
 static void run_outputs(struct event_callback *callback, void *argument)
 {
     struct event_outputs *outputs = argument;
     struct ring_bufferevent *ring;
-    (void)callback;
+    lock_outputs(outputs, true);
+    outputs->runs = true;
+    lock_outputs(outputs, false);
     write_waiting(outputs);
     ringpoll_flush();
     for (unsigned left = outputs->sent.count; left > 0; left--) {
@@ -555,8 +564,15 @@ static void run_outputs(struct event_callback *callback, void *argument)
         end_write(ring, ring->blocked || (ring->declared && ringpoll_fd_flush(fd_of(ring)) < 0));
         inside.bev_let_go(&ring->inside.bev);
     }
-    if (outputs->waiting.count > 0)
-        inside.callback_schedule(outputs->base, &outputs->callback);
+    lock_outputs(outputs, true);
+    outputs->runs = false;
+    bool again = outputs->waiting.count + outputs->sent.count > 0;
+    lock_outputs(outputs, false);
+    if (again) {
+        event_lock(outputs->base, true);
+        inside.callback_later(outputs->base, callback);
+        event_lock(outputs->base, false);
+    }
 }
 
 static void on_writable(evutil_socket_t fd, short events, void *argument)
@@ -737,7 +753,7 @@ static void ring_destruct(struct bufferevent *bev)
     if ((ring->inside.options & BEV_OPT_CLOSE_ON_FREE) && fd >= 0)
         ringpoll_close((int)fd);
     else if (ring->declared)
-        ringpoll_fd_closing((int)fd);
+        ringpoll_fd_forget((int)fd);
     inside.cancel_lookup(lookup_of(ring));
     if (ring->ahead)
         inside.buffer_free(ring->ahead);

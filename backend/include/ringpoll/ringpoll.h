@@ -185,6 +185,10 @@ RINGPOLL_API void ringpoll_fd_nonblock(int fd, int on);
 /* `fd` will be closed by the next call, or replaced by dup2 or dup3. Returns
  * when no poll of the calling process holds it any more. */
 RINGPOLL_API void ringpoll_fd_closing(int fd);
+/* `fd` leaves the library, and may live on: the same, but its connection is left alone.
+ * Where another thread owns the ring and is busy outside its wait, a poll holds the
+ * file until that thread waits. */
+RINGPOLL_API void ringpoll_fd_forget(int fd);
 /* The same for all of first..last, both included, except the library's own. */
 RINGPOLL_API void ringpoll_fd_closing_range(unsigned first, unsigned last);
 /* `to` is a duplicate of `from` (dup, dup2, dup3, F_DUPFD). */
