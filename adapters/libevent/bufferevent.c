@@ -63,6 +63,7 @@ struct ring_bufferevent {
     bool declared;
     bool tells;                       /* SENT: the write callback is due; WAITING: even if nothing is written */
     bool blocked;                     /* SENT: the kernel took less */
+    bool doubtful;                    /* what was taken from it may not have gone out yet */
     bool listed;                      /* under the lists' lock. WAITING or SENT and not listed: run_outputs() has it */
     bool cancelled;                   /* bufferevent_free() was called */
 };
@@ -83,6 +84,24 @@ static struct ring_bufferevent *of(struct bufferevent *bev)
 static evutil_socket_t fd_of(const struct ring_bufferevent *ring)
 {
     return ring->inside.bev.ev_read.ev_fd;
+}
+
+/* As bufferevent_incref_and_lock_() and its counterpart, which also ends what has no
+ * reference left. */
+static inline void hold(struct ring_bufferevent *ring)
+{
+    object_lock(ring->inside.lock);
+    ring->inside.references++;
+}
+
+static inline void drop(struct ring_bufferevent *ring)
+{
+    if (ring->inside.references == 1) {
+        inside.bev_let_go(&ring->inside.bev);
+        return;
+    }
+    ring->inside.references--;
+    object_unlock(ring->inside.lock);
 }
 
 /* --------------------------------------------------------- the outputs of a base */
@@ -125,8 +144,17 @@ static void unlist(struct list *list, struct ring_bufferevent *ring)
     *(ring->prev ? &ring->prev->next : &list->first) = ring->next;
     *(ring->next ? &ring->next->prev : &list->last) = ring->prev;
     list->count--;
-    ring->next = ring->prev = NULL;
     ring->listed = false;
+}
+
+static void enlist(struct list *list, struct ring_bufferevent *ring)
+{
+    ring->next = NULL;
+    ring->prev = list->last;
+    *(list->last ? &list->last->next : &list->first) = ring;
+    list->last = ring;
+    list->count++;
+    ring->listed = true;
 }
 
 /* Makes every edge. Who is listed has a reference more: taken and given up here, by a
@@ -136,22 +164,21 @@ static bool step(struct ring_bufferevent *ring, enum output_state to)
     struct event_outputs *outputs = ring->outputs;
     if (!(edges[ring->output] >> to & 1u))
         return false;
+    if (!ring->listed && to != OUTPUT_WAITING && to != OUTPUT_SENT) {
+        ring->output = (uint8_t)to;
+        return true;
+    }
     lock_outputs(outputs, true);
-    struct list *list = list_of(outputs, (uint8_t)to);
     if (ring->listed) {
         unlist(list_of(outputs, ring->output), ring);
         ring->inside.references--;
     }
-    if (list) {
-        ring->prev = list->last;
-        *(list->last ? &list->last->next : &list->first) = ring;
-        list->last = ring;
-        list->count++;
-        ring->listed = true;
+    bool schedule = to == OUTPUT_WAITING && !outputs->runs && outputs->waiting.count + outputs->sent.count == 0;
+    ring->output = (uint8_t)to;
+    if (list_of(outputs, ring->output)) {
+        enlist(list_of(outputs, ring->output), ring);
         ring->inside.references++;
     }
-    ring->output = (uint8_t)to;
-    bool schedule = to == OUTPUT_WAITING && !outputs->runs;
     lock_outputs(outputs, false);
     if (schedule)
         inside.callback_schedule(outputs->base, &outputs->callback);
@@ -170,12 +197,11 @@ static struct ring_bufferevent *take_first(struct event_outputs *outputs, enum o
     lock_outputs(outputs, false);
     if (!ring)
         return NULL;
-    struct bufferevent *bev = &ring->inside.bev;
-    inside.bev_hold(bev);
+    hold(ring);
     ring->inside.references--; /* the list's; before we had the lock it kept it alive */
     if (ring->output == state && !ring->listed)
         return ring;
-    inside.bev_let_go(bev);
+    drop(ring);
     return NULL;
 }
 
@@ -284,8 +310,9 @@ static void read_on(struct ring_bufferevent *ring)
         inside.active(&bev->ev_read, EV_READ, 1);
 }
 
-/* Up to `most` bytes, into the input (unfrozen): how many, 0 at the end, or -errno. */
-static long read_plainly(struct ring_bufferevent *ring, size_t most)
+/* Up to `most` bytes, into the input (unfrozen): how many, 0 at the end, or -errno.
+ * *ret_more: there was no room for more. */
+static long read_plainly(struct ring_bufferevent *ring, size_t most, bool *ret_more)
 {
     struct evbuffer *input = ring->inside.bev.input;
     evutil_socket_t fd = fd_of(ring);
@@ -301,6 +328,7 @@ static long read_plainly(struct ring_bufferevent *ring, size_t most)
     }
     ssize_t got = readv(fd, (struct iovec *)room, count);
     long result = got < 0 ? -errno : got;
+    *ret_more = result == (long)asked;
     ringpoll_fd_read(fd, asked, result);
     if (result <= 0)
         return result;
@@ -332,11 +360,8 @@ static long read_next(struct ring_bufferevent *ring, size_t most, bool *ret_more
         return -error;
     }
     long result = ringpoll_borrow(fd_of(ring), &buffer, MSG_DONTWAIT);
-    if (result == RINGPOLL_PASS) {
-        result = read_plainly(ring, most);
-        *ret_more = result >= (long)READ_LEAST;
-        return result;
-    }
+    if (result == RINGPOLL_PASS)
+        return read_plainly(ring, most, ret_more);
     if (result <= 0)
         return result;
     *ret_more = result >= (long)READ_LEAST;
@@ -361,7 +386,7 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
     long total = 0, result = 0;
     (void)fd;
 
-    inside.bev_hold(bev);
+    hold(ring);
     if (events == EV_TIMEOUT) {
         what |= BEV_EVENT_TIMEOUT;
         goto failed;
@@ -411,7 +436,7 @@ failed:
         errno = (int)-result;
     inside.bev_run_event(bev, what, 0);
 done:
-    inside.bev_let_go(bev);
+    drop(ring);
     if (outputs->waiting.count > 0)
         write_waiting(outputs);
 }
@@ -511,13 +536,14 @@ static void end_write(struct ring_bufferevent *ring, bool blocked)
         return;
     }
     /* Also where a limit left something: that is for the next turn. */
-    if (may_write(ring) && (blocked || inside.buffer_length(bev->output) > 0)) {
+    size_t left = inside.buffer_length(bev->output);
+    if ((blocked || left > 0) && may_write(ring)) {
         if (blocked)
             ringpoll_fd_full(fd_of(ring));
         if (inside.bev_add_event(&bev->ev_write, &bev->timeout_write) == 0)
             step(ring, OUTPUT_BLOCKED);
     }
-    if (tells && inside.buffer_length(bev->output) <= bev->wm_write.low)
+    if (tells && left <= bev->wm_write.low)
         inside.bev_run_write(bev, 0);
 }
 
@@ -543,7 +569,7 @@ static void write_waiting(struct event_outputs *outputs)
         struct ring_bufferevent *ring = take_first(outputs, OUTPUT_WAITING);
         if (ring) {
             write_now(ring);
-            inside.bev_let_go(&ring->inside.bev);
+            drop(ring);
         }
     }
 }
@@ -557,12 +583,14 @@ static void run_outputs(struct event_callback *callback, void *argument)
     outputs->runs = true;
     lock_outputs(outputs, false);
     write_waiting(outputs);
-    ringpoll_flush();
+    bool all = ringpoll_flush() == 0;
     for (unsigned left = outputs->sent.count; left > 0; left--) {
         if (!(ring = take_first(outputs, OUTPUT_SENT)))
             continue;
-        end_write(ring, ring->blocked || (ring->declared && ringpoll_fd_flush(fd_of(ring)) < 0));
-        inside.bev_let_go(&ring->inside.bev);
+        if (!all || ring->doubtful)
+            ring->doubtful = ring->declared && ringpoll_fd_flush(fd_of(ring)) < 0;
+        end_write(ring, ring->blocked || ring->doubtful);
+        drop(ring);
     }
     lock_outputs(outputs, true);
     outputs->runs = false;
@@ -581,7 +609,7 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
     struct ring_bufferevent *ring = of(bev);
     bool connected = false;
 
-    inside.bev_hold(bev);
+    hold(ring);
     if (events == EV_TIMEOUT) {
         inside.bev_disable(bev, EV_WRITE);
         inside.bev_run_event(bev, BEV_EVENT_WRITING | BEV_EVENT_TIMEOUT, 0);
@@ -616,7 +644,7 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
     if (may_write(ring) && (!connected || inside.buffer_length(bev->output) > 0))
         wait_to_write(ring, !connected);
 done:
-    inside.bev_let_go(bev);
+    drop(ring);
 }
 
 static void on_output_changed(struct evbuffer *buffer, const struct evbuffer_cb_info *change, void *argument)

@@ -275,8 +275,9 @@ RINGPOLL_API void ringpoll_return_at(void *pool, const void *address);
 RINGPOLL_API long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags);
 RINGPOLL_API long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags);
 /* Sends all that the calling thread's sets hold back. A few instructions when there
- * is nothing. */
-RINGPOLL_API void ringpoll_flush(void);
+ * is nothing. Returns how many sockets of the process have bytes left that were taken from
+ * the program, and that their peers have no room for: ringpoll_fd_flush() tells which. */
+RINGPOLL_API int ringpoll_flush(void);
 /* The same for one fd, before a call that writes to it by other means: 0, or -EAGAIN
  * where its peer does not take what waits (on a blocking fd after five seconds). */
 RINGPOLL_API int ringpoll_fd_flush(int fd);
