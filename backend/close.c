@@ -42,7 +42,7 @@ void rp_set_stream_closing(struct rp_set *set, struct rp_stream *stream, const s
     bool is_unix = stream->is_unix;
     /* Duplicates are counted, and have been closed. */
     bool passed = RP_READ_ONCE(stream->passed) || RP_READ_ONCE(entry->epoch) != RP_READ_ONCE(rp_fork_epoch);
-    if (rp_stream_closing(set, stream) && !is_unix && !passed) {
+    if (rp_stream_closing(set, stream) && !is_unix && !passed && !rp_self.forgets) {
         struct linger at_once = {1, 0};
         rp_sys_call(SYS_setsockopt, fd, SOL_SOCKET, SO_LINGER, (long)&at_once, sizeof at_once, 0);
     }
@@ -141,7 +141,7 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
     uint8_t kind = watch->kind;
     if (set->owner_inside && rp_set_ask_owner(set))
         return;
-    if (rp_fd_shared(entry))
+    if (rp_fd_shared(entry) || rp_self.forgets)
         return;
     rp_set_unlock(set);
     unregister(fd);

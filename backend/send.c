@@ -74,6 +74,9 @@ static bool step(struct rp_set *set, struct rp_stream *stream, enum rp_send_stat
     return true;
 }
 
+/* Streams that have a rest. */
+static uint32_t rests;
+
 /* ------------------------------------------------------------------- bytes */
 
 /* Moves `length` bytes behind the rest; false: no memory. */
@@ -85,6 +88,7 @@ static bool add_to_rest(struct rp_set *set, struct rp_send *send, const unsigned
         send->rest_at = 0;
         if (!send->rest)
             return false;
+        __atomic_fetch_add(&rests, 1, __ATOMIC_RELAXED);
     }
     if (send->rest_at + send->rest_length + length > set->send_limit) {
         memmove(send->rest, send->rest + send->rest_at, send->rest_length);
@@ -108,10 +112,19 @@ static void break_connection(struct rp_stream *stream, int error)
 
 static void free_rest(struct rp_set *set, struct rp_send *send)
 {
-    if (send->rest)
+    if (send->rest) {
         rp_sys_pages_free(send->rest, set->send_limit);
+        __atomic_fetch_sub(&rests, 1, __ATOMIC_RELAXED);
+    }
     send->rest = NULL;
     send->rest_at = send->rest_length = 0;
+}
+
+void rp_send_after_fork(struct rp_send *send)
+{
+    if (send->rest)
+        rests--;
+    memset(send, 0, sizeof *send);
 }
 
 void rp_send_arena_free(struct rp_set *set)
@@ -733,10 +746,11 @@ static __attribute__((noinline)) void flush_sets(void)
     rp_unlock(&rp_sets_lock);
 }
 
-void ringpoll_flush(void)
+int ringpoll_flush(void)
 {
     if (rp_self.batched && !rp_self.locks_held)
         flush_sets();
+    return (int)__atomic_load_n(&rests, __ATOMIC_RELAXED);
 }
 
 static int flush_fd(int fd, bool wait)

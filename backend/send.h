@@ -90,5 +90,7 @@ void rp_send_end(struct rp_set *set, struct rp_stream *stream);
 /* Drops everything: its fd is closed, or the ring goes. */
 void rp_send_forget(struct rp_set *set, struct rp_stream *stream);
 void rp_send_arena_free(struct rp_set *set);
+/* In a fork's child. */
+void rp_send_after_fork(struct rp_send *send);
 
 #endif

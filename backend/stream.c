@@ -836,7 +836,7 @@ void rp_stream_after_fork(struct rp_set *set)
         stream->op = NULL;
         stream->slot = 0;
         stream->held = 0;
-        memset(&stream->send, 0, sizeof stream->send); /* the parent sends it */
+        rp_send_after_fork(&stream->send); /* the parent sends it */
         if (stream->state != RP_STREAM_PLAIN)
             step(stream, RP_STREAM_PLAIN);
         end_if_empty(set, stream);
@@ -1349,32 +1349,58 @@ long ringpoll_try_recvmsg(int fd, struct msghdr *message, int flags)
     return wanted < 0 ? wanted : receive(fd, message->msg_iov, message->msg_iovlen, (size_t)wanted, flags, message);
 }
 
+/* Locked, by the owner; something is queued. */
+static inline long borrow_first(struct rp_set *set, struct rp_stream *stream, struct ringpoll_buffer *ret_buffer)
+{
+    uint32_t number = unlink_first(stream);
+    struct rp_segment *segment = &stream->pool->segments[number];
+    if (segment->control)
+        close_passed(stream, number, segment);
+    rp_pool_get(stream->pool);
+    *ret_buffer = (struct ringpoll_buffer){
+        .data = rp_pool_bytes(stream->pool, number) + segment->at,
+        .length = segment->length,
+        .pool = stream->pool,
+        .number = number,
+    };
+    long length = segment->length;
+    stream->gain += segment->length; /* nobody copies it */
+    if (!stream->head)
+        note_drained(set, stream);
+    rp_stream_saved(set, stream, 0);
+    end_if_empty(set, stream);
+    return length;
+}
+
+/* See receive_quickly(). */
+static inline bool borrow_quickly(const struct rp_fd *entry, struct rp_stream *stream,
+                                  struct ringpoll_buffer *ret_buffer, long *ret_result)
+{
+    struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
+    if (rp_self.locks_held || !rp_set_is_mine(set))
+        return false;
+    rp_set_lock(set);
+    bool done = entry->stream == stream && stream->set == set && stream->head;
+    if (done)
+        *ret_result = borrow_first(set, stream, ret_buffer);
+    rp_set_unlock(set);
+    return done;
+}
+
 long ringpoll_borrow(int fd, struct ringpoll_buffer *ret_buffer, int flags)
 {
     for (;;) {
         struct rp_fd *entry;
-        if (!stream_of(fd, &entry))
+        struct rp_stream *stream = stream_of(fd, &entry);
+        long length;
+        if (!stream)
             return RINGPOLL_PASS;
-        struct rp_stream *stream = rp_self.locks_held ? NULL : rp_stream_lock(fd);
+        if (borrow_quickly(entry, stream, ret_buffer, &length))
+            return length;
+        stream = rp_self.locks_held ? NULL : rp_stream_lock(fd);
         if (stream && stream->head && rp_set_is_mine(stream->set)) {
             struct rp_set *set = stream->set;
-            uint32_t number = unlink_first(stream);
-            struct rp_segment *segment = &stream->pool->segments[number];
-            if (segment->control)
-                close_passed(stream, number, segment);
-            rp_pool_get(stream->pool);
-            *ret_buffer = (struct ringpoll_buffer){
-                .data = rp_pool_bytes(stream->pool, number) + segment->at,
-                .length = segment->length,
-                .pool = stream->pool,
-                .number = number,
-            };
-            long length = segment->length;
-            stream->gain += segment->length; /* nobody copies it */
-            if (!stream->head)
-                note_drained(set, stream);
-            rp_stream_saved(set, stream, 0);
-            end_if_empty(set, stream);
+            length = borrow_first(set, stream, ret_buffer);
             rp_set_unlock(set);
             return length;
         }
