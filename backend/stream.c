@@ -718,6 +718,9 @@ void rp_stream_abandon_receives(struct rp_set *set)
             stream->op = NULL;
             stream->slot = 0;
             step(stream, RP_STREAM_PLAIN);
+            /* What it received may be among the completions that the kernel kept back. */
+            if (rp_ring_is_overflown(&set->ring))
+                rp_send_break_connection(stream, EIO);
             end_if_empty(set, stream);
         }
     }

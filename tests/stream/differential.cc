@@ -1340,7 +1340,8 @@ public:
         /* An error that the library has is not seen by a passed descriptor: the number that
          * it came for has it still. */
         std::string their_word = kernels.substr(0, kernels.find(' ')), my_word = ours.substr(0, ours.find(' '));
-        if (kernels != ours && passed_.count(files_[at]) > 0 && (their_word == "0" || my_word == "0") &&
+        auto is_behind = [](const std::string &word) { return word == "0" || word == "EPIPE"; };
+        if (kernels != ours && passed_.count(files_[at]) > 0 && (is_behind(their_word) || is_behind(my_word)) &&
             (their_word == "ECONNRESET" || my_word == "ECONNRESET"))
             return true;
         if (kernels != ours)
@@ -1363,8 +1364,10 @@ public:
             for (auto &each : watches_)
                 each.second.told = ~0u;
         } else if (World::writes(verb)) {
+            size_t sum = kernels.find(" of ");
+            long bytes = atol(kernels.c_str() + (sum == std::string::npos ? 0 : sum + 4));
             for (auto &each : watches_) /* behind an end there is nothing new to read */
-                if (each.second.file == (files_[at] ^ 1) && atol(kernels.c_str()) > 0 &&
+                if (each.second.file == (files_[at] ^ 1) && bytes > 0 &&
                     !(each.second.told & (EPOLLRDHUP | EPOLLHUP)))
                     each.second.told &= out;
         } else if (verb == "fork" && (a[2] == "idle" || a[2] == "later")) { /* nothing, or bytes from the peer */

@@ -5,7 +5,8 @@
  * (a send becomes shorter, or, like a receive or a poll, a NOP that completes with
  * any errno), cancels requests that nobody asked to cancel, answers cancels with
  * EALREADY and makes them later, answers enters with errors, submits them in parts or
- * keeps their completions for the next one, and lets the n-th allocation fail. Queues and
+ * keeps their completions for the next one, breaks the ring for good, and lets the n-th
+ * allocation fail. Queues and
  * buffers are so few that the SQ is full, the CQ overflows and receives starve.
  *
  * A program of random calls runs on it; the seed is printed. What must hold: what the
@@ -66,6 +67,8 @@ struct Faults {
     bool allocation_failed = false;
     struct rp_set *set = nullptr;
     std::vector<uint64_t> late; /* cancels that were answered, and are yet to be made */
+    unsigned enters_left = 0;   /* until the ring breaks for good; 0: it does not */
+    bool ring_breaks = false;
     bool kept = false;          /* the last enter ran nothing that was pending */
     uint64_t cancelled = 0, already = 0, times_kept = 0;
     std::vector<int> broken; /* fds whose connection was ended by an injected error */
@@ -179,6 +182,10 @@ void Faults::cancel(uint64_t target)
 
 int faulty_enter(int fd, unsigned to_submit, unsigned min_complete, unsigned flags, const void *arg, size_t size)
 {
+    if (faults.on && faults.enters_left > 0 && --faults.enters_left == 0)
+        faults.ring_breaks = true;
+    if (faults.set && faults.ring_breaks)
+        return -EIO;
     if (faults.on && faults.set && faults.set->ring.fd >= 0) {
         struct rp_ring *ring = &faults.set->ring;
         Random &r = faults.random;
@@ -342,7 +349,7 @@ public:
         struct ringpoll_stats stats = {};
         stats.size = sizeof stats;
         EXPECT_EQ(ringpoll_get_stats(set_, &stats), 0);
-        if (!faults.allocation_failed) {
+        if (!faults.allocation_failed && !faults.ring_breaks) {
             EXPECT_NE(stats.reason, RINGPOLL_REASON_NO_RING) << "the ring was given up, errno " << -stats.error;
         }
         struct rp_set *set = rp_set_of(set_);
@@ -421,7 +428,7 @@ private:
                 c.broken = true;
         /* The set left its ring while this peer took no more. */
         struct rp_fd *entry = c.a >= 0 ? rp_fd_peek(c.a) : nullptr;
-        if (entry && entry->stream && entry->stream->error == ETIMEDOUT)
+        if (entry && entry->stream && (entry->stream->error == ETIMEDOUT || (faults.ring_breaks && entry->stream->error == EIO)))
             c.broken = true;
     }
     /* It cannot be otherwise: an injected error, or memory that was not there for what
@@ -429,7 +436,7 @@ private:
     void failed(Connection &c, long result)
     {
         find_broken(c);
-        if (faults.allocation_failed || result == -ETIMEDOUT)
+        if (faults.allocation_failed || result == -ETIMEDOUT || (faults.ring_breaks && result == -EIO))
             c.broken = true;
         if (!c.broken && !(c.peer_shut && (result == -EPIPE || result == -ECONNRESET)))
             ADD_FAILURE() << "errno " << -result << where(c);
@@ -671,6 +678,8 @@ protected:
         faults.random.state = seed;
         faults.broken.clear();
         faults.late.clear();
+        faults.ring_breaks = false;
+        faults.enters_left = !calm && seed % 5 == 0 ? 1 + (unsigned)(seed / 5 % 200) : 0;
         faults.errors_of_sends = seed % 3 == 0;
         {
             Program program(seed, calm);
