@@ -188,7 +188,7 @@ struct File { /* an open file of the world, whatever fds name it */
     uint64_t received = 0; /* TCP: what its peer has sent, urgent bytes too */
     size_t unread = 0, cost = 0; /* an upper bound; what it may cost the peer's buffer */
     bool fin_sent = false, reset = false, no_more_reads = false, blocking = false, urgent = false, small = false,
-         without_urgency = false, sealed = false, shut_here = false, told_of_out = false;
+         without_urgency = false, sealed = false, holds_fds = false, shut_here = false, told_of_out = false;
     int low_water = 1, timeout_ms = 0;
 };
 
@@ -577,8 +577,10 @@ private:
     {
         if (count > 0 && !(flags & (MSG_PEEK | MSG_OOB)))
             file->unread -= std::min(file->unread, (size_t)count);
-        if (file->unread == 0)
+        if (file->unread == 0) {
             file->cost = 0;
+            file->holds_fds = false;
+        }
     }
 
     std::string bytes_text(long result, int flags, const File *file)
@@ -889,6 +891,7 @@ private:
             memcpy(CMSG_DATA(header), fds, room);
             result = answer_of(::sendmsg(fd, &message, flags));
             peer->sealed = result > 4000;
+            peer->holds_fds = true;
             ::close(fds[0]);
             ::close(fds[1]);
         } else if (verb == "msend") {
@@ -1116,6 +1119,10 @@ private:
         /* What the library has is read by the number it came for. */
         if (from->file->unread > 0)
             return "unread";
+        /* Fds that are on their way have their numbers already: the next one is another. */
+        for (auto &each : slots_)
+            if (each.fd >= 0 && each.file->holds_fds && each.file->unread > 0)
+                return "unfit";
         int fd;
         if (verb == "dup") {
             fd = ::dup(from->fd);

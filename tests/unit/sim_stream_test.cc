@@ -495,7 +495,8 @@ private:
                 c->told_in = false;
         for (int i = 0; i < count; i++) {
             Connection &c = *(Connection *)events[i].data.ptr;
-            EXPECT_FALSE(c.closed) << "an event of a closed fd";
+            /* (A ring that broke holds its files until the kernel has ended it.) */
+            EXPECT_TRUE(!c.closed || faults.ring_breaks) << "an event of a closed fd";
             if (events[i].events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
                 c.told_in = true;
             if (events[i].events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
