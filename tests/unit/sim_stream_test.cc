@@ -337,7 +337,8 @@ public:
         }
         for (auto &c : all_) {
             find_broken(*c);
-            if (c->broken)
+            /* What a closed one had left to send is given up with the ring, see send.h. */
+            if (c->broken || (c->closed && rp_set_engine(rp_set_of(set_)) == RINGPOLL_ENGINE_KERNEL))
                 continue;
             EXPECT_EQ(c->arrived, c->accepted) << "written by the program and not arrived" << where(*c);
             if (c->closed)
