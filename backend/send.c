@@ -99,9 +99,7 @@ static bool add_to_rest(struct rp_set *set, struct rp_send *send, const unsigned
     return true;
 }
 
-/* Bytes that the program was promised cannot go out: both ends shall see a connection
- * that broke, and never one with a hole in it. */
-static void break_connection(struct rp_stream *stream, int error)
+void rp_send_break_connection(struct rp_stream *stream, int error)
 {
     struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
     if (!stream->error)
@@ -239,7 +237,7 @@ static void sent(struct rp_set *set, struct rp_stream *stream, uint32_t bytes)
     }
     /* The arena is for one turn. */
     if (send->length > 0 && !add_to_rest(set, send, set->arena.bytes + send->at, send->length)) {
-        break_connection(stream, ENOMEM);
+        rp_send_break_connection(stream, ENOMEM);
     }
     send->length = 0;
     send->was_blocked = true;
@@ -453,7 +451,7 @@ bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait)
 void rp_send_end(struct rp_set *set, struct rp_stream *stream)
 {
     if (!rp_send_drain(set, stream, true))
-        break_connection(stream, ETIMEDOUT);
+        rp_send_break_connection(stream, ETIMEDOUT);
     rp_send_forget(set, stream);
 }
 

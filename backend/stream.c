@@ -747,6 +747,14 @@ void rp_stream_abandon_receives(struct rp_set *set)
             stream->op = NULL;
             stream->slot = 0;
             step(stream, RP_STREAM_PLAIN);
+            /* What it received may be among the completions that the kernel kept back. Then
+             * nobody shall read what came behind it. */
+            if (rp_ring_is_overflown(&set->ring)) {
+                unsigned char bytes[1024];
+                rp_send_break_connection(stream, EIO);
+                while (rp_sys_call(SYS_recvfrom, stream->fd, (long)bytes, sizeof bytes, MSG_DONTWAIT, 0, 0) > 0)
+                    ;
+            }
             end_if_empty(set, stream);
         }
     }

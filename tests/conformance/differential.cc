@@ -1226,7 +1226,9 @@ private:
                         one.second.told &= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
                 } else if ((is_peer || own) && !reads && verb != "write" && !one_of_several) {
                     /* What follows both ends is an error, and nothing else. */
-                    one.second.told &= closes && (one.second.told & EPOLLHUP) ? ~(uint32_t)EPOLLERR : 0u;
+                    bool quietly = verb == "shutdown" && second == "rd" && is_peer; /* it reads no more, and says so */
+                    one.second.told &= quietly ? ~(uint32_t)(EPOLLERR | EPOLLHUP)
+                                       : closes && (one.second.told & EPOLLHUP) ? ~(uint32_t)EPOLLERR : 0u;
                 }
                 one.second.wrote = one.second.wrote || (file->second == one.second.file && verb == "write");
                 one.second.news = one.second.news || (!reads && is_peer && !one_of_several) ||

@@ -188,7 +188,7 @@ struct File { /* an open file of the world, whatever fds name it */
     uint64_t received = 0; /* TCP: what its peer has sent, urgent bytes too */
     size_t unread = 0, cost = 0; /* an upper bound; what it may cost the peer's buffer */
     bool fin_sent = false, reset = false, no_more_reads = false, blocking = false, urgent = false, small = false,
-         without_urgency = false, sealed = false, shut_here = false, told_of_out = false;
+         without_urgency = false, sealed = false, holds_fds = false, shut_here = false, told_of_out = false;
     int low_water = 1, timeout_ms = 0;
 };
 
@@ -577,8 +577,10 @@ private:
     {
         if (count > 0 && !(flags & (MSG_PEEK | MSG_OOB)))
             file->unread -= std::min(file->unread, (size_t)count);
-        if (file->unread == 0)
+        if (file->unread == 0) {
             file->cost = 0;
+            file->holds_fds = false;
+        }
     }
 
     std::string bytes_text(long result, int flags, const File *file)
@@ -889,6 +891,7 @@ private:
             memcpy(CMSG_DATA(header), fds, room);
             result = answer_of(::sendmsg(fd, &message, flags));
             peer->sealed = result > 4000;
+            peer->holds_fds = true;
             ::close(fds[0]);
             ::close(fds[1]);
         } else if (verb == "msend") {
@@ -1116,6 +1119,10 @@ private:
         /* What the library has is read by the number it came for. */
         if (from->file->unread > 0)
             return "unread";
+        /* Fds that are on their way have their numbers already: the next one is another. */
+        for (auto &each : slots_)
+            if (each.fd >= 0 && each.file->holds_fds && each.file->unread > 0)
+                return "unfit";
         int fd;
         if (verb == "dup") {
             fd = ::dup(from->fd);
@@ -1340,7 +1347,8 @@ public:
         /* An error that the library has is not seen by a passed descriptor: the number that
          * it came for has it still. */
         std::string their_word = kernels.substr(0, kernels.find(' ')), my_word = ours.substr(0, ours.find(' '));
-        if (kernels != ours && passed_.count(files_[at]) > 0 && (their_word == "0" || my_word == "0") &&
+        auto is_behind = [](const std::string &word) { return word == "0" || word == "EPIPE"; };
+        if (kernels != ours && passed_.count(files_[at]) > 0 && (is_behind(their_word) || is_behind(my_word)) &&
             (their_word == "ECONNRESET" || my_word == "ECONNRESET"))
             return true;
         if (kernels != ours)
@@ -1363,8 +1371,10 @@ public:
             for (auto &each : watches_)
                 each.second.told = ~0u;
         } else if (World::writes(verb)) {
+            size_t sum = kernels.find(" of ");
+            long bytes = atol(kernels.c_str() + (sum == std::string::npos ? 0 : sum + 4));
             for (auto &each : watches_) /* behind an end there is nothing new to read */
-                if (each.second.file == (files_[at] ^ 1) && atol(kernels.c_str()) > 0 &&
+                if (each.second.file == (files_[at] ^ 1) && bytes > 0 &&
                     !(each.second.told & (EPOLLRDHUP | EPOLLHUP)))
                     each.second.told &= out;
         } else if (verb == "fork" && (a[2] == "idle" || a[2] == "later")) { /* nothing, or bytes from the peer */
