@@ -622,41 +622,47 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
     return length;
 }
 
-/* What makes up a busy server's life: the owner's first small write of the turn to a
- * socket that has nothing waiting, of a turn that had several events. False:
+/* What makes up a busy server's life: the owner's write to a socket that has nothing
+ * waiting. The first small one of a turn that had several events is batched; in a turn
+ * of one event, and with nothing to be overtaken, the call is the program's own (which
+ * ringpoll_fd_full() hears of where it is refused). UNUSUAL: nothing was done, and
  * send_locked() shall see to it. */
-static inline bool send_as_usual(struct rp_set *set, struct rp_stream *stream, uint32_t fd_flags, const void *buffer,
-                                 size_t length, int flags)
+#define UNUSUAL INT64_MIN
+static inline int64_t send_as_usual(struct rp_set *set, struct rp_stream *stream, uint32_t fd_flags,
+                                    const void *buffer, size_t length, int flags)
 {
     struct rp_send *send = &stream->send;
     struct rp_arena *arena = &set->arena;
     if (!rp_stream_is_well(stream) || send->state != RP_SEND_IDLE || set->owner_inside ||
-        set->turn_events <= 1 || length > arena->size - arena->used ||
         ((fd_flags | (flags & MSG_DONTWAIT ? RINGPOLL_FD_NONBLOCK : 0)) & (RINGPOLL_FD_NONBLOCK | RP_FD_SHUT)) !=
             RINGPOLL_FD_NONBLOCK)
-        return false;
+        return UNUSUAL;
+    if (set->turn_events <= 1)
+        return set->batched ? UNUSUAL : RINGPOLL_PASS;
+    if (length > arena->size - arena->used)
+        return UNUSUAL;
     memcpy(arena->bytes + arena->used, buffer, length);
     send->at = arena->used;
     send->length = (uint32_t)length;
     arena->used += (uint32_t)length;
     batch(set, stream);
     rp_stream_saved(set, stream, (uint32_t)length);
-    return true;
+    return (int64_t)length;
 }
 
-static inline bool send_quickly(const struct rp_fd *entry, struct rp_stream *stream, const void *buffer, size_t length,
-                                int flags)
+static inline int64_t send_quickly(const struct rp_fd *entry, struct rp_stream *stream, const void *buffer,
+                                   size_t length, int flags)
 {
     struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
     if (length - 1 >= DIRECT_BYTES - 1 || ((flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) | rp_self.locks_held) != 0 ||
         RP_READ_ONCE(set->owner) != rp_self.id || /* 0 would have no ring, and the stream not be ARMED */
         !(set->flags & RINGPOLL_BATCH))
-        return false;
+        return UNUSUAL;
     rp_set_lock(set);
-    bool done = entry->stream == stream && stream->set == set &&
-                send_as_usual(set, stream, rp_fd_flags(entry), buffer, length, flags);
+    int64_t result = entry->stream == stream && stream->set == set
+                         ? send_as_usual(set, stream, rp_fd_flags(entry), buffer, length, flags) : UNUSUAL;
     rp_set_unlock(set);
-    return done;
+    return result;
 }
 
 static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
@@ -701,8 +707,8 @@ static __attribute__((noinline)) long send_one_at_length(struct rp_stream *strea
 static __attribute__((noinline)) long send_by_stream(int fd, const void *buffer, size_t length, int flags,
                                                      const struct rp_fd *entry, struct rp_stream *stream)
 {
-    return send_quickly(entry, stream, buffer, length, flags)
-               ? (long)length : send_one_at_length(stream, fd, buffer, length, flags);
+    int64_t result = send_quickly(entry, stream, buffer, length, flags);
+    return RP_LIKELY(result != UNUSUAL) ? (long)result : send_one_at_length(stream, fd, buffer, length, flags);
 }
 
 /* The kernel sends, and there is no error that it does not know of. */
