@@ -11,9 +11,11 @@
 #                   libuv: two ways, one user
 #   --save          the page goes to docs/results/upstream-PROJECT-DATE.md, too
 #   --ways=LIST     some of: epoll uring off shim-readiness shim-safe shim-throughput,
-#                   of libevent also startup replacing redirected, of libuv also
-#                   uring-throughput
+#                   of libevent also startup completion replacing redirected, of
+#                   libuv also uring-throughput
 #   --tests=GLOB    of libevent, the tests that fit alone, as in --tests='http/*'
+#   --jobs=N        of libevent, so many tests at a time (one per processor): they sleep
+#                   more than they work
 #   --source=DIR    this source instead of the distribution's
 #   --help
 #
@@ -31,13 +33,14 @@ set -u
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 exec < /dev/null
 
-quick=no save=no source= project=
+quick=no save=no source= project= at_a_time=$jobs
 runner_options=()
 while [ $# -gt 0 ]; do
     case $1 in
         --quick) quick=yes; runner_options+=(--quick) ;;
         --save) save=yes ;;
         --ways=* | --tests=*) runner_options+=("$1") ;;
+        --jobs=*) at_a_time=${1#*=} ;;
         --source=*) source=$(cd "${1#*=}" 2> /dev/null && pwd) || die "there is no directory '${1#*=}'" ;;
         --help | -h) sed -n '3,/^set/ { s/^# \{0,1\}//; /^set/!p }' "${BASH_SOURCE[0]}"; exit 0 ;;
         libevent | libuv) project=$1 ;;
@@ -45,6 +48,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+[[ $at_a_time =~ ^[1-9][0-9]?$ ]] || die "--jobs takes a number from 1 to 99"
 [ -n "$project" ] || die "whose tests? 'libevent' or 'libuv' (see --help)"
 unset RINGPOLL RINGPOLL_MASK RINGPOLL_PROFILE RINGPOLL_STATS RINGPOLL_MACROS LD_PRELOAD LD_LIBRARY_PATH
 export LC_ALL=C
@@ -123,7 +127,7 @@ tree uring "$prefix/bin/ringpoll integrate $project ." '-O1 -g' "--with-uring=$p
 if [ "$project" = libevent ]; then
     redirect="$(PKG_CONFIG_PATH=$prefix/lib/pkgconfig pkg-config --libs ringpoll-epoll) -Wl,-rpath,$prefix/lib"
     tree redirected true '-O1 -g' "LIBS=$redirect" || die "$project does not build with ringpoll-epoll"
-    runner_options+=(--redirected "$place/redirected" --jobs "$jobs")
+    runner_options+=(--redirected "$place/redirected" --jobs "$at_a_time")
     [ $quick = no ] || runner_options+=(--modes plain)
 fi
 if [ "$project" = libevent ] && [ $quick = no ] && [ ! -e "$place/no-tsan" ]; then

@@ -187,6 +187,8 @@ def ways_of(arguments):
     ways = [
         Way("epoll", stock, [own], "stock libevent, its own epoll"),
         Way("startup", stock, [own, lib], "stock, the backend put in by libringpoll-event-startup.so", preload=startup),
+        Way("completion", stock, [own, lib], "the same, its bufferevents and listeners completing on the ring",
+            preload=startup, RINGPOLL_EVENT_COMPLETION="1"),
         Way("uring", uring, [os.path.join(uring, ".libs"), lib], "`--with-uring` tree"),
         Way("replacing", stock, [os.path.join(uring, ".libs"), lib],
             "the stock tree's programs on the `--with-uring` tree's libraries"),
