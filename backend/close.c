@@ -42,7 +42,7 @@ void rp_set_stream_closing(struct rp_set *set, struct rp_stream *stream, const s
     bool is_unix = stream->is_unix;
     /* Duplicates are counted, and have been closed. */
     bool passed = RP_READ_ONCE(stream->passed) || RP_READ_ONCE(entry->epoch) != RP_READ_ONCE(rp_fork_epoch);
-    if (rp_stream_closing(set, stream) && !is_unix && !passed) {
+    if (rp_stream_closing(set, stream) && !is_unix && !passed && !rp_self.forgets) {
         struct linger at_once = {1, 0};
         rp_sys_call(SYS_setsockopt, fd, SOL_SOCKET, SO_LINGER, (long)&at_once, sizeof at_once, 0);
     }
@@ -79,6 +79,13 @@ bool rp_set_cancel(struct rp_set *set, struct rp_watch *watch)
     return true;
 }
 
+/* A poll that was given up, for a receive say, may be yet to end, and hold the file. */
+static void await_given_up(struct rp_set *set)
+{
+    if (set->ops.count[RP_OP_ORPHANED] > 0 && set->ring.fd >= 0 && rp_set_is_mine(set))
+        (void)rp_set_await_orphans(set, 16);
+}
+
 void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry)
 {
     bool unread = false, receives = false;
@@ -111,11 +118,13 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
         return;
     if (!receives && rp_set_may_forget(set, watch)) {
         rp_set_forget_watch(set, watch);
+        await_given_up(set);
         return;
     }
     if (rp_set_is_mine(set)) {
         set->stats.cancels_on_close += rp_set_cancel(set, watch);
         rp_set_forget_watch(set, watch);
+        await_given_up(set);
         if (set->owner_inside && (set->ready_count || set->hidden_ready || set->dirty))
             rp_set_wake_owner(set); /* we are its signal handler, and took its completions */
         return;
@@ -132,7 +141,7 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
     uint8_t kind = watch->kind;
     if (set->owner_inside && rp_set_ask_owner(set))
         return;
-    if (rp_fd_shared(entry))
+    if (rp_fd_shared(entry) || rp_self.forgets)
         return;
     rp_set_unlock(set);
     unregister(fd);

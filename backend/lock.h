@@ -34,6 +34,7 @@ struct rp_thread {
     int locks_held;
     unsigned batched;      /* sets of this thread that hold writes back, see send.h */
     bool forking;          /* all locks are held for a fork */
+    bool forgets;          /* the fd that "closes" lives on, or is another's: leave its connection alone */
     volatile int deferred; /* a signal handler left work for us */
 };
 extern __thread struct rp_thread rp_self;

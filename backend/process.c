@@ -42,7 +42,7 @@ void ringpoll_fd_opened(int fd, uint32_t kind_and_flags)
     }
     if (RP_READ_ONCE(entry->watches) || RP_READ_ONCE(entry->set) || RP_READ_ONCE(entry->stream) ||
         (rp_fd_flags(entry) & RP_FD_LISTENER))
-        ringpoll_fd_closing(fd);
+        ringpoll_fd_forget(fd);
     rp_fd_opened(fd, RP_FD_KNOWN | (kind_and_flags & (RINGPOLL_FD_KIND | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK | RINGPOLL_FD_DECLARED)));
 }
 
@@ -241,6 +241,14 @@ void ringpoll_fd_closing(int fd)
         __atomic_store_n(&entry->flags, 0, __ATOMIC_RELEASE);
     if (RP_READ_ONCE(rp_zombies))
         rp_set_end_zombies();
+}
+
+void ringpoll_fd_forget(int fd)
+{
+    bool before = rp_self.forgets;
+    rp_self.forgets = true;
+    ringpoll_fd_closing(fd);
+    rp_self.forgets = before;
 }
 
 void ringpoll_fd_closing_range(unsigned first, unsigned last)

@@ -41,7 +41,6 @@ enum rp_send_state { RP_SEND_IDLE, RP_SEND_BATCHED, RP_SEND_SENDING, RP_SEND_BLO
 
 struct rp_send { /* a part of rp_stream */
     uint8_t state;        /* enum rp_send_state */
-    bool from_rest;       /* SENDING: of the rest, not of the arena */
     bool was_blocked;     /* the kernel was full: tell the program when there is room */
     bool half_closed;     /* the peer will send no more: BLOCKED polls tell of it, too */
     bool has_room;        /* BLOCKED, with a poll that has yet to be cancelled: it told of room */
@@ -91,5 +90,7 @@ void rp_send_end(struct rp_set *set, struct rp_stream *stream);
 /* Drops everything: its fd is closed, or the ring goes. */
 void rp_send_forget(struct rp_set *set, struct rp_stream *stream);
 void rp_send_arena_free(struct rp_set *set);
+/* In a fork's child. */
+void rp_send_after_fork(struct rp_send *send);
 
 #endif

@@ -720,8 +720,8 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
                 rp_set_dirty(set, watch);
             }
             revents |= rp_stream_bits(watch->stream);
-        } else if (watch->left && !watch->left_reported) { /* bytes that another set received */
-            revents |= rp_set_bits_left(watch->fd);
+        } else if (watch->left && (!watch->left_reported || (revents & rp_watch_interest(watch)))) {
+            revents |= rp_set_bits_left(watch->fd); /* bytes that another set received */
             watch->left_reported = rp_watch_is_edge(watch) && (revents & rp_watch_interest(watch));
         }
         if (revents & rp_watch_interest(watch)) {
@@ -756,6 +756,33 @@ static bool decided_by_stream(struct rp_set *set, struct rp_watch *watch)
 static short look_for(const struct rp_watch *watch)
 {
     return (short)((rp_watch_interest(watch) | EPOLLRDHUP | (watch->kind == RINGPOLL_FD_TCP ? EPOLLPRI : 0)) & 0xffffu);
+}
+
+uint32_t rp_watch_look(struct rp_set *set, struct rp_watch *watch)
+{
+    static const struct timespec now = {0, 0};
+    if (watch->ready != RP_READY_CANDIDATE || watch->stream || !watch->op || !is_socket(watch) ||
+        watch->home != RP_HOME_RING || watch->deleted || watch->disabled || watch->left ||
+        (watch->events & (EPOLLET | EPOLLONESHOT)))
+        return 0;
+    struct pollfd look = {.fd = watch->fd, .events = look_for(watch)};
+    int result = rp_sys_poll(&look, 1, &now);
+    uint32_t bits = result > 0 ? (uint32_t)(uint16_t)look.revents : 0;
+    uint32_t told = bits & rp_watch_interest(watch);
+    if (result < 0 || (bits & POLLNVAL))
+        return 0;
+    set->stats.rechecks++;
+    set->stats.rechecked_fds++;
+    watch->urgent = (bits & POLLPRI) != 0;
+    watch->bare = 0;
+    watch->single = watch->quiet = false;
+    if (told) {
+        watch->mask = bits;
+    } else {
+        to_idle(set, watch);
+        watch->quiet = !rp_ring_wants_enter(&set->ring);
+    }
+    return told;
 }
 
 void rp_watch_check(struct rp_set *set, unsigned limit)

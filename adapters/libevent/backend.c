@@ -242,14 +242,14 @@ static int backend_del(struct event_base *base, int fd, short old, short events,
     }
     int error = ctl(state, EPOLL_CTL_DEL, fd, 0);
     if (!event_del_keeps)
-        ringpoll_fd_closing(fd); /* it may be closed next, and nobody will tell us */
+        ringpoll_fd_forget(fd); /* it may be closed next, and nobody will tell us */
     /* Closed before it was deleted: that is over, too. */
     return error < 0 && error != -ENOENT && error != -EBADF && error != -EPERM ? fail(error) : 0;
 }
 
 /* ------------------------------------------------------------------- the loop */
 
-static void lock_base(struct event_base *base, bool on)
+void event_lock(struct event_base *base, bool on)
 {
     const struct event_locks *locks = event_inside.locks;
     void *lock = locks ? *(void **)((char *)base + event_layout->lock) : NULL;
@@ -277,9 +277,9 @@ static int backend_dispatch(struct event_base *base, struct timeval *timeout)
         time = (struct timespec){timeout->tv_sec, timeout->tv_usec * 1000};
     const struct timespec *wait = timeout || state->constant_count > 0 ? &time : NULL;
 
-    lock_base(base, false);
+    event_lock(base, false);
     int count = ringpoll_wait(state->set, state->events, state->room, wait, NULL);
-    lock_base(base, true);
+    event_lock(base, true);
     if (count < 0 && count != -EINTR)
         return fail(count);
     for (int i = 0; i < count; i++) {

@@ -37,6 +37,8 @@ extern struct event_inside event_inside;
 extern const struct event_layout *event_layout; /* of the libevent that is loaded */
 /* Finds it and makes sure of it, once; 0, -ENOTSUP or -ENOMEM. */
 int event_know(void);
+/* The base's own lock, where it has one. */
+void event_lock(struct event_base *base, bool on);
 extern unsigned event_forks; /* that led to this process */
 
 /* install.c: a libevent that tells of itself, instead of one that is looked into; the

@@ -23,8 +23,7 @@
  * Output. Nothing is written where the bytes are added, and no event is added for them:
  *
  *   IDLE ──bytes, or enable──→ WAITING ──given to the ring──→ SENT ──taken──→ IDLE
- *     ↑                           ↑          └──────────┬──not all of it──→ BLOCKED
- *     │                           └──more may go────────┘                     │
+ *     ↑                           ↑                            └──not all of it──→ BLOCKED
  *     └──disabled, suspended, another fd, freed── from all      ←──ev_write: room (to WAITING)
  *
  * WAITING and SENT stand in the base's lists, and each holds a reference. One callback per
@@ -64,6 +63,7 @@ struct ring_bufferevent {
     bool declared;
     bool tells;                       /* SENT: the write callback is due; WAITING: even if nothing is written */
     bool blocked;                     /* SENT: the kernel took less */
+    bool doubtful;                    /* what was taken from it may not have gone out yet */
     bool listed;                      /* under the lists' lock. WAITING or SENT and not listed: run_outputs() has it */
     bool cancelled;                   /* bufferevent_free() was called */
 };
@@ -71,7 +71,7 @@ struct ring_bufferevent {
 /* So much is read or written at once where the program has set no limit. */
 #define READ_LEAST 4096u
 #define READ_MOST (128u * 1024u - 256u)
-#define TURN_MOST (256u * 1024u)
+#define TURN_MOST (64u * 1024u)
 /* libevent's own limit, which is no wish of the program's. */
 #define LIMIT_UNSET 16384
 #define VECTORS 16
@@ -86,12 +86,31 @@ static evutil_socket_t fd_of(const struct ring_bufferevent *ring)
     return ring->inside.bev.ev_read.ev_fd;
 }
 
+/* As bufferevent_incref_and_lock_() and its counterpart, which also ends what has no
+ * reference left. */
+static inline void hold(struct ring_bufferevent *ring)
+{
+    object_lock(ring->inside.lock);
+    ring->inside.references++;
+}
+
+static inline void drop(struct ring_bufferevent *ring)
+{
+    if (ring->inside.references == 1) {
+        inside.bev_let_go(&ring->inside.bev);
+        return;
+    }
+    ring->inside.references--;
+    object_unlock(ring->inside.lock);
+}
+
 /* --------------------------------------------------------- the outputs of a base */
 
 struct event_outputs {
     struct event_base *base;
     struct event_callback callback;
     pthread_mutex_t lock;
+    bool runs; /* the callback does, and sees to what comes to wait meanwhile */
     struct list {
         struct ring_bufferevent *first, *last;
         unsigned count;
@@ -116,7 +135,7 @@ static struct list *list_of(struct event_outputs *outputs, uint8_t state)
 static const uint8_t edges[OUTPUT_STATES] = {
     [OUTPUT_IDLE] = 1u << OUTPUT_WAITING | 1u << OUTPUT_BLOCKED,
     [OUTPUT_WAITING] = 1u << OUTPUT_SENT | 1u << OUTPUT_IDLE,
-    [OUTPUT_SENT] = 1u << OUTPUT_IDLE,
+    [OUTPUT_SENT] = 1u << OUTPUT_IDLE, /* and on from there */
     [OUTPUT_BLOCKED] = 1u << OUTPUT_WAITING | 1u << OUTPUT_IDLE,
 };
 
@@ -125,8 +144,17 @@ static void unlist(struct list *list, struct ring_bufferevent *ring)
     *(ring->prev ? &ring->prev->next : &list->first) = ring->next;
     *(ring->next ? &ring->next->prev : &list->last) = ring->prev;
     list->count--;
-    ring->next = ring->prev = NULL;
     ring->listed = false;
+}
+
+static void enlist(struct list *list, struct ring_bufferevent *ring)
+{
+    ring->next = NULL;
+    ring->prev = list->last;
+    *(list->last ? &list->last->next : &list->first) = ring;
+    list->last = ring;
+    list->count++;
+    ring->listed = true;
 }
 
 /* Makes every edge. Who is listed has a reference more: taken and given up here, by a
@@ -136,22 +164,24 @@ static bool step(struct ring_bufferevent *ring, enum output_state to)
     struct event_outputs *outputs = ring->outputs;
     if (!(edges[ring->output] >> to & 1u))
         return false;
+    if (!ring->listed && to != OUTPUT_WAITING && to != OUTPUT_SENT) {
+        ring->output = (uint8_t)to;
+        return true;
+    }
     lock_outputs(outputs, true);
-    struct list *list = list_of(outputs, (uint8_t)to);
     if (ring->listed) {
         unlist(list_of(outputs, ring->output), ring);
         ring->inside.references--;
     }
-    if (list) {
-        ring->prev = list->last;
-        *(list->last ? &list->last->next : &list->first) = ring;
-        list->last = ring;
-        list->count++;
-        ring->listed = true;
+    bool schedule = to == OUTPUT_WAITING && !outputs->runs && outputs->waiting.count + outputs->sent.count == 0;
+    ring->output = (uint8_t)to;
+    if (list_of(outputs, ring->output)) {
+        enlist(list_of(outputs, ring->output), ring);
         ring->inside.references++;
     }
-    ring->output = (uint8_t)to;
     lock_outputs(outputs, false);
+    if (schedule)
+        inside.callback_schedule(outputs->base, &outputs->callback);
     return true;
 }
 
@@ -167,12 +197,11 @@ static struct ring_bufferevent *take_first(struct event_outputs *outputs, enum o
     lock_outputs(outputs, false);
     if (!ring)
         return NULL;
-    struct bufferevent *bev = &ring->inside.bev;
-    inside.bev_hold(bev);
+    hold(ring);
     ring->inside.references--; /* the list's; before we had the lock it kept it alive */
     if (ring->output == state && !ring->listed)
         return ring;
-    inside.bev_let_go(bev);
+    drop(ring);
     return NULL;
 }
 
@@ -267,7 +296,7 @@ static bool let_go(struct ring_bufferevent *ring, bool closed)
         ringpoll_fd_opened(fd_of(ring), RINGPOLL_FD_OTHER); /* what is left concerns nobody */
     else if (ringpoll_fd_flush(fd_of(ring)) < 0)
         return false;
-    ringpoll_fd_closing(fd_of(ring));
+    ringpoll_fd_forget(fd_of(ring));
     ring->declared = false;
     return true;
 }
@@ -281,8 +310,9 @@ static void read_on(struct ring_bufferevent *ring)
         inside.active(&bev->ev_read, EV_READ, 1);
 }
 
-/* Up to `most` bytes, into the input (unfrozen): how many, 0 at the end, or -errno. */
-static long read_plainly(struct ring_bufferevent *ring, size_t most)
+/* Up to `most` bytes, into the input (unfrozen): how many, 0 at the end, or -errno.
+ * *ret_more: there was no room for more. */
+static long read_plainly(struct ring_bufferevent *ring, size_t most, bool *ret_more)
 {
     struct evbuffer *input = ring->inside.bev.input;
     evutil_socket_t fd = fd_of(ring);
@@ -298,6 +328,7 @@ static long read_plainly(struct ring_bufferevent *ring, size_t most)
     }
     ssize_t got = readv(fd, (struct iovec *)room, count);
     long result = got < 0 ? -errno : got;
+    *ret_more = result == (long)asked;
     ringpoll_fd_read(fd, asked, result);
     if (result <= 0)
         return result;
@@ -329,11 +360,8 @@ static long read_next(struct ring_bufferevent *ring, size_t most, bool *ret_more
         return -error;
     }
     long result = ringpoll_borrow(fd_of(ring), &buffer, MSG_DONTWAIT);
-    if (result == RINGPOLL_PASS) {
-        result = read_plainly(ring, most);
-        *ret_more = result >= (long)READ_LEAST;
-        return result;
-    }
+    if (result == RINGPOLL_PASS)
+        return read_plainly(ring, most, ret_more);
     if (result <= 0)
         return result;
     *ret_more = result >= (long)READ_LEAST;
@@ -358,7 +386,7 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
     long total = 0, result = 0;
     (void)fd;
 
-    inside.bev_hold(bev);
+    hold(ring);
     if (events == EV_TIMEOUT) {
         what |= BEV_EVENT_TIMEOUT;
         goto failed;
@@ -408,7 +436,7 @@ failed:
         errno = (int)-result;
     inside.bev_run_event(bev, what, 0);
 done:
-    inside.bev_let_go(bev);
+    drop(ring);
     if (outputs->waiting.count > 0)
         write_waiting(outputs);
 }
@@ -425,8 +453,7 @@ static bool may_write(const struct ring_bufferevent *ring)
 static void wait_to_write(struct ring_bufferevent *ring, bool tells)
 {
     ring->tells |= tells && ring->output != OUTPUT_SENT;
-    if (step(ring, OUTPUT_WAITING))
-        inside.callback_schedule(ring->outputs->base, &ring->outputs->callback);
+    step(ring, OUTPUT_WAITING);
 }
 
 static void stop_writing(struct ring_bufferevent *ring)
@@ -508,25 +535,30 @@ static void end_write(struct ring_bufferevent *ring, bool blocked)
         inside.bev_run_event(bev, BEV_EVENT_WRITING | BEV_EVENT_ERROR, 0);
         return;
     }
-    if (blocked && may_write(ring)) {
-        ringpoll_fd_full(fd_of(ring));
+    /* Also where a limit left something: that is for the next turn. */
+    size_t left = inside.buffer_length(bev->output);
+    if ((blocked || left > 0) && may_write(ring)) {
+        if (blocked)
+            ringpoll_fd_full(fd_of(ring));
         if (inside.bev_add_event(&bev->ev_write, &bev->timeout_write) == 0)
             step(ring, OUTPUT_BLOCKED);
-    } else if (inside.buffer_length(bev->output) > 0 && may_write(ring)) {
-        wait_to_write(ring, false);
     }
-    if (tells && inside.buffer_length(bev->output) <= bev->wm_write.low)
+    if (tells && left <= bev->wm_write.low)
         inside.bev_run_write(bev, 0);
 }
 
 static void write_now(struct ring_bufferevent *ring)
 {
+    struct bufferevent *bev = &ring->inside.bev;
     if (may_write(ring)) {
         step(ring, OUTPUT_SENT);
         ring->blocked = write_some(ring);
-    } else {
-        stop_writing(ring);
+        return;
     }
+    stop_writing(ring);
+    /* An enable, then a connect: it is ev_write that tells of that. */
+    if (ring->inside.connecting && !ring->cancelled && (bev->enabled & EV_WRITE) && !ring->inside.write_suspended)
+        inside.bev_add_event(&bev->ev_write, &bev->timeout_write);
 }
 
 /* Also at the end of each read callback: what it has just made is in the cache. Nothing is
@@ -537,26 +569,38 @@ static void write_waiting(struct event_outputs *outputs)
         struct ring_bufferevent *ring = take_first(outputs, OUTPUT_WAITING);
         if (ring) {
             write_now(ring);
-            inside.bev_let_go(&ring->inside.bev);
+            drop(ring);
         }
     }
 }
 
+/* Once in each turn of the loop: what comes to wait meanwhile waits for the next. */
 static void run_outputs(struct event_callback *callback, void *argument)
 {
     struct event_outputs *outputs = argument;
     struct ring_bufferevent *ring;
-    (void)callback;
+    lock_outputs(outputs, true);
+    outputs->runs = true;
+    lock_outputs(outputs, false);
     write_waiting(outputs);
-    ringpoll_flush();
+    bool all = ringpoll_flush() == 0;
     for (unsigned left = outputs->sent.count; left > 0; left--) {
         if (!(ring = take_first(outputs, OUTPUT_SENT)))
             continue;
-        end_write(ring, ring->blocked || (ring->declared && ringpoll_fd_flush(fd_of(ring)) < 0));
-        inside.bev_let_go(&ring->inside.bev);
+        if (!all || ring->doubtful)
+            ring->doubtful = ring->declared && ringpoll_fd_flush(fd_of(ring)) < 0;
+        end_write(ring, ring->blocked || ring->doubtful);
+        drop(ring);
     }
-    if (outputs->waiting.count > 0)
-        inside.callback_schedule(outputs->base, &outputs->callback);
+    lock_outputs(outputs, true);
+    outputs->runs = false;
+    bool again = outputs->waiting.count + outputs->sent.count > 0;
+    lock_outputs(outputs, false);
+    if (again) {
+        event_lock(outputs->base, true);
+        inside.callback_later(outputs->base, callback);
+        event_lock(outputs->base, false);
+    }
 }
 
 static void on_writable(evutil_socket_t fd, short events, void *argument)
@@ -565,7 +609,7 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
     struct ring_bufferevent *ring = of(bev);
     bool connected = false;
 
-    inside.bev_hold(bev);
+    hold(ring);
     if (events == EV_TIMEOUT) {
         inside.bev_disable(bev, EV_WRITE);
         inside.bev_run_event(bev, BEV_EVENT_WRITING | BEV_EVENT_TIMEOUT, 0);
@@ -600,7 +644,7 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
     if (may_write(ring) && (!connected || inside.buffer_length(bev->output) > 0))
         wait_to_write(ring, !connected);
 done:
-    inside.bev_let_go(bev);
+    drop(ring);
 }
 
 static void on_output_changed(struct evbuffer *buffer, const struct evbuffer_cb_info *change, void *argument)
@@ -737,7 +781,7 @@ static void ring_destruct(struct bufferevent *bev)
     if ((ring->inside.options & BEV_OPT_CLOSE_ON_FREE) && fd >= 0)
         ringpoll_close((int)fd);
     else if (ring->declared)
-        ringpoll_fd_closing((int)fd);
+        ringpoll_fd_forget((int)fd);
     inside.cancel_lookup(lookup_of(ring));
     if (ring->ahead)
         inside.buffer_free(ring->ahead);

@@ -44,6 +44,7 @@ static bool find_symbols(void)
         {"event_debug_unassign", &inside.debug_unassign},
         {"event_deferred_cb_init_", &inside.callback_init},
         {"event_deferred_cb_schedule_", &inside.callback_schedule},
+        {"event_callback_activate_later_nolock_", &inside.callback_later},
         {"bufferevent_socket_new", &inside.socket_new},
         {"bufferevent_free", &inside.bev_free},
         {"bufferevent_socket_connect", &inside.bev_connect},

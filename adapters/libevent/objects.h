@@ -29,6 +29,7 @@ struct object_inside {
     void (*callback_init)(struct event_callback *callback, uint8_t priority,
                           void (*function)(struct event_callback *, void *), void *argument);
     int (*callback_schedule)(struct event_base *base, struct event_callback *callback);
+    int (*callback_later)(struct event_base *base, struct event_callback *callback); /* base locked; in the next turn */
 
     struct bufferevent *(*socket_new)(struct event_base *base, evutil_socket_t fd, int options);
     void (*bev_free)(struct bufferevent *bev);

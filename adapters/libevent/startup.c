@@ -6,6 +6,10 @@
  *
  * $EVENT_NOEPOLL is no such choice: tmux sets it by itself, since epoll does not take
  * /dev/null, and gets poll(2). This backend takes it.
+ *
+ * With RINGPOLL_EVENT_COMPLETION=1 in the environment its bufferevents of type socket and
+ * its listeners are libringpoll-event's, too, also those that libevent itself makes
+ * (evhttp): it calls these by name.
  */
 #include <dlfcn.h>
 #include <stdbool.h>
@@ -13,10 +17,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <event2/bufferevent.h>
 #include <event2/event.h>
+#include <event2/listener.h>
 #include <ringpoll/event.h>
 
 #include "layout.h"
+
+static void next(const char *name, void *to)
+{
+    void *found = dlsym(RTLD_NEXT, name);
+    memcpy(to, &found, sizeof found);
+}
 
 static bool is_replaced(const char *method)
 {
@@ -28,9 +40,8 @@ static bool is_replaced(const char *method)
 static bool is_avoided(const struct event_config *config)
 {
     uint32_t (*version_of)(void);
-    void *found = dlsym(RTLD_NEXT, "event_get_version_number");
-    memcpy(&version_of, &found, sizeof found);
-    if (!config || !found || version_of() >> 16 != 0x0201)
+    next("event_get_version_number", &version_of);
+    if (!config || !version_of || version_of() >> 16 != 0x0201)
         return false;
     for (const struct event_avoided *each = *(struct event_avoided *const *)config; each; each = each->next)
         if (each->method && strcmp(each->method, "io_uring") == 0)
@@ -38,20 +49,56 @@ static bool is_avoided(const struct event_config *config)
     return false;
 }
 
+static bool completes(void)
+{
+    static int wanted = -1;
+    if (wanted < 0) {
+        const char *value = secure_getenv("RINGPOLL_EVENT_COMPLETION");
+        wanted = value && strcmp(value, "1") == 0;
+    }
+    return wanted;
+}
+
 RINGPOLL_API struct event_base *event_base_new_with_config(const struct event_config *config)
 {
     static struct event_base *(*real)(const struct event_config *config);
-    if (!real) {
-        void *found = dlsym(RTLD_NEXT, "event_base_new_with_config");
-        memcpy(&real, &found, sizeof found);
-    }
     static const char *(*method_of)(const struct event_base *base);
-    if (!method_of) {
-        void *found = dlsym(RTLD_NEXT, "event_base_get_method");
-        memcpy(&method_of, &found, sizeof found);
-    }
+    if (!real)
+        next("event_base_new_with_config", &real);
+    if (!method_of)
+        next("event_base_get_method", &method_of);
     struct event_base *base = real ? real(config) : NULL;
     if (base && method_of && is_replaced(method_of(base)) && !is_avoided(config))
         (void)ringpoll_event_install(base);
     return base;
+}
+
+RINGPOLL_API struct bufferevent *bufferevent_socket_new(struct event_base *base, evutil_socket_t fd, int options)
+{
+    static struct bufferevent *(*real)(struct event_base *base, evutil_socket_t fd, int options);
+    static __thread bool inside; /* where a plain one is what ours falls back to */
+    if (!real)
+        next("bufferevent_socket_new", &real);
+    if (inside || !completes() || ringpoll_event_set(base) < 0)
+        return real(base, fd, options);
+    inside = true;
+    struct bufferevent *bev = ringpoll_bufferevent_socket_new(base, fd, options);
+    inside = false;
+    return bev ? bev : real(base, fd, options);
+}
+
+RINGPOLL_API struct evconnlistener *evconnlistener_new(struct event_base *base, evconnlistener_cb on_accept,
+                                                       void *argument, unsigned flags, int backlog, evutil_socket_t fd)
+{
+    static struct evconnlistener *(*real)(struct event_base *base, evconnlistener_cb on_accept, void *argument,
+                                          unsigned flags, int backlog, evutil_socket_t fd);
+    static __thread bool inside;
+    if (!real)
+        next("evconnlistener_new", &real);
+    if (inside || !completes() || ringpoll_event_set(base) < 0)
+        return real(base, on_accept, argument, flags, backlog, fd);
+    inside = true;
+    struct evconnlistener *listener = ringpoll_listener_new(base, on_accept, argument, flags, backlog, fd);
+    inside = false;
+    return listener ? listener : real(base, on_accept, argument, flags, backlog, fd);
 }

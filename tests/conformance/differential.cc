@@ -1100,7 +1100,11 @@ public:
         bool fine = true;
         for (auto &part : theirs) {
             auto edge = edges_.find(part.substr(0, part.find(':')));
-            if (mine.count(part) == 0 && !(edge != edges_.end() && told_of_room(&edge->second, part)))
+            if (mine.count(part) != 0)
+                continue;
+            if (edge == edges_.end() ||
+                (!told_of_room(&edge->second, part) &&
+                 !(is_no_news(edge->second, part) && tells_nothing_of(mine, edge->first))))
                 fine = false;
         }
         for (auto &part : mine) {
@@ -1111,6 +1115,7 @@ public:
                 (edge == edges_.end() || !edge->second.reported || (!receives_ && edge->second.again-- <= 0)))
                 fine = false;
             if (edge != edges_.end()) {
+                edge->second.told |= event_bits(part.substr(part.find(':') + 1));
                 if (theirs.count(part) == 0)
                     edge->second.extra.push_back(part);
                 edge->second.reported = true;
@@ -1141,6 +1146,7 @@ private:
         std::vector<std::string> extra; /* reports that the kernel did not make */
         int file = 0; /* a connected socket, a_set, or 0: something else */
         bool room = false, news = false; /* since its last report its peer has read, or done something else, */
+        uint32_t told = 0;               /* by us, since it became true: another edge of it says nothing new */
         bool wrote = false;              /* or it has itself written, which can bring an end or an error */
     };
 
@@ -1162,6 +1168,18 @@ private:
         if (edge->wrote && (bits & (EPOLLERR | EPOLLHUP | EPOLLRDHUP)))
             return false;
         return edge->room && ((edge->file != a_set && (bits & ~room) == 0) || !edge->news);
+    }
+
+    /* The kernel's edge of a wake-up that changed nothing: docs/design.md, "Known differences" 12. */
+    bool is_no_news(const Edge &edge, const std::string &part) const
+    {
+        return receives_ && edge.file > 0 && edge.file != a_set &&
+               !(event_bits(part.substr(part.find(':') + 1)) & ~edge.told);
+    }
+    static bool tells_nothing_of(const std::set<std::string> &parts, const std::string &data)
+    {
+        auto at = parts.lower_bound(data + ":");
+        return at == parts.end() || at->compare(0, data.size() + 1, data + ":") != 0;
     }
 
     struct Once {
@@ -1194,12 +1212,24 @@ private:
         }
         if (file != streams_.end() && (reads || verb == "write" || verb == "oob" || verb == "shutdown" ||
                                        verb == "close" || verb == "reset" || verb == "dup2")) {
+            bool ends = verb == "close" || verb == "reset";
+            bool one_of_several = ends && file->second >= 0 &&
+                                  std::count_if(streams_.begin(), streams_.end(),
+                                                [&](const auto &one) { return one.second == file->second; }) > 1;
             /* Of a pair 2n and 2n + 1; which ones connect and accept have joined is not known. */
             for (auto &one : edges_) {
                 bool is_peer = (file->second ^ 1) == one.second.file || (file->second < 0 && one.second.file < 0);
                 one.second.room = one.second.room || (is_peer && reads);
+                bool own = file->second == one.second.file, closes = verb == "close" || verb == "reset";
+                if (is_peer && verb == "write") { /* behind an end there is nothing new to read */
+                    if (!(one.second.told & (EPOLLRDHUP | EPOLLHUP)))
+                        one.second.told &= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
+                } else if ((is_peer || own) && !reads && verb != "write" && !one_of_several) {
+                    /* What follows both ends is an error, and nothing else. */
+                    one.second.told &= closes && (one.second.told & EPOLLHUP) ? ~(uint32_t)EPOLLERR : 0u;
+                }
                 one.second.wrote = one.second.wrote || (file->second == one.second.file && verb == "write");
-                one.second.news = one.second.news || (!reads && is_peer) ||
+                one.second.news = one.second.news || (!reads && is_peer && !one_of_several) ||
                                   (!reads && verb != "write" && file->second == one.second.file);
             }
         }

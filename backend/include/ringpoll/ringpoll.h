@@ -185,6 +185,10 @@ RINGPOLL_API void ringpoll_fd_nonblock(int fd, int on);
 /* `fd` will be closed by the next call, or replaced by dup2 or dup3. Returns
  * when no poll of the calling process holds it any more. */
 RINGPOLL_API void ringpoll_fd_closing(int fd);
+/* `fd` leaves the library, and may live on: the same, but its connection is left alone.
+ * Where another thread owns the ring and is busy outside its wait, a poll holds the
+ * file until that thread waits. */
+RINGPOLL_API void ringpoll_fd_forget(int fd);
 /* The same for all of first..last, both included, except the library's own. */
 RINGPOLL_API void ringpoll_fd_closing_range(unsigned first, unsigned last);
 /* `to` is a duplicate of `from` (dup, dup2, dup3, F_DUPFD). */
@@ -271,8 +275,9 @@ RINGPOLL_API void ringpoll_return_at(void *pool, const void *address);
 RINGPOLL_API long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags);
 RINGPOLL_API long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags);
 /* Sends all that the calling thread's sets hold back. A few instructions when there
- * is nothing. */
-RINGPOLL_API void ringpoll_flush(void);
+ * is nothing. Returns how many sockets of the process have bytes left that were taken from
+ * the program, and that their peers have no room for: ringpoll_fd_flush() tells which. */
+RINGPOLL_API int ringpoll_flush(void);
 /* The same for one fd, before a call that writes to it by other means: 0, or -EAGAIN
  * where its peer does not take what waits (on a blocking fd after five seconds). */
 RINGPOLL_API int ringpoll_fd_flush(int fd);
