@@ -499,8 +499,6 @@ void rp_accept_completed(struct rp_set *set, struct rp_op *op, int result, uint3
     }
     if (!final)
         return;
-    if (op->state == RP_OP_QUEUED)
-        rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
     rp_op_step(&set->ops, op, RP_OP_FREE);
     accept_ended(set, acceptor);
 }

@@ -152,7 +152,7 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
             watch->left_reported = false;
-            if (watch->left)
+            if (watch->left && rp_set_left_bits(watch))
                 rp_set_tell_left(set, true);
         }
         return error;
@@ -172,7 +172,7 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     watch->data = event->data;
     watch->disabled = watch->left_reported = false;
     watch->recheck = true;
-    if (watch->left)
+    if (watch->left && rp_set_left_bits(watch))
         rp_set_tell_left(set, true);
     rp_set_dirty(set, watch);
     return 0;
@@ -209,7 +209,8 @@ static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epo
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
             watch->left_reported = false;
-            rp_set_tell_left(set, true);
+            if (rp_set_left_bits(watch))
+                rp_set_tell_left(set, true);
         }
         return result;
     }

@@ -74,9 +74,9 @@ static bool catch_up(struct rp_set *set)
     if (set->owner_inside || (!mine && !(ring->features & RINGPOLL_FEATURE_TASKRUN_FLAG)))
         return false;
     for (int turn = 0; mine && turn < 64; turn++)
-        if (rp_set_enter_and_reap(set) < 0 || !rp_ring_wants_enter(ring))
+        if (rp_set_enter_and_reap(set) < 0 || !rp_ring_wants_enter(ring) || rp_ring_is_up_in_vain(ring))
             break;
-    return !rp_ring_wants_enter(ring) && !rp_ring_peek(ring);
+    return (!rp_ring_wants_enter(ring) || (mine && rp_ring_is_up_in_vain(ring))) && !rp_ring_peek(ring);
 }
 
 /* --------------------------------------------------------- what the kernel has */
@@ -742,7 +742,8 @@ static void see_disabled(void *context, const struct registration *one)
     struct rp_set *set = context;
     if ((one->events & EPOLLONESHOT) && !(one->events & RP_POLL_BITS)) {
         struct rp_watch *watch = rp_set_find(set, one->fd);
-        if (watch && !watch->deleted && watch->home == RP_HOME_KERNEL && watch->data.u64 == one->data)
+        if (watch && !watch->deleted && watch->home == RP_HOME_KERNEL &&
+            (watch->data.u64 == one->data || is_mark((epoll_data_t){.u64 = one->data})))
             watch->disabled = true;
     }
 }

@@ -82,12 +82,12 @@ void rp_fd_unlink(struct rp_fd *entry, struct rp_watch *watch)
 
 struct rp_watch *rp_fd_watch_of(struct rp_fd *entry, const struct rp_set *set)
 {
-    if (!entry || !__atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE))
-        return NULL;
-    /* A list of two means two sets: nobody else can be changing a list of one
-     * whose only watch is ours while we hold our set's lock. */
+    struct rp_watch *watch = entry ? __atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE) : NULL;
+    /* What is ours comes and goes under our set's lock, which the caller has. */
+    if (!watch || __atomic_load_n(&watch->set, __ATOMIC_ACQUIRE) == set)
+        return watch;
     rp_lock(&rp_fdtab_lock);
-    struct rp_watch *watch = entry->watches;
+    watch = entry->watches;
     while (watch && watch->set != set)
         watch = watch->next_of_fd;
     rp_unlock(&rp_fdtab_lock);

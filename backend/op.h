@@ -4,7 +4,8 @@
  *
  *   FREE → QUEUED → INFLIGHT → CANCELING → FREE
  *                      └→ FREE      (final completion)
- *   QUEUED may end at once (→ FREE) when its SQE was never handed over.
+ *   QUEUED may end at once (→ FREE): its SQE was never handed over, or its completion came
+ *   before anybody had looked whether it was.
  *   An op whose owner has gone is ORPHANED: the same as CANCELING, but its
  *   completion is dropped.  QUEUED | INFLIGHT | CANCELING → ORPHANED → FREE.
  *
@@ -41,7 +42,7 @@ struct rp_op {
     uint32_t slot;      /* its number in the table */
     uint8_t state;      /* enum rp_op_state */
     uint8_t kind;       /* enum rp_op_kind */
-};
+} __attribute__((aligned(32))); /* never in two cache lines */
 
 struct rp_op_table {
     struct rp_op **pages; /* each of RP_OP_PAGE slots; slots never move */

@@ -20,7 +20,7 @@
 #include "set.h"
 #include "watch.h"
 
-static uint32_t *alive; /* 1 here, 0 in a child that nobody announced */
+uint32_t *rp_process_alive; /* 1 here, 0 in a child that nobody announced */
 static struct rp_lock alive_lock;
 
 /* ------------------------------------------------------------------ births */
@@ -363,20 +363,20 @@ void rp_process_deferred(void)
 
 void rp_process_made_set(void)
 {
-    if (__atomic_load_n(&alive, __ATOMIC_ACQUIRE))
+    if (__atomic_load_n(&rp_process_alive, __ATOMIC_ACQUIRE))
         return;
     rp_lock(&alive_lock);
-    if (!alive) {
+    if (!rp_process_alive) {
         uint32_t *page = rp_sys_pages_wipe_on_fork(4096);
         if (page) {
             *page = 1;
-            __atomic_store_n(&alive, page, __ATOMIC_RELEASE);
+            __atomic_store_n(&rp_process_alive, page, __ATOMIC_RELEASE);
         }
     }
     rp_unlock(&alive_lock);
 }
 
-static void become_child(void)
+void rp_process_become_child(void)
 {
     rp_sets_lock.word = rp_fdtab_lock.word = alive_lock.word = 0;
     rp_stream_limbo_fork(RP_STREAM_FORK_CHILD);
@@ -392,15 +392,8 @@ static void become_child(void)
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_set_after_fork(set);
     rp_accept_after_fork();
-    if (alive)
-        *alive = 1;
-}
-
-void rp_process_check(void)
-{
-    uint32_t *page = __atomic_load_n(&alive, __ATOMIC_ACQUIRE);
-    if (page && RP_READ_ONCE(*page) == 0)
-        become_child();
+    if (rp_process_alive)
+        *rp_process_alive = 1;
 }
 
 /* Whoever goes on with these fds, here or in another program, gets from the kernel
@@ -453,7 +446,7 @@ void ringpoll_fork_parent(void)
 
 void ringpoll_fork_child(void)
 {
-    become_child();
+    rp_process_become_child();
 }
 
 void ringpoll_fork_elsewhere(void)
@@ -503,7 +496,7 @@ void ringpoll_process_restricted(int for_good)
 
 void ringpoll_process_exiting(void)
 {
-    uint32_t *page = __atomic_load_n(&alive, __ATOMIC_ACQUIRE);
+    uint32_t *page = __atomic_load_n(&rp_process_alive, __ATOMIC_ACQUIRE);
     if (!page || RP_READ_ONCE(*page) == 0 || rp_self.locks_held)
         return;
     rp_lock(&rp_sets_lock);

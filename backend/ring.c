@@ -500,19 +500,10 @@ static int enter_sqpoll(struct rp_ring *ring, unsigned min_complete, const struc
     return (int)published;
 }
 
-int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct timespec *timeout,
-                  const sigset_t *sigmask)
+static __attribute__((noinline)) int submit(struct rp_ring *ring, unsigned min_complete, unsigned flags,
+                                            const struct timespec *timeout, const sigset_t *sigmask)
 {
-    if (ring->setup_flags & RP_SETUP_SQPOLL)
-        return enter_sqpoll(ring, min_complete, timeout, sigmask);
-
-    if (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & RP_SQ_CQ_OVERFLOW)
-        RP_COUNT(ring->overflows, 1);
-    unsigned flags = ring->enter_flags | RP_ENTER_GETEVENTS;
     unsigned to_submit = ring->sqe_tail - ring->sqe_head;
-    if (to_submit == 0)
-        return enter_once(ring, 0, min_complete, flags, timeout, sigmask);
-
     __atomic_store_n(ring->sq_tail, ring->sqe_tail, __ATOMIC_RELEASE);
     int taken = 0;
     for (;;) {
@@ -533,11 +524,15 @@ int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct time
     }
 }
 
-int rp_ring_sleep(struct rp_ring *ring, const sigset_t *sigmask)
+int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct timespec *timeout,
+                  const sigset_t *sigmask)
 {
+    if (ring->setup_flags & RP_SETUP_SQPOLL)
+        return enter_sqpoll(ring, min_complete, timeout, sigmask);
     if (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & RP_SQ_CQ_OVERFLOW)
         RP_COUNT(ring->overflows, 1);
-    RP_COUNT(ring->enters, 1);
-    return rp_sys->uring_enter(RP_READ_ONCE(ring->enter_fd), 0, 1 + rp_ring_held(ring),
-                               ring->enter_flags | RP_ENTER_GETEVENTS, sigmask, sigmask ? RP_SIGSET_BYTES : 0);
+    unsigned flags = ring->enter_flags | RP_ENTER_GETEVENTS;
+    if (ring->sqe_tail != ring->sqe_head)
+        return submit(ring, min_complete, flags, timeout, sigmask);
+    return enter_once(ring, 0, min_complete, flags, timeout, sigmask);
 }

@@ -48,6 +48,7 @@ struct rp_ring {
     /* mappings */
     void *map_sq, *map_cq, *map_sqes;
     size_t map_sq_size, map_cq_size, map_sqes_size;
+    uint32_t barren;     /* enters in a row that brought nothing and left TASKRUN up */
     /* counters, for stats */
     uint64_t enters, sqes_submitted, cqes_reaped, overflows;
 };
@@ -92,9 +93,6 @@ static inline unsigned rp_ring_queued(const struct rp_ring *ring)
 int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct timespec *timeout,
                   const sigset_t *sigmask);
 
-/* The same for one completion and without end, where nothing is queued. Not SQPOLL. */
-int rp_ring_sleep(struct rp_ring *ring, const sigset_t *sigmask);
-
 /* SQPOLL: the kernel's thread takes SQEs and runs what wake-ups left for it
  * later than they come, and nothing tells that it has. A fence is queued like an
  * SQE; its completion, with this user_data, comes after those of everything that
@@ -120,6 +118,15 @@ static inline bool rp_ring_is_overflown(const struct rp_ring *ring)
     return (__atomic_load_n(ring->sq_flags, __ATOMIC_ACQUIRE) & RP_SQ_CQ_OVERFLOW) != 0;
 }
 
+/* What comes up while pending work runs (a receive makes room, which wakes the other
+ * end's poll on this ring; another CPU queues a piece, and sets the flag only after it
+ * has run) leaves TASKRUN up with nothing behind it, until something else happens (6.18). To be asked by who has just entered: twice in
+ * vain is enough. */
+static inline bool rp_ring_is_up_in_vain(const struct rp_ring *ring)
+{
+    return ring->barren >= 2 && !rp_ring_is_overflown(ring);
+}
+
 /* The CQE at the head or NULL. It stays valid until rp_ring_seen(). */
 static inline struct rp_cqe *rp_ring_peek(const struct rp_ring *ring)
 {
@@ -133,12 +140,22 @@ static inline struct rp_cqe *rp_ring_peek(const struct rp_ring *ring)
  * pending work; with entries held back, min_complete can be large and yet be
  * met, so that one enter runs as many as there were (64 pending: 1 enter, not
  * 4). See rp_ring_enter(). */
-static inline void rp_ring_seen(struct rp_ring *ring)
+static inline void rp_ring_give_back(struct rp_ring *ring)
+{
+    if (ring->cq_next - *ring->cq_head > ring->cq_held_max)
+        __atomic_store_n(ring->cq_head, ring->cq_next - ring->cq_held_max, __ATOMIC_RELEASE);
+}
+/* The CQE that rp_ring_peek() gave was read. Once for several: rp_ring_take() for each, and
+ * rp_ring_give_back() after the last. */
+static inline void rp_ring_take(struct rp_ring *ring)
 {
     ring->cqes_reaped++;
     ring->cq_next++;
-    if (ring->cq_next - *ring->cq_head > ring->cq_held_max)
-        __atomic_store_n(ring->cq_head, ring->cq_next - ring->cq_held_max, __ATOMIC_RELEASE);
+}
+static inline void rp_ring_seen(struct rp_ring *ring)
+{
+    rp_ring_take(ring);
+    rp_ring_give_back(ring);
 }
 static inline uint32_t rp_ring_held(const struct rp_ring *ring)
 {

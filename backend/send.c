@@ -164,8 +164,6 @@ static void tell_writable(struct rp_set *set, struct rp_stream *stream)
 
 static void end_op(struct rp_set *set, struct rp_op *op)
 {
-    if (op->state == RP_OP_QUEUED)
-        rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
     rp_op_step(&set->ops, op, RP_OP_FREE);
 }
 

@@ -218,9 +218,10 @@ void rp_set_forget_watches(struct rp_set *set)
 struct rp_watch *rp_set_find(struct rp_set *set, int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
-    struct rp_watch *found = NULL;
-    if (!entry || !__atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE))
-        return NULL;
+    struct rp_watch *found = NULL, *first = entry ? __atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE) : NULL;
+    /* Ours come and go under the lock that the caller has: one that is found is there. */
+    if (!first || (__atomic_load_n(&first->set, __ATOMIC_ACQUIRE) == set && !RP_READ_ONCE(first->deleted)))
+        return first;
     rp_lock(&rp_fdtab_lock);
     for (struct rp_watch *watch = entry->watches; watch; watch = watch->next_of_fd)
         if (watch->set == set && (!found || found->deleted))
@@ -286,7 +287,8 @@ void rp_set_note_left(struct rp_set *set, struct rp_watch *watch)
     watch->left = true;
     watch->left_reported = false;
     RP_COUNT(set->left, 1);
-    rp_set_tell_left(set, true);
+    if (rp_set_left_bits(watch))
+        rp_set_tell_left(set, true);
 }
 
 void rp_set_note_all_left(struct rp_set *set)

@@ -22,72 +22,77 @@
 struct rp_set {
     struct rp_lock lock;
     /* --- of the place, not of the set that has it: these outlive it */
+    uint32_t serviced;  /* futex: grows when the owner has seen to requests */
     struct rp_set *next_set;  /* all sets; under rp_sets_lock */
     bool in_use;        /* changed under `lock` and rp_sets_lock */
-    uint32_t serviced;  /* futex: grows when the owner has seen to requests */
+    /* --- of whatever kind (see below), what every turn and every read touches: with the
+     * lock, one cache line */
+    uint32_t engine;    /* locked; * RINGPOLL_ENGINE_*; only ever goes up */
+    uint32_t flags;     /* RINGPOLL_* options; never changes */
+    uint32_t wait_serial;                     /* the owner's */
+    struct rp_watch *ready_head, *ready_tail; /* the owner's */
+    uint64_t owner;     /* * rp_self.id, 0: nobody yet. Written once, under `lock` */
+    unsigned ready_count;                     /* the owner's */
+    bool tells;         /* the owner's; DEFER_TASKRUN and its flag: wake-ups run in our enters, and show before */
+    bool owner_inside;  /* locked; the owner is about to be, or is, inside a blocking enter */
+    bool hidden_armed, hidden_ready;          /* the owner's */
     /* --- under `lock`; those marked * are looked at without it, see once.h */
-    uint32_t engine; /* * RINGPOLL_ENGINE_*; only ever goes up */
+    /* What a turn of the owner begins with, where there is any of it: see is_at_rest(). */
+    struct rp_watch *dirty; /* * */
+    struct rp_stream *leaving; /* those whose cancel has yet to go out */
+    struct rp_stream *batched, *sending; /* see send.h */
+    unsigned accepts_armed, accepts_leaving; /* listeners: adopted, of which to be cancelled */
+    bool requests;      /* the owner shall flush, enter and say so (serviced) */
+    bool wake_sent;     /* the owner is being woken */
+    bool unpolled;      /* a BLOCKED stream has no poll yet */
+    bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
+    bool inherited;     /* a fork's child has yet to make it its own */
+    bool in_company;    /* the owner's; a wait has found that there are other threads */
+    bool hidden_first;  /* the owner's */
+    unsigned turn_events; /* of the last wait */
+    int waiters;        /* threads inside a wait */
+    uint32_t names;     /* fd numbers that name it */
     uint32_t reason;
     int error;
-    uint32_t flags; /* RINGPOLL_* options */
     int identity;       /* lowest fd number that names the set; -1: ending */
-    uint32_t names;     /* fd numbers that do */
     uint32_t closed_in_handler; /* * of these, closed while the lock could not be had */
     int hidden;         /* * the library's own number of the identity's file, or -1 */
-    int waiters;        /* threads inside a wait */
-    bool owner_inside;  /* the owner is about to be, or is, inside a blocking enter */
-    bool wake_sent;     /* the owner is being woken */
     bool raised;        /* the wake fd stands in the identity */
-    bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
-    uint32_t demote_reason; /* the owner is asked to demote it; 0: not */
-    struct rp_watch *watches; /* all */
-    struct rp_watch *dirty; /* * */
+    bool handed_back;   /* a receive has ended without a word, and the poll after it has yet to look */
     struct rp_watch *dirty_tail;
+    struct rp_watch *watches; /* all */
+    struct rp_stream *streams; /* all */
+    uint32_t demote_reason; /* the owner is asked to demote it; 0: not */
     unsigned ring_watches; /* HOME_RING records */
     unsigned leftovers; /* * engine KERNEL: records of disabled one-shots, see demote.c */
     bool marked;        /* * there was a registration of our own in the identity, see rp_set_mark() */
     int annexes[RP_ANNEXES]; /* kernel epoll instances in the identity, see demote.c */
     unsigned annex_count; /* * */
     unsigned annex_first; /* whose turn it is */
-    bool inherited;     /* a fork's child has yet to make it its own */
-    struct rp_stream *streams, *leaving; /* all; those whose cancel has yet to go out */
     struct rp_buffers buffers;
     struct rp_files files;
     uint32_t buffer_count, stream_bytes; /* options */
-    bool handed_back;   /* a receive has ended without a word, and the poll after it has yet to look */
     unsigned left;      /* watches with `left` */
     unsigned ghosts;    /* of them, whose number is closed */
     bool left_last;     /* in the next turn they come behind what the kernel says */
     bool left_told;     /* the wake fd stands in the identity, for them */
-    struct rp_stream *batched, *sending; /* see send.h */
     struct rp_arena arena;
     uint32_t send_limit;
-    unsigned turn_events; /* of the last wait */
     /* Whether receives pay, see rp_stream_judge(): of the last turns, those that had
      * one event; what they saved; turns to go without. */
     uint32_t judged, judged_single, judged_mods, alone_left, alone_gap;
     uint64_t judged_saved;
-    bool unpolled;      /* a BLOCKED stream has no poll yet */
     bool no_streams, no_accepts; /* this ring cannot */
-    unsigned accepts_armed, accepts_leaving; /* listeners: adopted, of which to be cancelled */
-    bool requests;      /* the owner shall flush, enter and say so (serviced) */
     /* --- the owner thread's */
-    uint64_t owner;    /* * rp_self.id, 0: nobody yet. Written once, under `lock` */
     struct rp_ring ring;
     struct rp_op_table ops;
-    struct rp_watch *ready_head, *ready_tail;
-    unsigned ready_count;
-    uint32_t wait_serial;
-    bool in_company;    /* a wait has found that there are other threads */
     uint32_t fence; /* SQPOLL: the last that was queued */
-    bool tells;         /* DEFER_TASKRUN and its flag: wake-ups run in our enters, and show before */
     bool edge_ended;    /* !tells: a full CQ ended the poll of an edge-triggered watch */
-    bool hidden_armed, hidden_ready, hidden_first;
     struct rp_op *hidden_op;
     uint32_t unfit_kernel, unfit_total; /* events since the last look */
     struct rp_ring_options ring_options;
     struct ringpoll_stats stats; /* waits, events, kernel_waits: also by others, and without the lock */
-};
+} __attribute__((aligned(64)));
 
 extern struct rp_lock rp_sets_lock;
 extern struct rp_set *rp_sets;
@@ -113,6 +118,25 @@ static inline uint32_t rp_set_engine(const struct rp_set *set)
 static inline bool rp_set_is_mine(const struct rp_set *set)
 {
     return RP_READ_ONCE(set->owner) == rp_self.id && rp_self.id != 0;
+}
+
+/* ---- the ready list, where it is hot; elsewhere rp_watch_to_ready() and _to_idle(). Owner. */
+
+static inline void rp_ready_add(struct rp_set *set, struct rp_watch *watch)
+{
+    struct rp_watch *tail = set->ready_tail;
+    watch->next_ready = NULL;
+    watch->prev_ready = tail;
+    *(tail ? &tail->next_ready : &set->ready_head) = watch;
+    set->ready_tail = watch;
+    set->ready_count++;
+}
+static inline void rp_ready_remove(struct rp_set *set, struct rp_watch *watch)
+{
+    struct rp_watch *next = watch->next_ready, *before = watch->prev_ready;
+    *(before ? &before->next_ready : &set->ready_head) = next;
+    *(next ? &next->prev_ready : &set->ready_tail) = before;
+    set->ready_count--;
 }
 
 /* A call on the stream was answered without the kernel; see stream.h. Locked. */
@@ -149,7 +173,14 @@ void rp_set_end_zombies(void);
 void rp_set_forget_kept_rings(void);
 extern unsigned rp_zombies;
 /* Forked unseen (by clone, say)? Then acts as the child's handler. */
-void rp_process_check(void);
+extern uint32_t *rp_process_alive;
+void rp_process_become_child(void);
+static inline void rp_process_check(void)
+{
+    uint32_t *page = __atomic_load_n(&rp_process_alive, __ATOMIC_ACQUIRE);
+    if (page && RP_READ_ONCE(*page) == 0)
+        rp_process_become_child();
+}
 void rp_process_made_set(void);
 /* What signal handlers left behind; nothing locked. */
 void rp_process_deferred(void);
@@ -214,6 +245,12 @@ static inline uint32_t rp_set_bits_left_of(const struct rp_watch *watch)
         return rp_set_bits_left(watch->fd);
     return RP_READ_ONCE(ghost->serial) == watch->ghost_serial && RP_READ_ONCE(ghost->state) != RP_STREAM_FREE
                ? rp_stream_bits(ghost) : 0;
+}
+/* Of them, those that the watch is to be told of. */
+static inline uint32_t rp_set_left_bits(const struct rp_watch *watch)
+{
+    return watch->left_reported || watch->deleted || watch->disabled
+               ? 0 : rp_set_bits_left_of(watch) & rp_watch_interest(watch);
 }
 bool rp_set_make_ghost(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry);
 void rp_set_recall_ghost(struct rp_set *set, int fd);

@@ -552,8 +552,6 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
         }
     }
     if (final) {
-        if (op->state == RP_OP_QUEUED)
-            rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
         rp_op_step(&set->ops, op, RP_OP_FREE);
         if (stream->state == RP_STREAM_ARMED)
             set->stats.receives_ended++;
@@ -1038,7 +1036,8 @@ static void catch_up(struct rp_set *set, struct rp_stream *stream)
 {
     stream->held++;
     for (unsigned turn = 0; turn < 4096 && rp_stream_is_armed(stream); turn++)
-        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) || rp_set_enter_and_reap(set) < 0)
+        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) || rp_set_enter_and_reap(set) < 0 ||
+            rp_ring_is_up_in_vain(&set->ring))
             break;
     stream->held--;
 }

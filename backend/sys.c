@@ -23,6 +23,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <stdbool.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -404,6 +405,44 @@ void rp_sys_futex_wake_all(uint32_t *word)
 void rp_sys_set_sigmask(const sigset_t *mask, sigset_t *ret_before)
 {
     call4(SYS_rt_sigprocmask, SIG_SETMASK, (long)mask, (long)ret_before, RP_SIGSET_BYTES);
+}
+
+/* As far as it is read here, what the kernel's struct sigaction begins with on each
+ * machine of ours; the rest is left room for. */
+struct kernel_sigaction {
+    void (*handler)(int);
+    unsigned long rest[15];
+};
+
+static bool is_ignored(int number)
+{
+    struct kernel_sigaction action;
+    if (call4(SYS_rt_sigaction, number, 0, (long)&action, RP_SIGSET_BYTES) != 0)
+        return false;
+    return action.handler == SIG_IGN ||
+           (action.handler == SIG_DFL &&
+            (number == SIGCHLD || number == SIGURG || number == SIGWINCH || number == SIGCONT));
+}
+
+void rp_sys_drop_ignored_signals(const sigset_t *unless_in)
+{
+    sigset_t none, pending;
+    sigemptyset(&none);
+    pending = none;
+    /* glibc's sigisemptyset() overlooks signals from 33 on. */
+    if (call4(SYS_rt_sigpending, (long)&pending, RP_SIGSET_BYTES, 0, 0) != 0 ||
+        memcmp(&pending, &none, RP_SIGSET_BYTES) == 0)
+        return;
+    const struct timespec now = {0};
+    for (int number = 1; number <= (int)RP_SIGSET_BYTES * 8; number++) {
+        if (sigismember(&pending, number) != 1 || sigismember(unless_in, number) == 1 || !is_ignored(number))
+            continue;
+        sigset_t one;
+        sigemptyset(&one);
+        sigaddset(&one, number);
+        while (call4(SYS_rt_sigtimedwait, (long)&one, 0, (long)&now, RP_SIGSET_BYTES) > 0)
+            ;
+    }
 }
 
 int rp_sys_gettid(void)

@@ -71,6 +71,9 @@ static inline void rp_sys_relax(void)
 }
 /* SIG_SETMASK; *ret_before may be NULL. */
 void rp_sys_set_sigmask(const sigset_t *mask, sigset_t *ret_before);
+/* All signals are blocked: takes those that are pending and that the kernel would have
+ * dropped under the mask `unless_in`, since the program ignores them. */
+void rp_sys_drop_ignored_signals(const sigset_t *unless_in);
 uint64_t rp_sys_now_ns(void); /* CLOCK_MONOTONIC, through the vDSO (libc's clock_gettime) */
 void *rp_sys_pages(size_t length);          /* zeroed anonymous private memory, NULL on failure */
 void *rp_sys_pages_wipe_on_fork(size_t length);

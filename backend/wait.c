@@ -17,6 +17,27 @@ static const struct timespec no_time = {0, 0};
 
 /* ------------------------------------------------------------ the ring's turn */
 
+/* What is no watch's poll, or that of one that has gone. */
+static __attribute__((noinline)) void completed(struct rp_set *set, uint64_t user_data, int result, uint32_t flags)
+{
+    struct rp_op *op = rp_op_find(&set->ops, user_data);
+    if (!op)
+        return;
+    if (op->state == RP_OP_ORPHANED) {
+        if (!(flags & RP_CQE_F_MORE))
+            rp_op_step(&set->ops, op, RP_OP_FREE);
+    } else if (op->kind == RP_OP_SEND) {
+        rp_send_completed(set, op, result, flags);
+    } else if (op->kind == RP_OP_ACCEPT) {
+        rp_accept_completed(set, op, result, flags);
+    } else if (op->kind == RP_OP_KERNEL) {
+        rp_op_step(&set->ops, op, RP_OP_FREE);
+        set->hidden_op = NULL;
+        set->hidden_armed = false;
+        set->hidden_ready = true;
+    }
+}
+
 /* All that the CQ holds goes into ready list and op table. */
 static unsigned reap(struct rp_set *set)
 {
@@ -28,31 +49,18 @@ static unsigned reap(struct rp_set *set)
         uint64_t user_data = cqe->user_data;
         int result = cqe->res;
         uint32_t flags = cqe->flags;
-        rp_ring_seen(ring);
+        rp_ring_take(ring);
         count++;
-        struct rp_op *op = rp_op_find(&set->ops, user_data);
-        if (!op)
-            continue;
-        if (op->state == RP_OP_ORPHANED) {
-            if (!(flags & RP_CQE_F_MORE))
-                rp_op_step(&set->ops, op, RP_OP_FREE);
-        } else if (op->kind == RP_OP_RECV) {
-            rp_stream_completed(set, op, result, flags);
-        } else if (op->kind == RP_OP_SEND) {
-            rp_send_completed(set, op, result, flags);
-        } else if (op->kind == RP_OP_ACCEPT) {
-            rp_accept_completed(set, op, result, flags);
-        } else if (op->kind == RP_OP_KERNEL) {
-            if (op->state == RP_OP_QUEUED)
-                rp_op_step(&set->ops, op, RP_OP_INFLIGHT);
-            rp_op_step(&set->ops, op, RP_OP_FREE);
-            set->hidden_op = NULL;
-            set->hidden_armed = false;
-            set->hidden_ready = true;
-        } else {
+        struct rp_op *op = rp_op_peek(&set->ops, user_data);
+        if (op && op->kind == RP_OP_POLL && op->state != RP_OP_ORPHANED)
             rp_watch_completed(set, op->owner, result, flags);
-        }
+        else if (op && op->kind == RP_OP_RECV && op->state != RP_OP_ORPHANED)
+            rp_stream_completed(set, op, result, flags);
+        else
+            completed(set, user_data, result, flags);
     }
+    if (count > 0)
+        rp_ring_give_back(ring);
     return count;
 }
 
@@ -110,6 +118,7 @@ int rp_set_enter_and_reap(struct rp_set *set)
 {
     if (set->ring.setup_flags & RP_SETUP_SQPOLL)
         return pass_fence(set);
+    uint64_t reaped_before = set->ring.cqes_reaped;
     for (int attempts = 0; attempts < 1000; attempts++) {
         if (set->leaving) /* as far as there is room; the rest after this enter */
             (void)rp_stream_flush_leaving(set);
@@ -137,8 +146,11 @@ int rp_set_enter_and_reap(struct rp_set *set)
             if (result < 0)
                 return result;
             if (rp_ring_queued(&set->ring) == 0 && !set->leaving && !set->accepts_leaving && !set->batched &&
-                (!rp_ring_is_overflown(&set->ring) || (set->tells && reaped == 0)))
+                (!rp_ring_is_overflown(&set->ring) || (set->tells && reaped == 0))) {
+                bool in_vain = set->ring.cqes_reaped == reaped_before && rp_ring_wants_enter(&set->ring);
+                set->ring.barren = in_vain ? set->ring.barren + 1 : 0;
                 return 0;
+            }
         }
     }
     return -EAGAIN;
@@ -279,16 +291,10 @@ static unsigned merge_left(struct epoll_event *events, unsigned at, unsigned lef
 
 /* ---- bytes in the library of watches that kernel epoll serves */
 
-static uint32_t left_bits(struct rp_watch *watch)
-{
-    return watch->left_reported || watch->deleted || watch->disabled
-               ? 0 : rp_set_bits_left_of(watch) & rp_watch_interest(watch);
-}
-
 static bool any_left(struct rp_set *set)
 {
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-        if (watch->left && left_bits(watch))
+        if (watch->left && rp_set_left_bits(watch))
             return true;
     return false;
 }
@@ -297,7 +303,7 @@ static bool any_left(struct rp_set *set)
 static void add_left(struct rp_set *set, struct epoll_event *events, unsigned count)
 {
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
-        uint32_t bits = watch->left ? left_bits(watch) : 0;
+        uint32_t bits = watch->left ? rp_set_left_bits(watch) : 0;
         for (unsigned i = 0; bits && i < count; i++) {
             if (events[i].data.u64 != watch->data.u64)
                 continue;
@@ -326,7 +332,7 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
                 rp_set_forget_watch(set, watch);
             continue;
         }
-        uint32_t bits = left_bits(watch);
+        uint32_t bits = rp_set_left_bits(watch);
         if (!bits)
             continue;
         /* What the kernel has to say beside it comes in the same event. */
@@ -342,7 +348,8 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
         if ((watch->events & EPOLLONESHOT) && watch->home == RP_HOME_RING)
             watch->disabled = true;
         else if ((watch->events & EPOLLONESHOT) && !watch->ghost) {
-            struct epoll_event none = {.events = EPOLLONESHOT, .data = watch->data};
+            /* As a stand-in, see demote.c: an error or an end it can yet report, to us. */
+            struct epoll_event none = {.events = EPOLLONESHOT, .data = rp_set_mark(set)};
             rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
         }
     }
@@ -383,45 +390,68 @@ static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsi
     return taken;
 }
 
+/* Those at the list's head have been dealt with, up to this one, and stay in it: they go
+ * to its end. */
+static void put_last(struct rp_set *set, struct rp_watch *first_left)
+{
+    struct rp_watch *first = set->ready_head, *last = first_left->prev_ready;
+    if (!last)
+        return;
+    last->next_ready = NULL;
+    first_left->prev_ready = NULL;
+    first->prev_ready = set->ready_tail;
+    set->ready_tail->next_ready = first;
+    set->ready_head = first_left;
+    set->ready_tail = last;
+}
+
 static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    unsigned todo = set->ready_count, taken = 0;
-    while (todo > 0 && taken < room) {
-        unsigned window = todo < room - taken ? todo : room - taken;
-        unsigned before = set->ready_count;
-        rp_watch_check(set, window);
-        unsigned gone = before - set->ready_count;
-        todo -= gone;
-        for (window -= gone; window > 0; window--, todo--) {
-            struct rp_watch *watch = set->ready_head;
-            uint32_t mask = watch->mask & rp_watch_interest(watch);
+    unsigned todo = set->ready_count, looked_at = 0, taken = 0;
+    struct rp_watch *watch = set->ready_head;
+    while (todo > 0 && watch && taken < room) {
+        bool certain = watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial;
+        if (!certain && looked_at == 0) {
+            /* One look at all that may be reported. It finds some that are not to be. */
+            unsigned window = todo < room - taken ? todo : room - taken, before = set->ready_count;
+            put_last(set, watch);
+            rp_watch_check(set, window);
+            todo -= before - set->ready_count;
+            looked_at = window - (before - set->ready_count);
+            watch = set->ready_head;
+            continue;
+        }
+        looked_at -= looked_at > 0;
+        todo--;
+        struct rp_watch *next = watch->next_ready;
+        uint32_t mask = watch->mask & rp_watch_interest(watch);
+        bool stays = !certain; /* poll(2) failed: another time */
+        if (watch->deleted || watch->home != RP_HOME_RING) { /* another thread did that */
+            stays = false;
+        } else if (certain && mask != 0) {
             /* An error that a read has taken along meanwhile, say. */
-            if (mask != 0 && watch->stream)
+            if (watch->stream)
                 mask |= rp_stream_bits(watch->stream) & rp_watch_interest(watch);
-            bool certain = watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial;
-            rp_watch_to_idle(set, watch);
-            if (watch->deleted || watch->home != RP_HOME_RING) /* another thread did that */
-                continue;
-            if (!certain) { /* poll(2) failed: another time */
-                rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
-                continue;
-            }
-            if (mask == 0)
-                continue;
             events[taken].events = mask;
             events[taken].data = watch->data;
             taken++;
             if (watch->events & EPOLLONESHOT)
                 watch->disabled = true;
-            else if (!rp_watch_is_edge(watch) && (watch->op || watch->stream || watch->kind == RP_KIND_LISTENER))
-                rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
-            /* level-triggered without a poll: arming one will look */
+            else /* level-triggered without a poll: arming one will look */
+                stays = !rp_watch_is_edge(watch) && (watch->op || watch->stream || watch->kind == RP_KIND_LISTENER);
         }
+        if (!stays)
+            rp_ready_remove(set, watch);
+        RP_WRITE_ONCE(watch->ready, stays ? RP_READY_CANDIDATE : RP_READY_IDLE);
+        watch = next;
     }
+    if (watch)
+        put_last(set, watch);
     return taken;
 }
 
-static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned room)
+/* What is ready, the ring's and the kernel's, each first in its turn. */
+static __attribute__((noinline)) unsigned collect_both(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
     unsigned count = 0, left = 0, left_at = 0;
     bool hidden_first = set->hidden_first, hidden_done = false;
@@ -440,16 +470,45 @@ static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned
     return left > 0 ? merge_left(events, left_at, left, count) : count;
 }
 
-static uint64_t deadline_of(const struct timespec *timeout)
+static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    uint64_t seconds = (uint64_t)timeout->tv_sec > 1000000000u ? 1000000000u : (uint64_t)timeout->tv_sec;
-    return rp_sys_now_ns() + seconds * 1000000000u + (uint64_t)timeout->tv_nsec;
+    if (set->hidden_ready)
+        return collect_both(set, events, room);
+    set->hidden_first = !set->hidden_first;
+    return take_ready(set, events, room);
 }
 
-static struct timespec time_left(uint64_t deadline_ns)
+static bool is_zero(const struct timespec *time)
 {
+    return (time->tv_sec | time->tv_nsec) == 0;
+}
+
+/* What the program asked for. */
+struct wait {
+    int epfd, max;
+    struct epoll_event *events;
+    const struct timespec *timeout; /* NULL: for ever */
+    const sigset_t *sigmask;
+    /* The time runs from when it is first asked for, which is before the first sleep: a
+     * wait that finds something at once needs no clock. 0: not asked for yet. */
+    uint64_t deadline_ns;
+    bool holds_signals; /* the program's own mask is in `before` meanwhile */
+    sigset_t before;
+};
+
+/* Of a wait with a timeout. */
+static struct timespec time_left(struct wait *wait)
+{
+    const struct timespec *timeout = wait->timeout;
+    if (is_zero(timeout))
+        return no_time;
     uint64_t now = rp_sys_now_ns();
-    uint64_t left = deadline_ns > now ? deadline_ns - now : 0;
+    if (wait->deadline_ns == 0) {
+        uint64_t seconds = (uint64_t)timeout->tv_sec > 1000000000u ? 1000000000u : (uint64_t)timeout->tv_sec;
+        wait->deadline_ns = now + seconds * 1000000000u + (uint64_t)timeout->tv_nsec;
+        return *timeout;
+    }
+    uint64_t left = wait->deadline_ns > now ? wait->deadline_ns - now : 0;
     return (struct timespec){.tv_sec = (time_t)(left / 1000000000u), .tv_nsec = (long)(left % 1000000000u)};
 }
 
@@ -458,13 +517,13 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
                           const struct timespec *timeout, const sigset_t *sigmask)
 {
     struct timespec left = timeout ? *timeout : no_time;
-    uint64_t deadline_ns = 0;
-    bool blocks = !timeout || (left.tv_sec | left.tv_nsec) != 0;
+    struct wait wait = {.timeout = timeout}; /* of which only the clock matters */
+    bool blocks = !timeout || !is_zero(timeout);
     bool takes = max > 0 && (uintptr_t)events >= 4096 && !rp_self.locks_held;
     int given = 0;
 
     if (timeout && blocks && RP_READ_ONCE(set->marked))
-        deadline_ns = deadline_of(timeout);
+        left = time_left(&wait);
     for (int turn = 0;; turn++) {
         bool left_last = false;
         if (takes && RP_READ_ONCE(set->left) > 0) {
@@ -509,8 +568,8 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
             return kept;
         if (!takes && turn > 64) /* a signal handler in the midst of our own work */
             return -EINTR;
-        if (deadline_ns)
-            left = time_left(deadline_ns);
+        if (wait.deadline_ns)
+            left = time_left(&wait);
     }
 }
 
@@ -566,95 +625,161 @@ static void give_up_ring(struct rp_set *set, int error)
                   error);
 }
 
-/* One wait of the owner on its ring. Locked, and unlocked only inside the
- * blocking enter. Returns events, 0, a negative errno, or AGAIN when the set is
- * on another engine now. `slept`, if not NULL: what that enter said, which was made
- * already (see sleep_at_once()). */
-static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max, const struct timespec *timeout,
-                        uint64_t deadline_ns, const sigset_t *sigmask, const int *slept)
+/* The commonest turn of all has nothing to do before the ring is slept on, or what is ready
+ * is looked at. */
+static inline bool is_at_rest(const struct rp_set *set)
+{
+    return !set->dirty && !set->leaving && !set->batched && set->accepts_leaving == 0 &&
+           !(set->requests | set->wake_sent | set->unpolled) && (set->hidden_armed | set->hidden_ready);
+}
+
+/* What was left to do goes out, or is queued for the enter that comes. 0, AGAIN (the set
+ * is on another engine now) or a negative errno. */
+static __attribute__((noinline)) int begin_turn(struct rp_set *set)
+{
+    int result = 0;
+    if ((set->requests || set->wake_sent) && (result = serve_requests(set)) != 0)
+        return result;
+    if (set->dirty && (result = flush_dirty(set)) < 0)
+        return result;
+    if (set->leaving) {
+        /* What takes over from a receive that has nothing to tell looks at the file
+         * in this turn, too: others may be ready, and it be reported with them. */
+        bool silent = rp_stream_any_leaves_silently(set);
+        while (result == 0 && set->leaving && rp_stream_flush_leaving(set) < 0)
+            result = rp_set_enter_and_reap(set);
+        if (result == 0 && silent && (result = rp_set_enter_and_reap(set)) == 0 && set->dirty)
+            result = flush_dirty(set);
+    }
+    while (result == 0 && set->accepts_leaving && rp_accept_flush_leaving(set) < 0)
+        result = rp_set_enter_and_reap(set);
+    for (unsigned turn = 0; result == 0 && set->unpolled; turn++) {
+        rp_send_poll_all(set);
+        if (set->unpolled) /* the SQ is full, or there is no memory: nobody would hear of room */
+            result = turn < 64 ? rp_set_enter_and_reap(set) : -ENOMEM;
+    }
+    while (result == 0 && set->batched && rp_send_submit(set) < 0)
+        result = rp_set_enter_and_reap(set);
+    return result < 0 ? result : arm_hidden(set);
+}
+
+/* Sleeps in the ring, until something completes. False: it did not, since a signal handler
+ * has left something to be done first (see ctl_in_handler). Unlocks meanwhile. */
+static inline bool sleep_in_ring(struct rp_set *set, const struct timespec *timeout, const sigset_t *sigmask,
+                                 int *ret_entered)
+{
+    set->owner_inside = true;
+    rp_set_unlock(set);
+    bool enters = RP_READ_ONCE(set->dirty) == NULL;
+    if (enters)
+        *ret_entered = rp_ring_enter(&set->ring, 1, timeout, sigmask);
+    rp_set_lock(set);
+    set->owner_inside = false;
+    return enters;
+}
+
+/* After a sleep that ended with one completion, a bare wake-up: that is the report. False:
+ * it is not as simple as that, and nothing was done. */
+static inline bool report_alone(struct rp_set *set, struct epoll_event *event)
 {
     struct rp_ring *ring = &set->ring;
-    bool poll_only = timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0;
-    struct timespec left = timeout ? *timeout : no_time;
-    int result = 0;
-    bool looked_again = false, interrupted = false;
+    uint32_t at = ring->cq_next;
+    if (ring->fd < 0 || __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - at != 1 ||
+        (set->requests | set->wake_sent | set->zombie) || set->dirty || set->sending || rp_set_is_ending(set))
+        return false;
+    const struct rp_cqe *cqe = &ring->cqes[at & ring->cq_mask];
+    struct rp_op *op = rp_op_peek(&set->ops, cqe->user_data);
+    if (!op || op->kind != RP_OP_POLL || op->state == RP_OP_ORPHANED ||
+        !rp_watch_completed_alone(set, op->owner, cqe->res, cqe->flags))
+        return false;
+    const struct rp_watch *watch = op->owner;
+    rp_ring_seen(ring);
+    event->events = EPOLLIN;
+    event->data = watch->data;
+    return true;
+}
 
-    if (!slept)
-        set->wait_serial++;
+/* What has completed meanwhile, without sleeping; *ret_reaped of it. 0 or a negative errno. */
+static int look_in_ring(struct rp_set *set, unsigned *ret_reaped)
+{
+    uint64_t before = set->ring.cqes_reaped;
+    int result = rp_set_enter_and_reap(set);
+    *ret_reaped = (unsigned)(set->ring.cqes_reaped - before);
+    return result;
+}
+
+/* An enter leaves work behind only if there was more than it may run (20 items at least):
+ * then the rest belongs to this turn. What else is pending came later, and waits for the
+ * next. With nothing found and no time to wait, whatever is there counts. */
+static inline bool is_unfinished(const struct rp_set *set, unsigned reaped, bool poll_only)
+{
+    return rp_ring_wants_enter(&set->ring) &&
+           (reaped >= 20 || (poll_only && !set->ready_count && !rp_ring_is_up_in_vain(&set->ring)));
+}
+
+static __attribute__((noinline)) int finish_turn(struct rp_set *set, unsigned reaped, bool poll_only)
+{
+    int result = 0;
+    for (unsigned turn = 0;
+         result == 0 && turn < (reaped >= 20 ? 4096u : 64u) && is_unfinished(set, reaped, poll_only); turn++)
+        result = look_in_ring(set, &reaped);
+    return result;
+}
+
+/* What takes over from a receive may find what came behind it, and others be ready: it is
+ * reported with them. */
+static __attribute__((noinline)) int take_over(struct rp_set *set)
+{
+    int result = 0;
+    set->handed_back = false;
+    if (set->dirty && (result = flush_dirty(set)) == 0 && rp_ring_queued(&set->ring))
+        result = rp_set_enter_and_reap(set);
+    return result;
+}
+
+/* One wait of the owner on its ring. Locked, and unlocked only inside the
+ * blocking enter. Returns events, 0, a negative errno, or AGAIN when the set is
+ * on another engine now. */
+static int wait_on_ring(struct rp_set *set, struct wait *wait)
+{
+    struct rp_ring *ring = &set->ring;
+    const struct timespec *timeout = wait->timeout;
+    bool poll_only = timeout && is_zero(timeout), looked_again = false, interrupted = false;
+    struct timespec left;
+    int result = 0;
+
+    set->wait_serial++;
     if (!set->in_company && !rp_single_threaded())
         rp_set_has_company(set);
-    if (set->accepts_armed && !slept)
+    if (set->accepts_armed)
         rp_accept_turn(set);
     for (;;) {
         unsigned reaped = 0;
-        bool blocked = false, got_any = false, enters = true;
+        bool slept = false, got_any = false;
         int entered = 0;
-        if (slept)
-            goto awake;
-        if (set->requests || set->wake_sent) {
-            result = serve_requests(set);
+        if (!is_at_rest(set) && (result = begin_turn(set)) != 0) {
             if (result == AGAIN)
                 return interrupted ? -EINTR : AGAIN;
-            if (result < 0)
-                break;
-        }
-        if (set->dirty && (result = flush_dirty(set)) < 0)
             break;
-        if (set->leaving) {
-            /* What takes over from a receive that has nothing to tell looks at the file
-             * in this turn, too: others may be ready, and it be reported with them. */
-            bool silent = rp_stream_any_leaves_silently(set);
-            while (result == 0 && set->leaving && rp_stream_flush_leaving(set) < 0)
-                result = rp_set_enter_and_reap(set);
-            if (result == 0 && silent && (result = rp_set_enter_and_reap(set)) == 0 && set->dirty)
-                result = flush_dirty(set);
         }
-        while (result == 0 && set->accepts_leaving && rp_accept_flush_leaving(set) < 0)
-            result = rp_set_enter_and_reap(set);
-        for (unsigned turn = 0; result == 0 && set->unpolled; turn++) {
-            rp_send_poll_all(set);
-            if (set->unpolled) /* the SQ is full, or there is no memory: nobody would hear of room */
-                result = turn < 64 ? rp_set_enter_and_reap(set) : -ENOMEM;
-        }
-        while (result == 0 && set->batched && rp_send_submit(set) < 0)
-            result = rp_set_enter_and_reap(set);
-        if (result < 0)
-            break;
         if (set->buffers.pool)
             rp_buffers_collect(&set->buffers);
-        if ((result = arm_hidden(set)) < 0)
-            break;
-        if (set->ready_count || set->hidden_ready || poll_only || interrupted) {
-            if (rp_ring_queued(ring) || rp_ring_wants_enter(ring)) {
-                uint64_t before = ring->cqes_reaped;
-                result = rp_set_enter_and_reap(set);
-                if (result < 0)
-                    break;
-                reaped = (unsigned)(ring->cqes_reaped - before);
-            } else {
-                reap(set);
-            }
-        } else if (rp_ring_peek(ring) && !set->sending) {
-            reap(set);
-        } else if (rp_ring_peek(ring)) {
-            if ((result = rp_set_enter_and_reap(set)) < 0)
+        bool looks = set->ready_count || (set->hidden_ready | poll_only | interrupted);
+        if (looks ? rp_ring_queued(ring) || rp_ring_wants_enter(ring) : set->sending && rp_ring_peek(ring)) {
+            if ((result = look_in_ring(set, &reaped)) < 0)
                 break;
+            if (!looks)
+                reaped = 0;
+        } else if (looks || rp_ring_peek(ring)) {
+            reap(set);
         } else {
-            set->owner_inside = true;
-            rp_set_unlock(set);
-            /* What a signal handler left (see ctl_in_handler) is dirty now. */
-            enters = RP_READ_ONCE(set->dirty) == NULL;
-            if (enters)
-                entered = rp_ring_enter(ring, 1, timeout ? &left : NULL, sigmask);
-            rp_set_lock(set);
-            set->owner_inside = false;
-            if (!enters)
+            if (timeout)
+                left = time_left(wait);
+            if (!sleep_in_ring(set, timeout ? &left : NULL, wait->sigmask, &entered))
                 continue;
-        awake:
-            if (slept)
-                entered = *slept;
-            slept = NULL;
-            blocked = true;
+            if (entered >= 0 && report_alone(set, wait->events))
+                return 1;
+            slept = true;
             /* Was it a signal, and maybe its handler that demoted the set, or closed it? */
             interrupted = entered == -EINTR;
             if (is_no_more(set)) {
@@ -672,32 +797,13 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
                 break;
             }
         }
-        /* An enter leaves work behind only if there was more than it may run
-         * (20 items at least): then the rest belongs to this turn. What else is
-         * pending came later, and waits for the next. With nothing found and no
-         * time to wait, whatever is there counts. */
-        result = 0;
-        for (unsigned turn = 0; result == 0 && turn < 4096 && rp_ring_wants_enter(ring) &&
-                                (reaped >= 20 || (poll_only && !set->ready_count && turn < 64));
-             turn++) {
-            uint64_t before = ring->cqes_reaped;
-            result = rp_set_enter_and_reap(set);
-            reaped = (unsigned)(ring->cqes_reaped - before);
-        }
-        if (result < 0)
+        if (is_unfinished(set, reaped, poll_only) && (result = finish_turn(set, reaped, poll_only)) < 0)
             break;
-        if (set->wake_sent || set->requests)
+        if (set->wake_sent | set->requests)
             continue;
-        /* What takes over from a receive may find what came behind it, and others be
-         * ready: it is reported with them. */
-        if (set->handed_back) {
-            set->handed_back = false;
-            if (set->dirty && (result = flush_dirty(set)) == 0 && rp_ring_queued(ring))
-                result = rp_set_enter_and_reap(set);
-            if (result < 0)
-                break;
-        }
-        unsigned count = collect(set, events, (unsigned)max);
+        if (set->handed_back && (result = take_over(set)) < 0)
+            break;
+        unsigned count = collect(set, wait->events, (unsigned)wait->max);
         if (count > 0)
             return (int)count;
         if (poll_only) {
@@ -708,23 +814,17 @@ static int wait_on_ring(struct rp_set *set, struct epoll_event *events, int max,
         }
         if (interrupted)
             return -EINTR;
-        if (blocked) {
-            if (entered == -ETIME)
-                return 0;
-            if (timeout) {
-                left = time_left(deadline_ns);
-                if ((left.tv_sec | left.tv_nsec) == 0)
-                    return 0;
-            }
-            /* An enter that submitted something, or that sees CQEs held back,
-             * hides the signal that ended it. */
-            if (entered >= 0 && !got_any)
-                return -EINTR;
-        } else if (timeout) {
-            left = time_left(deadline_ns);
-            if ((left.tv_sec | left.tv_nsec) == 0)
+        if (slept && entered == -ETIME)
+            return 0;
+        if (timeout) {
+            left = time_left(wait);
+            if (is_zero(&left))
                 return 0;
         }
+        /* An enter that submitted something, or that sees CQEs held back,
+         * hides the signal that ended it. */
+        if (slept && entered >= 0 && !got_any)
+            return -EINTR;
         set->wait_serial++;
     }
     give_up_ring(set, result);
@@ -748,12 +848,12 @@ static int settle(struct rp_set *set)
 /* The same on a ring that does not tell what is on its way: whether anything has
  * happened is asked before each report, and before each sleep. Nothing is queued
  * when it sleeps, so the kernel says EINTR and ETIME when it means them. */
-static int wait_on_mute_ring(struct rp_set *set, struct epoll_event *events, int max, const struct timespec *timeout,
-                             uint64_t deadline_ns, const sigset_t *sigmask)
+static int wait_on_mute_ring(struct rp_set *set, struct wait *wait)
 {
     struct rp_ring *ring = &set->ring;
-    bool over = timeout && timeout->tv_sec == 0 && timeout->tv_nsec == 0;
-    struct timespec left = timeout ? *timeout : no_time;
+    const struct timespec *timeout = wait->timeout;
+    bool over = timeout && is_zero(timeout);
+    struct timespec left = timeout ? time_left(wait) : no_time;
     int result = 0, entered = 0;
 
     if (!set->in_company && !rp_single_threaded())
@@ -769,7 +869,7 @@ static int wait_on_mute_ring(struct rp_set *set, struct epoll_event *events, int
         }
         if ((result = settle(set)) < 0)
             break;
-        unsigned count = collect(set, events, (unsigned)max);
+        unsigned count = collect(set, wait->events, (unsigned)wait->max);
         if (count > 0)
             return (int)count;
         if (over)
@@ -780,8 +880,10 @@ static int wait_on_mute_ring(struct rp_set *set, struct epoll_event *events, int
             rp_set_unlock(set);
             /* What a signal handler left (see ctl_in_handler) is dirty now. */
             bool enters = RP_READ_ONCE(set->dirty) == NULL;
+            if (enters && wait->holds_signals)
+                rp_sys_drop_ignored_signals(&wait->before);
             if (enters)
-                entered = rp_ring_enter(ring, 1, timeout ? &left : NULL, sigmask);
+                entered = rp_ring_enter(ring, 1, timeout ? &left : NULL, wait->sigmask);
             rp_set_lock(set);
             set->owner_inside = false;
             if (!enters)
@@ -798,8 +900,8 @@ static int wait_on_mute_ring(struct rp_set *set, struct epoll_event *events, int
             }
         }
         if (timeout)
-            left = time_left(deadline_ns);
-        over = entered == -EINTR || entered == -ETIME || (timeout && (left.tv_sec | left.tv_nsec) == 0);
+            left = time_left(wait);
+        over = entered == -EINTR || entered == -ETIME || (timeout && is_zero(&left));
     }
     give_up_ring(set, result);
     return AGAIN;
@@ -816,111 +918,69 @@ static bool mostly_kernel_watches(const struct rp_set *set)
 
 /* SQPOLL: a fence may sleep. A signal that comes meanwhile is kept for the sleep
  * that it shall interrupt, and one that comes with an event for after the call,
- * as the kernel's epoll does. What the program does wrong itself is not held. */
-static const sigset_t *hold_signals(sigset_t *ret_before, const sigset_t *sigmask)
+ * as the kernel's epoll does. What the program does wrong itself is not held. The
+ * kernel drops an ignored signal where it is sent, but keeps it where it is held, and
+ * would interrupt the sleep for it: those are taken away before the sleep. */
+static __attribute__((noinline)) void hold_signals(struct wait *wait)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
     sigset_t all;
     sigfillset(&all);
     for (unsigned i = 0; i < sizeof faults / sizeof faults[0]; i++)
         sigdelset(&all, faults[i]);
-    rp_sys_set_sigmask(&all, ret_before);
-    return sigmask ? sigmask : ret_before;
+    rp_sys_set_sigmask(&all, &wait->before);
+    if (!wait->sigmask)
+        wait->sigmask = &wait->before;
+    wait->holds_signals = true;
 }
 
-/* The commonest waits of all: nothing is to be done before the ring is slept on, or
- * before the one fd that is not drained is looked at. */
-static inline bool is_at_rest(const struct rp_set *set)
+static __attribute__((noinline)) void judge_fitness(struct rp_set *set)
 {
-    return rp_set_engine(set) == RINGPOLL_ENGINE_RING && rp_set_is_mine(set) && set->tells && set->hidden_armed &&
-           set->waiters == 0 &&
-           !(set->hidden_ready | set->inherited | set->zombie | set->requests | set->wake_sent | set->unpolled |
-             RP_READ_ONCE(rp_process_no_rings)) &&
-           !(set->accepts_armed | set->accepts_leaving | rp_ring_queued(&set->ring)) && !set->dirty && !set->leaving &&
-           !set->batched && !set->sending && !rp_ring_peek(&set->ring);
-}
-
-/* True: there was something. */
-static inline bool look_at_once(struct rp_set *set, struct epoll_event *events)
-{
-    struct rp_watch *watch = set->ready_head;
-    if (set->ready_count != 1 || watch->ready != RP_READY_CANDIDATE || watch->stream || !watch->op ||
-        (watch->kind != RINGPOLL_FD_TCP && watch->kind != RINGPOLL_FD_UNIX) || watch->home != RP_HOME_RING ||
-        watch->deleted || watch->disabled || (watch->events & (EPOLLET | EPOLLONESHOT)) || rp_ring_wants_enter(&set->ring))
-        return false;
-    uint32_t mask = rp_watch_look(set, watch);
-    if (mask == 0)
-        return false;
-    RP_COUNT(set->stats.waits, 1);
-    events->events = mask;
-    events->data = watch->data;
-    return true;
-}
-
-/* True: that was it. Else wait_on_ring() goes on from *ret_entered, or from the
- * beginning where that is AGAIN. The set is locked before and after. */
-static inline bool sleep_at_once(struct rp_set *set, struct epoll_event *events, const sigset_t *sigmask,
-                                 int *ret_entered)
-{
-    struct rp_ring *ring = &set->ring;
-    RP_COUNT(set->stats.waits, 1);
-    set->waiters = 1;
-    set->wait_serial++;
-    if (set->buffers.pool)
-        rp_buffers_collect(&set->buffers);
-    set->owner_inside = true;
-    rp_set_unlock(set);
-    int entered = RP_READ_ONCE(set->dirty) ? AGAIN : rp_ring_sleep(ring, sigmask);
-    rp_set_lock(set);
-    set->owner_inside = false;
-    *ret_entered = entered;
-    if (entered < 0 || ring->fd < 0 || rp_set_is_ending(set) || (set->zombie | set->requests | set->wake_sent))
-        return false;
-    uint32_t at = ring->cq_next;
-    if (__atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - at != 1)
-        return false;
-    const struct rp_cqe *cqe = &ring->cqes[at & ring->cq_mask];
-    struct rp_op *op = rp_op_peek(&set->ops, cqe->user_data);
-    struct rp_watch *watch = op ? op->owner : NULL;
-    if (!op || op->kind != RP_OP_POLL || op->state == RP_OP_ORPHANED ||
-        !rp_watch_completed_alone(set, watch, cqe->res, cqe->flags))
-        return false;
-    rp_ring_seen(ring);
-    events->events = EPOLLIN;
-    events->data = watch->data;
-    return true;
-}
-
-static void count_events(struct rp_set *set, int result)
-{
-    RP_COUNT(set->stats.events, (uint64_t)result);
-    set->unfit_total += (uint32_t)result;
-    if (set->unfit_total < UNFIT_WINDOW)
-        return;
     if (set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
         mostly_kernel_watches(set))
         rp_set_demote(set, RINGPOLL_REASON_UNFIT, 0);
     set->unfit_total = set->unfit_kernel = 0;
 }
 
-/* `slept`, if not NULL: after a sleep_at_once() that came to nothing; the set is locked. */
-static __attribute__((noinline)) int wait_at_length(struct rp_set *set, int epfd, struct epoll_event *events, int max,
-                                                    const struct timespec *timeout, const sigset_t *sigmask,
-                                                    const int *slept)
+static inline void count_events(struct rp_set *set, int result)
 {
-    uint64_t deadline_ns = 0;
-    bool holds_signals = (set->flags & RINGPOLL_SQPOLL) != 0;
-    sigset_t before;
-    if (holds_signals)
-        sigmask = hold_signals(&before, sigmask);
-    if (timeout && (timeout->tv_sec | timeout->tv_nsec) != 0)
-        deadline_ns = deadline_of(timeout);
-    int result = AGAIN;
-    if (slept)
-        goto awake;
+    RP_COUNT(set->stats.events, (uint64_t)result);
+    set->unfit_total += (uint32_t)result;
+    if (set->unfit_total >= UNFIT_WINDOW)
+        judge_fitness(set);
+}
 
+/* Engine NEW: the set gets its ring, if there is anything for it. KERNEL: the wait is the
+ * kernel's own. Events, 0, a negative errno, or AGAIN when it is on another engine now. */
+static __attribute__((noinline)) int wait_without_ring(struct rp_set *set, struct wait *wait)
+{
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_NEW && set->ring_watches > 0) {
+        int error = rp_set_make_ring(set);
+        if (error < 0)
+            rp_set_demote(set, error == -EOPNOTSUPP ? RINGPOLL_REASON_OLD_KERNEL : RINGPOLL_REASON_NO_RING, error);
+        return AGAIN;
+    }
+    if (rp_set_is_ending(set))
+        return -EBADF;
+    struct timespec left = wait->timeout ? time_left(wait) : no_time;
+    /* A wait of our own that is not over: we are a signal handler inside it, or
+     * have jumped out of it. Its wake-up is not for this one, which would turn
+     * round it for ever. */
+    bool wakes_outer = set->wake_sent && set->owner_inside && rp_set_is_mine(set);
+    if (wakes_outer)
+        rp_set_take_wake(set);
+    rp_set_unlock(set);
+    rp_set_end_zombies();
+    int result = wait_in_kernel(set, wait->epfd, wait->events, wait->max, wait->timeout ? &left : NULL, wait->sigmask);
     rp_set_lock(set);
-    RP_COUNT(set->stats.waits, 1);
+    if (wakes_outer && set->zombie && set->owner_inside)
+        rp_set_wake_owner(set);
+    return result;
+}
+
+/* What a wait finds that is not the owner's of a ring. */
+static __attribute__((noinline)) void take_in(struct rp_set *set)
+{
     if (set->inherited)
         rp_set_adopt_inherited(set);
     if (RP_READ_ONCE(rp_process_no_rings) && rp_set_engine(set) != RINGPOLL_ENGINE_KERNEL)
@@ -928,42 +988,26 @@ static __attribute__((noinline)) int wait_at_length(struct rp_set *set, int epfd
     if (set->waiters > 0 ||
         (rp_set_engine(set) == RINGPOLL_ENGINE_RING && !rp_set_is_mine(set)))
         rp_set_demote(set, RINGPOLL_REASON_WAITERS, 0);
+}
+
+static int wait_on(struct rp_set *set, struct wait *wait)
+{
+    int result = AGAIN;
+
+    if (set->flags & RINGPOLL_SQPOLL)
+        hold_signals(wait);
+    rp_set_lock(set);
+    RP_COUNT(set->stats.waits, 1);
+    if ((set->inherited | RP_READ_ONCE(rp_process_no_rings)) || set->waiters > 0 || !rp_set_is_mine(set))
+        take_in(set);
     set->waiters++;
-awake:
     while (result == AGAIN) {
-        uint32_t engine = rp_set_engine(set);
-        if (engine == RINGPOLL_ENGINE_NEW && set->ring_watches > 0) {
-            int error = rp_set_make_ring(set);
-            if (error < 0)
-                rp_set_demote(set, error == -EOPNOTSUPP ? RINGPOLL_REASON_OLD_KERNEL : RINGPOLL_REASON_NO_RING, error);
-            continue;
-        }
-        if (engine == RINGPOLL_ENGINE_RING) {
-            if (set->tells)
-                result = wait_on_ring(set, events, max, timeout, deadline_ns, sigmask,
-                                      slept && *slept != AGAIN ? slept : NULL);
-            else
-                result = wait_on_mute_ring(set, events, max, timeout, deadline_ns, sigmask);
-            slept = NULL;
-            continue;
-        }
-        if (rp_set_is_ending(set)) {
-            result = -EBADF;
-            break;
-        }
-        struct timespec left = timeout ? (deadline_ns ? time_left(deadline_ns) : no_time) : no_time;
-        /* A wait of our own that is not over: we are a signal handler inside it, or
-         * have jumped out of it. Its wake-up is not for this one, which would turn
-         * round it for ever. */
-        bool wakes_outer = set->wake_sent && set->owner_inside && rp_set_is_mine(set);
-        if (wakes_outer)
-            rp_set_take_wake(set);
-        rp_set_unlock(set);
-        rp_set_end_zombies();
-        result = wait_in_kernel(set, epfd, events, max, timeout ? &left : NULL, sigmask);
-        rp_set_lock(set);
-        if (wakes_outer && set->zombie && set->owner_inside)
-            rp_set_wake_owner(set);
+        if (rp_set_engine(set) != RINGPOLL_ENGINE_RING)
+            result = wait_without_ring(set, wait);
+        else if (set->tells)
+            result = wait_on_ring(set, wait);
+        else
+            result = wait_on_mute_ring(set, wait);
     }
     set->waiters--;
     if (set->waiters == 0 && rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie && set->hidden >= 0) {
@@ -971,17 +1015,28 @@ awake:
         rp_set_close_hidden(set);
     }
     set->turn_events = result > 0 ? (unsigned)result : 0;
-    if (set->flags & RINGPOLL_ADOPT)
-        rp_stream_judge(set, result);
-    if (result > 0)
+    if (result > 0) {
+        if (set->flags & RINGPOLL_ADOPT)
+            rp_stream_judge(set, result);
         count_events(set, result);
+    }
     if (rp_set_is_ending(set) && set->waiters == 0 && !set->zombie && set->ring.fd < 0)
         rp_set_free(set);
     rp_set_unlock(set);
     if (RP_READ_ONCE(rp_zombies))
         rp_set_end_zombies();
-    if (holds_signals)
-        rp_sys_set_sigmask(&before, NULL);
+    if (wait->holds_signals)
+        rp_sys_set_sigmask(&wait->before, NULL);
+    return result;
+}
+
+static __attribute__((noinline)) int wait_as_kernel(struct rp_set *set, int epfd, struct epoll_event *events, int max,
+                                                    const struct timespec *timeout, const sigset_t *sigmask)
+{
+    int result = wait_in_kernel(set, epfd, events, max, timeout, sigmask);
+    if (result > 0)
+        __atomic_fetch_add(&set->stats.events, (uint64_t)result, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&set->stats.waits, 1, __ATOMIC_RELAXED);
     return result;
 }
 
@@ -994,8 +1049,9 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
         ringpoll_flush();
     if (!set)
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
+    /* What is left there, see set.h, comes along. */
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !RP_READ_ONCE(set->zombie))
-        goto kernel; /* what is left there, see set.h, is looked for below */
+        return wait_as_kernel(set, epfd, events, max, timeout, sigmask);
     if (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000))
         return -EINVAL;
     if (max <= 0 || max > (int)(INT_MAX / sizeof(struct epoll_event)))
@@ -1003,39 +1059,18 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     if ((uintptr_t)events < 4096) {
         /* EFAULT, but only when there is an event, which then is not lost. */
         ringpoll_demote(epfd);
-        goto kernel;
+        return wait_as_kernel(set, epfd, events, max, timeout, sigmask);
     }
     if (rp_self.locks_held)
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     rp_process_check();
-    if (timeout || !rp_single_threaded())
-        return wait_at_length(set, epfd, events, max, timeout, sigmask, NULL);
-    rp_set_lock(set);
-    bool at_rest = is_at_rest(set);
-    if (!at_rest || set->ready_count) {
-        if (!at_rest || !look_at_once(set, events)) {
-            rp_set_unlock(set);
-            return wait_at_length(set, epfd, events, max, NULL, sigmask, NULL);
-        }
-    } else {
-        int entered;
-        if (!sleep_at_once(set, events, sigmask, &entered))
-            return wait_at_length(set, epfd, events, max, NULL, sigmask, &entered);
-        set->waiters = 0;
-    }
-    set->turn_events = 1;
-    if (set->flags & RINGPOLL_ADOPT)
-        rp_stream_judge(set, 1);
-    count_events(set, 1);
-    rp_set_unlock(set);
-    if (RP_READ_ONCE(rp_zombies))
-        rp_set_end_zombies();
-    return 1;
-
-kernel:;
-    int result = wait_in_kernel(set, epfd, events, max, timeout, sigmask);
-    if (result > 0)
-        __atomic_fetch_add(&set->stats.events, (uint64_t)result, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&set->stats.waits, 1, __ATOMIC_RELAXED);
-    return result;
+    struct wait wait;
+    wait.epfd = epfd;
+    wait.max = max;
+    wait.events = events;
+    wait.timeout = timeout;
+    wait.sigmask = sigmask;
+    wait.deadline_ns = 0;
+    wait.holds_signals = false; /* `before` is not worth the clearing */
+    return wait_on(set, &wait);
 }

@@ -65,39 +65,17 @@ void rp_watch_release(struct rp_watch *watch)
 
 /* -------------------------------------------------------------- ready list */
 
-static void unlink_ready(struct rp_set *set, struct rp_watch *watch)
-{
-    if (watch->prev_ready)
-        watch->prev_ready->next_ready = watch->next_ready;
-    else
-        set->ready_head = watch->next_ready;
-    if (watch->next_ready)
-        watch->next_ready->prev_ready = watch->prev_ready;
-    else
-        set->ready_tail = watch->prev_ready;
-    watch->next_ready = watch->prev_ready = NULL;
-    set->ready_count--;
-}
-
 void rp_watch_to_ready(struct rp_set *set, struct rp_watch *watch, enum rp_ready ready)
 {
-    if (watch->ready == RP_READY_IDLE) {
-        watch->prev_ready = set->ready_tail;
-        watch->next_ready = NULL;
-        if (set->ready_tail)
-            set->ready_tail->next_ready = watch;
-        else
-            set->ready_head = watch;
-        set->ready_tail = watch;
-        set->ready_count++;
-    }
+    if (watch->ready == RP_READY_IDLE)
+        rp_ready_add(set, watch);
     RP_WRITE_ONCE(watch->ready, (uint8_t)ready);
 }
 
 static inline void to_idle(struct rp_set *set, struct rp_watch *watch)
 {
     if (watch->ready != RP_READY_IDLE) {
-        unlink_ready(set, watch);
+        rp_ready_remove(set, watch);
         RP_WRITE_ONCE(watch->ready, RP_READY_IDLE);
     }
 }
@@ -121,19 +99,18 @@ static bool is_socket(const struct rp_watch *watch)
 
 /* The interest is about reading alone, so that a drained fd has nothing to
  * report. */
-static bool wants_reading_only(const struct rp_watch *watch)
+static inline bool wants_reading_only(const struct rp_watch *watch)
 {
-    uint32_t events = RP_READ_ONCE(watch->events);
-    return (events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDHUP)) == 0 && (events & EPOLLIN);
+    return (RP_READ_ONCE(watch->events) & RP_POLL_BITS & ~(uint32_t)EPOLLRDHUP) == EPOLLIN;
 }
 
 /* A bare wake-up that comes while QUIET may be believed. */
 static inline bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watch, const struct rp_fd *entry)
 {
-    if (!set->tells || !entry || rp_fd_shared(entry))
+    if (!set->tells || !entry || RP_READ_ONCE(entry->epoch) != RP_READ_ONCE(rp_fork_epoch))
         return false;
     uint32_t flags = rp_fd_flags(entry);
-    if ((flags & (RP_FD_HINTED | RP_FD_ALONG)) != RP_FD_HINTED)
+    if ((flags & (RP_FD_HINTED | RP_FD_ALONG | RP_FD_SHARED)) != RP_FD_HINTED)
         return false;
     return watch->kind == RINGPOLL_FD_TCP || (watch->kind == RINGPOLL_FD_UNIX && (flags & RINGPOLL_FD_NONBLOCK));
 }
@@ -162,7 +139,7 @@ static bool look_proves(struct rp_watch *watch)
 /* The owner read from the fd. Not under the lock: `events`, `kind` and `fd` may be
  * changed meanwhile, by a ctl or a close that makes the watch dirty, which the next
  * wait sees to; the rest is the owner's. */
-static inline void note_read(struct rp_watch *watch, uint8_t kind, bool drained, bool was_short)
+static void note_read(struct rp_watch *watch, uint8_t kind, bool drained, bool was_short)
 {
     struct rp_set *set = watch->set;
     if (was_short && !drained && set->tells) {
@@ -206,14 +183,46 @@ int ringpoll_fd_is_stream_on_ring(int fd)
     return watch && RP_READ_ONCE(watch->home) == RP_HOME_RING && is_stream(RP_READ_ONCE(watch->kind));
 }
 
-void ringpoll_fd_read(int fd, size_t asked, long result)
+/* What makes up a busy server's life: the owner's read brought less than it had room for, of a
+ * socket of its own that it watches for reading, and that proves the socket drained. What
+ * note_read() would do, in a line. False: it is not as simple as that, and nothing was done. */
+static inline bool read_as_usual(struct rp_fd *entry, struct rp_watch *watch, int fd, size_t asked, long result)
 {
-    struct rp_fd *entry = rp_fd_peek(fd);
-    if (!entry)
-        return;
-    struct rp_watch *watch = RP_READ_ONCE(entry->watches);
-    if (!watch)
-        return;
+    struct rp_set *set = __atomic_load_n(&watch->set, __ATOMIC_ACQUIRE);
+    if (result <= 0 || (size_t)result >= asked || RP_READ_ONCE(watch->fd) != fd || !set ||
+        RP_READ_ONCE(watch->next_of_fd) || rp_set_engine(set) != RINGPOLL_ENGINE_RING ||
+        RP_READ_ONCE(set->owner) != rp_self.id || /* neither is 0: it has a ring */
+        RP_READ_ONCE(watch->home) != RP_HOME_RING || rp_self.locks_held)
+        return false;
+    if (!(rp_fd_flags(entry) & RP_FD_HINTED))
+        __atomic_fetch_or(&entry->flags, RP_FD_HINTED, __ATOMIC_RELAXED);
+    uint8_t kind = RP_READ_ONCE(watch->kind);
+    uint32_t events = RP_READ_ONCE(watch->events);
+    if (!set->tells || (kind == RINGPOLL_FD_TCP ? watch->bare > 1 || watch->urgent
+                                                : kind != RINGPOLL_FD_UNIX || !watch->single))
+        return false;
+    if ((set->flags & RINGPOLL_ADOPT) && (result >= BIG_READ(RINGPOLL_FD_UNIX) || (events & EPOLLET)))
+        return false;
+    if ((events & RP_POLL_BITS & ~(uint32_t)EPOLLRDHUP) != EPOLLIN)
+        return false;
+    if (watch->ready != RP_READY_IDLE) {
+        if (watch->mask & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND))
+            return false;
+        rp_ready_remove(set, watch);
+        RP_WRITE_ONCE(watch->ready, RP_READY_IDLE);
+    }
+    if (kind == RINGPOLL_FD_UNIX)
+        watch->look_gap = watch->look_in = 0;
+    watch->empty = true;
+    watch->single = watch->urgent = false;
+    watch->bare = 0;
+    watch->quiet = watch->armed && !rp_ring_wants_enter(&set->ring);
+    return true;
+}
+
+static __attribute__((noinline)) void read_at_length(struct rp_fd *entry, struct rp_watch *watch, int fd,
+                                                     size_t asked, long result)
+{
     struct rp_set *set = __atomic_load_n(&watch->set, __ATOMIC_ACQUIRE);
     if (RP_READ_ONCE(watch->fd) != fd) /* recycled since it was looked up, maybe for another fd of ours */
         return;
@@ -232,6 +241,14 @@ void ringpoll_fd_read(int fd, size_t asked, long result)
         watch->adopt_in = watch->adopt_gap > AFTER_BIG_READ ? watch->adopt_gap : AFTER_BIG_READ;
     bool drained = asked > 0 && (result == -EAGAIN || (result > 0 && kind == RINGPOLL_FD_EVENTFD));
     note_read(watch, kind, drained, result > 0 && (size_t)result < asked);
+}
+
+void ringpoll_fd_read(int fd, size_t asked, long result)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    struct rp_watch *watch = entry ? RP_READ_ONCE(entry->watches) : NULL;
+    if (watch && !read_as_usual(entry, watch, fd, asked, result))
+        read_at_length(entry, watch, fd, asked, result);
 }
 
 /* What a poll completion says about the watch; see watch.h. */
@@ -312,58 +329,34 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
     rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
 }
 
-/* The one case that makes up a busy server's life: a bare wake-up of a quiet
- * socket that is watched for reading. What note_event() would do, in a line. */
-static inline bool is_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+/* What makes up a busy server's life: a bare wake-up of a quiet socket that is watched
+ * for reading. What note_event() would do, in a line. False: it is not as simple as that,
+ * and nothing was done. */
+static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags,
+                                      enum rp_ready then)
 {
-    const int usual = EPOLLIN | EPOLLRDNORM | EPOLLRDBAND | EPOLLPRI;
-    return (flags & RP_CQE_F_MORE) && watch->quiet && watch->ready == RP_READY_IDLE && !watch->armed_oneshot &&
-           (result & (EPOLLIN | EPOLLRDBAND)) == (EPOLLIN | EPOLLRDBAND) && (result & ~usual) == 0 &&
-           is_socket(watch) && wants_reading_only(watch) && !watch->deleted && !watch->disabled &&
-           watch->adopt_in != 1 && !watch->stream && !watch->hung &&
-           trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
-}
-
-static inline void note_usual(struct rp_watch *watch, int result)
-{
-    if (watch->adopt_in) {
-        watch->adopt_in--;
-        watch->empty = false;
-    }
+    const int optional = EPOLLRDNORM | EPOLLPRI;
+    if (!(flags & RP_CQE_F_MORE) || (result & ~optional) != (EPOLLIN | EPOLLRDBAND) || watch->unusual ||
+        !watch->quiet || watch->ready != RP_READY_IDLE || watch->stream || !wants_reading_only(watch) ||
+        !is_socket(watch) || !trusts_wakeups(set, watch, rp_fd_peek(watch->fd)))
+        return false;
     watch->quiet = false;
     watch->single = true;
-    watch->bare++; /* QUIET: it was 0 */
+    watch->bare = 1; /* QUIET: it was 0 */
     watch->mask = (uint32_t)result & (EPOLLIN | EPOLLRDNORM);
-}
-
-static inline bool completed_as_usual(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
-{
-    if (!is_usual(set, watch, result, flags))
-        return false;
-    note_usual(watch, result);
+    if (then == RP_READY_IDLE)
+        return true;
     watch->certain_in = set->wait_serial;
-    rp_watch_to_ready(set, watch, RP_READY_CERTAIN);
+    rp_ready_add(set, watch);
+    RP_WRITE_ONCE(watch->ready, (uint8_t)then);
     return true;
 }
 
-bool rp_watch_completed_alone(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+static __attribute__((noinline)) void completed_at_length(struct rp_set *set, struct rp_watch *watch, int result,
+                                                          uint32_t flags)
 {
-    if (!is_usual(set, watch, result, flags) || (watch->events & EPOLLONESHOT))
-        return false;
-    note_usual(watch, result);
-    if (!rp_watch_is_edge(watch))
-        rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
-    return true;
-}
-
-void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
-{
-    if (completed_as_usual(set, watch, result, flags))
-        return;
     bool oneshot = watch->armed_oneshot;
     if (!(flags & RP_CQE_F_MORE)) {
-        if (watch->op->state == RP_OP_QUEUED)
-            rp_op_step(&set->ops, watch->op, RP_OP_INFLIGHT);
         rp_op_step(&set->ops, watch->op, RP_OP_FREE);
         if (!watch->armed_oneshot) {
             set->stats.rearms++;
@@ -395,6 +388,19 @@ void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, 
         }
         break;
     }
+}
+
+void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+{
+    if (!completed_as_usual(set, watch, result, flags, RP_READY_CERTAIN))
+        completed_at_length(set, watch, result, flags);
+}
+
+bool rp_watch_completed_alone(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
+{
+    return !(watch->events & EPOLLONESHOT) &&
+           completed_as_usual(set, watch, result, flags,
+                              rp_watch_is_edge(watch) ? RP_READY_IDLE : RP_READY_CANDIDATE);
 }
 
 /* ------------------------------------------------------------------ arming */
@@ -460,9 +466,10 @@ static bool is_writable(const struct rp_watch *watch)
  * way and the socket is writable. */
 static void note_spent_out(struct rp_set *set, struct rp_watch *watch)
 {
+    struct rp_ring *ring = &set->ring;
     if (!rp_watch_is_edge(watch) || watch->recheck || !(watch->events & watch->armed & EPOLLOUT) ||
-        rp_ring_wants_enter(&set->ring) || rp_ring_peek(&set->ring) || !rp_watch_in_flight(watch) ||
-        watch->ready != RP_READY_IDLE)
+        (rp_ring_wants_enter(ring) && !rp_ring_is_up_in_vain(ring)) || rp_ring_peek(ring) ||
+        !rp_watch_in_flight(watch) || watch->ready != RP_READY_IDLE)
         return;
     if (is_writable(watch))
         watch->spent |= EPOLLOUT | EPOLLWRNORM;
@@ -478,7 +485,7 @@ static bool is_unsure_of_out(struct rp_set *set, struct rp_watch *watch)
     if (watch->asked_in != set->wait_serial)
         watch->asked = 0;
     watch->asked_in = set->wait_serial;
-    return watch->asked++ < 4;
+    return watch->asked++ < (rp_ring_is_up_in_vain(&set->ring) ? 1 : 4);
 }
 
 /* The receive takes over from the poll. */
@@ -749,29 +756,6 @@ static bool decided_by_stream(struct rp_set *set, struct rp_watch *watch)
 static short look_for(const struct rp_watch *watch)
 {
     return (short)((rp_watch_interest(watch) | EPOLLRDHUP | (watch->kind == RINGPOLL_FD_TCP ? EPOLLPRI : 0)) & 0xffffu);
-}
-
-uint32_t rp_watch_look(struct rp_set *set, struct rp_watch *watch)
-{
-    static const struct timespec now = {0, 0};
-    struct pollfd look = {.fd = watch->fd, .events = look_for(watch)};
-    int result = rp_sys_poll(&look, 1, &now);
-    uint32_t bits = result > 0 ? (uint32_t)(uint16_t)look.revents : 0;
-    uint32_t told = bits & rp_watch_interest(watch);
-    if (result < 0 || (bits & POLLNVAL))
-        return 0;
-    set->stats.rechecks++;
-    set->stats.rechecked_fds++;
-    watch->urgent = (bits & POLLPRI) != 0;
-    watch->bare = 0;
-    watch->single = watch->quiet = false;
-    if (told) {
-        watch->mask = bits;
-    } else {
-        rp_watch_to_idle(set, watch);
-        watch->quiet = watch->op && !rp_ring_wants_enter(&set->ring);
-    }
-    return told;
 }
 
 void rp_watch_check(struct rp_set *set, unsigned limit)

@@ -86,9 +86,9 @@ enum rp_home { RP_HOME_RING, RP_HOME_KERNEL };
 enum rp_ready { RP_READY_IDLE, RP_READY_CANDIDATE, RP_READY_CERTAIN };
 
 struct rp_watch {
-    /* What every event touches, one cache line. */
+    /* What every event touches, two cache lines. */
     struct rp_set *set;  /* NULL: free record */
-    struct rp_watch *next_ready, *prev_ready;
+    struct rp_watch *next_ready, *prev_ready; /* where `ready` is not IDLE */
     epoll_data_t data;
     uint32_t events;     /* the program's, flags included */
     uint32_t mask;       /* what was last seen of it, asked for or not: an end that is known
@@ -99,34 +99,41 @@ struct rp_watch {
     uint8_t home;        /* enum rp_home */
     uint8_t ready;       /* enum rp_ready */
     uint8_t kind;        /* RINGPOLL_FD_KIND of the fd */
-    uint8_t bare;        /* TCP: bare wake-ups since a look without PRI */
-    bool quiet, single;
-    bool urgent;         /* TCP: PRI was seen */
-    bool armed_oneshot;
-    bool deleted;        /* DEL came; a later ADD may revive it */
-    bool disabled;       /* one-shot, reported */
-    bool dirty;          /* stands in the dirty list */
-    bool recheck;        /* dirty: becomes CANDIDATE */
+    bool quiet;
+    union {
+        struct {
+            bool deleted;        /* DEL came; a later ADD may revive it */
+            bool disabled;       /* one-shot, reported */
+            bool armed_oneshot;
+            bool urgent;         /* TCP: PRI was seen */
+            bool hung;           /* a poll told of an end: a receive would only find it again */
+            bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
+            uint8_t adopt_in;    /* events to go until it is adopted, see stream.h */
+        };
+        uint64_t unusual;        /* all of these at a look: 0 of most */
+    };
     struct rp_op *op;    /* armed or queued poll, or NULL */
     struct rp_stream *stream; /* adopted: receives stand in for the poll for reading */
     struct rp_watch *next_of_fd;             /* fdtab */
     /* The rest: nobody looks at it without the lock. */
-    struct rp_watch *next_of_set, *prev_of_set; /* all watches of the set; next: free list */
+    uint8_t bare;        /* TCP: bare wake-ups since a look without PRI */
+    bool single;
+    bool empty;          /* no bytes since a read found none */
+    uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
+    uint8_t adopt_gap;
+    bool dirty;          /* stands in the dirty list */
+    bool recheck;        /* dirty: becomes CANDIDATE */
     struct rp_watch *next_dirty, *prev_dirty;
+    struct rp_watch *next_of_set, *prev_of_set; /* all watches of the set; next: free list */
     uint32_t sqe_at;     /* its SQE's position, to take it back while it is QUEUED */
     uint8_t fresh;       /* one-shot polls to go before a multishot one */
-    uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
-    uint8_t adopt_in, adopt_gap; /* events to go until it is adopted, see stream.h */
-    bool empty;          /* no bytes since a read found none */
     bool blocked;        /* adopted, level-triggered: OUT is wanted and was not there */
     uint32_t spent;      /* edge-triggered: bits that were reported; the next poll's first completion may
                             repeat them, having looked at the file */
     bool ended;          /* a receive found the end or an error: no more of them */
-    bool hung;           /* a poll told of an end: a receive would only find it again */
     uint32_t asked_in;   /* in this wait of the set the ring was asked, so often, what is on its way */
     uint8_t asked;
-    bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
-    bool left_reported;  /* and edge-triggered: was reported */
+    bool left_reported;  /* `left` and edge-triggered: was reported */
     struct rp_stream *ghost; /* `left`, and its number is closed: whose bytes they are, if that is yet */
     uint32_t ghost_serial;   /* what it was then; */
     int ghost_fd;            /* and the number, which may come back */
@@ -163,7 +170,7 @@ void rp_watch_to_idle(struct rp_set *set, struct rp_watch *watch);
 /* A completion of its poll. */
 void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags);
 /* The same where it is all there is to tell in this wait, and the report with it: EPOLLIN.
- * False: it is not as simple as that, and nothing has been done. */
+ * False: it is not as simple as that, and nothing was done. */
 bool rp_watch_completed_alone(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags);
 /* Makes what is armed fit what is wanted. -EBUSY: the SQ is full, enter and
  * call again; -ENOMEM: no slot. */
@@ -176,9 +183,4 @@ bool rp_watch_in_flight(const struct rp_watch *watch);
 int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **ret_op);
 /* Asks poll(2) about the CANDIDATEs among the first `limit` of the ready list. */
 void rp_watch_check(struct rp_set *set, unsigned limit);
-/* The same for one level-triggered socket without a stream, as its report needs it: the
- * bits of the interest that are there. None: it is IDLE now, or else still CANDIDATE, and
- * rp_watch_check() shall see to it. */
-uint32_t rp_watch_look(struct rp_set *set, struct rp_watch *watch);
-
 #endif

@@ -104,6 +104,32 @@ install_missing() {
 build_needs=(gcc:gcc make:make autoreconf:autoconf automake:automake libtoolize:libtool pkg-config:pkg-config
     nm:binutils awk:mawk sed:sed '/usr/include/stdio.h:libc6-dev')
 
+# fetch_source PACKAGE DIRECTORY: the source that this machine's own configuration of apt
+# names, with the distribution's patches, unpacked as DIRECTORY/source. The lists for it
+# are private: apt's own stay as they are. False where it cannot be had.
+fetch_source() {
+    local package=$1 into=$2 apt=$2/apt list
+    local -a options unpacked
+    [ -e "$into/source/debian/changelog" ] && return
+    rm -rf "$apt" "$into/source"
+    mkdir -p "$apt/parts" "$apt/lists/partial" "$apt/cache/archives/partial"
+    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2> /dev/null |
+        sed -nE 's/^deb(-src)?[[:space:]]/deb-src /p' | sort -u > "$apt/sources.list"
+    for list in /etc/apt/sources.list.d/*.sources; do
+        [ ! -e "$list" ] || sed -E 's/^Types:.*/Types: deb-src/' "$list" > "$apt/parts/${list##*/}"
+    done
+    options=(-q -o "Dir::Etc::SourceList=$apt/sources.list" -o "Dir::Etc::SourceParts=$apt/parts"
+        -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root)
+    # What has no sources, or nothing of this package, is not missed.
+    apt-get "${options[@]}" update > "$apt/log" 2>&1 < /dev/null
+    if ! (cd "$apt" && apt-get "${options[@]}" source --only-source "$package") >> "$apt/log" 2>&1 < /dev/null; then
+        tail -n 5 "$apt/log"
+        return 1
+    fi
+    mapfile -t unpacked < <(find "$apt" -maxdepth 1 -type d -name "$package-*")
+    [ "${#unpacked[@]}" -eq 1 ] && mv "${unpacked[0]}" "$into/source"
+}
+
 # ------------------------------------------------------------------ building
 
 generate_configure() {
@@ -166,7 +192,7 @@ tally_log() {
 
 # tally_tree DIRECTORY: adds all results of a tree to total_*, and shows the ends
 # of the logs of what failed.
-total_passed=0 total_failed=0 total_skipped=0
+total_passed=0 total_failed=0 total_skipped=0 failures=()
 tally_tree() {
     local tree=$1 trs log result p f s tree_p=0 tree_f=0 tree_s=0
     while IFS= read -r trs; do
@@ -179,6 +205,9 @@ tally_tree() {
             grep -E '^\[  FAILED  \] [^0-9]|^NOT OK|^not ok' "$log" | sort -u | head -n 40
             echo "---- the end of its log:"
             tail -n 60 "$log"
+            local names
+            mapfile -t names < <(sed -nE 's/^\[  FAILED  \] ([^ 0-9][^ ,]*).*/\1/p; s/^(NOT OK|not ok)[ :-]*/ /p' "$log" | sort -u)
+            failures+=("${log#"$top"/}: ${names[*]}")
         fi
     done < <(find "$tree" -name '*.trs' | sort)
     printf '%s: %d passed, %d failed, %d skipped\n' "${tree#"$top"/}" "$tree_p" "$tree_f" "$tree_s"
@@ -191,10 +220,15 @@ tally_tree() {
 count() {
     case $1 in
         ok) total_passed=$((total_passed + 1)) ;;
-        failed) total_failed=$((total_failed + 1)) ;;
+        failed) total_failed=$((total_failed + 1)) failures+=("$2") ;;
         skipped) total_skipped=$((total_skipped + 1)) ;;
     esac
     printf '%s: %s\n' "$2" "$1"
+}
+
+# What failed, by name, in a few lines: a log may be cut before it is read.
+say_failures() {
+    [ "${#failures[@]}" -eq 0 ] || printf 'failed: %s\n' "${failures[@]}" | cut -c 1-600
 }
 
 # Why tests were skipped, most frequent first.

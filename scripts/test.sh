@@ -14,10 +14,14 @@
 #   build/cross-*   compiles for aarch64 and for 32-bit x86, where there are compilers
 #   build/dist      make distcheck; the tarball against the list of files in git;
 #                   make install, a program that is built by pkg-config against
-#                   what was installed, make uninstall; what configure refuses
+#                   what was installed, one whose configure script has
+#                   --with-uring, make uninstall; what configure refuses
+#   build/upstream  the fast part of libevent's own suite, on every way in, beside
+#                   epoll: scripts/upstream.sh --quick libevent
 #   and that all this leaves nothing behind in the sources
 #
-#   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang cross dist
+#   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang cross
+#                               dist upstream
 #
 # The last line is "N passed, N failed, N skipped". Exit 0 when nothing failed
 # and something ran. RINGPOLL_DIFFERENTIAL_OPS overrides the length of the
@@ -26,11 +30,11 @@ set -u
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 exec < /dev/null
 
-stages=${*:-plain asan tsan no-uring clang cross dist}
+stages=${*:-plain asan tsan no-uring clang cross dist upstream}
 for stage in $stages; do
     case $stage in
-        plain | asan | tsan | no-uring | clang | cross | dist) ;;
-        *) die "no stage is called '$stage': plain asan tsan no-uring clang cross dist" ;;
+        plain | asan | tsan | no-uring | clang | cross | dist | upstream) ;;
+        *) die "no stage is called '$stage': plain asan tsan no-uring clang cross dist upstream" ;;
     esac
 done
 wanted() { [[ " $stages " == *" $1 "* ]]; }
@@ -55,6 +59,8 @@ install_missing required "${build_needs[@]}" g++:g++ '/usr/include/gtest/gtest.h
 install_missing wanted '/usr/include/event2/event.h:libevent-dev' '/usr/include/uv.h:libuv1-dev' \
     '/usr/include/liburing.h:liburing-dev' memcached:memcached redis-server:redis-server \
     redis-benchmark:redis-tools nginx:nginx haproxy:haproxy node:nodejs tmux:tmux wrk:wrk strace:strace \
+    tor:tor transmission-daemon:transmission-daemon pgbouncer:pgbouncer sslsplit:sslsplit turnserver:coturn \
+    '/usr/lib/postgresql/*/bin/postgres:postgresql' openssl:openssl \
     "/usr/lib/python3*/test/test_epoll.py:$(testsuite_of_python)"
 generate_configure
 
@@ -248,6 +254,20 @@ configures_without_packages() {
         grep -qE '^ +libevent +no$' "$tree/out" && grep -qE '^ +libuv +no$' "$tree/out" || { cat "$tree/out"; return 1; }
 }
 
+# A program of somebody else with one line more in its configure.ac.
+with_uring() { # PREFIX FLAG on-a-ring|on-epoll
+    local tree=$work/with-uring served=$3
+    rm -rf "$tree"
+    cp -r "$top/examples/epoll" "$tree"
+    "$1/bin/ringpoll" probe > "$work/probe.out" || served=on-epoll
+    (cd "$tree" && ACLOCAL_PATH=$1/share/aclocal autoreconf -fi && ./configure -q "$2" && make -s &&
+        ./client.py ./shout "$served" && RINGPOLL=off ./client.py ./shout on-epoll)
+}
+with_uring_is_refused() { # PREFIX
+    local tree=$work/with-uring
+    ! (cd "$tree" && ./configure -q --with-uring=perhaps) && ! (cd "$tree" && ./configure -q --with-uring=/nonexistent)
+}
+
 nothing_is_left() { # PREFIX
     local left
     left=$(find "$1" ! -type d)
@@ -272,6 +292,16 @@ if wanted dist; then
         try "the same with the static library" consumer "$prefix" static gcc gnu11
         try "the same in C++17" consumer "$prefix" shared g++ gnu++17
         try "the installed command runs a program" installed_command_runs "$prefix"
+        try "a program is configured --with-uring and runs on a ring" with_uring "$prefix" "--with-uring=$prefix" on-a-ring
+        try "the same by pkg-config's path alone" with_uring "$prefix" "PKG_CONFIG_PATH=$prefix/lib/pkgconfig" on-a-ring
+        try "the same --without-uring runs on epoll" with_uring "$prefix" --without-uring on-epoll
+        try "its configure refuses what it does not find" with_uring_is_refused "$prefix"
+        rm -rf "$work/with-uring"
+        if [ -e "$prefix/lib/pkgconfig/ringpoll-event.pc" ]; then
+            try "libevent's examples build by pkg-config and run" python3 "$top/tests/libevent/examples_test.py" "$prefix"
+        else
+            count skipped "libevent's examples build by pkg-config and run (there is no libevent)"
+        fi
         try "make uninstall" make_tree "$tree" uninstall
         try "make uninstall leaves nothing" nothing_is_left "$prefix"
     fi
@@ -286,6 +316,22 @@ if wanted dist; then
     try "--enable-sanitize=address,thread is refused" refuses --enable-sanitize=address,thread '"address,thread"'
     rm -rf "$work/refused"
 fi
+if wanted upstream; then
+    # A test of libevent that fails here and not on epoll is a failed one of ours.
+    "$top/scripts/upstream.sh" --quick libevent 2>&1 | tee "$work/upstream.out"
+    case ${PIPESTATUS[0]} in
+        77) count skipped "libevent's own suite" ;;
+        *)
+            if tail -n 1 "$work/upstream.out" |
+                grep -qE '^upstream libevent: [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$'; then
+                read -r _ _ p _ f _ s _ < <(tail -n 1 "$work/upstream.out")
+                total_passed=$((total_passed + p)) total_failed=$((total_failed + f)) total_skipped=$((total_skipped + s))
+            else
+                count failed "libevent's own suite did not run"
+            fi
+            ;;
+    esac
+fi
 if in_git; then
     litter=$(comm -13 <(echo "$untracked_before") <(untracked))
     if [ -z "$litter" ]; then
@@ -297,5 +343,6 @@ if in_git; then
 fi
 
 say "all took $((SECONDS - started)) s"
+say_failures
 echo "$total_passed passed, $total_failed failed, $total_skipped skipped"
 [ "$total_failed" -eq 0 ] && [ "$total_passed" -gt 0 ]

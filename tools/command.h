@@ -10,7 +10,7 @@
  *
  * Exit statuses, the same for every subcommand:
  *   0, 1   the answer of the subcommand itself (`probe`: a ring, no ring; `stat`:
- *          something, nothing to show)
+ *          something, nothing to show; `integrate`: a tree that is prepared, or not)
  *   2      the command line or a RINGPOLL variable is wrong
  *   125    the program was not started: what was required cannot be had, or
  *          the installation is incomplete; or it was not looked into
@@ -38,6 +38,7 @@ int run_main(int argc, char **argv);
 int probe_main(int argc, char **argv);
 int stat_main(int argc, char **argv);
 int bench_main(int argc, char **argv);
+int integrate_main(int argc, char **argv);
 
 /* ringpoll.c: one line on stderr, "ringpoll: " and the sentence, by one
  * write(2), so that it is not torn apart by what others write there. */
@@ -71,6 +72,7 @@ const char *setting(const char *name);
  * of a readable file in path[size]; false, after a sentence, otherwise. */
 bool find_preload(char *path, size_t size);
 bool find_bench_driver(char *path, size_t size);
+bool find_macros(char *path, size_t size); /* ringpoll.m4 */
 /* Without a sentence: nobody needs these. */
 bool find_own_programs(char *path, size_t size);
 bool find_system_programs(char *path, size_t size);

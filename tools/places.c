@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * Where the shim, the bench driver and the files of programs are. Looked for in this order:
+ * Where the shim, the bench driver, the files of programs and the macros are. Looked for in this order:
  *
- *   1. what RINGPOLL_PRELOAD or RINGPOLL_BENCH names; that or nothing (the files of programs
- *      have no such variable)
+ *   1. what RINGPOLL_PRELOAD, RINGPOLL_BENCH or RINGPOLL_MACROS names; that or nothing (the
+ *      files of programs have no such variable)
  *   2. the build tree, when this executable lies in one (a directory `tools`,
  *      or libtool's `tools/.libs`)
  *   3. beside this executable, as far from it as the installation put it: so a
@@ -32,6 +32,9 @@
 #endif
 #ifndef RINGPOLL_PKGDATADIR
 #define RINGPOLL_PKGDATADIR "/usr/local/share/ringpoll"
+#endif
+#ifndef RINGPOLL_ACLOCALDIR
+#define RINGPOLL_ACLOCALDIR "/usr/local/share/aclocal"
 #endif
 #ifndef RINGPOLL_CONFDIR
 #define RINGPOLL_CONFDIR "/usr/local/etc/ringpoll"
@@ -62,6 +65,15 @@ static const struct part bench_driver = {
     .directory = RINGPOLL_PKGLIBEXECDIR,
     .name = "ringpoll-bench",
     .access = X_OK,
+};
+
+static const struct part macros = {
+    .what = "the macro file",
+    .variable = "RINGPOLL_MACROS",
+    .in_build = {"tools/share/ringpoll.m4", NULL},
+    .directory = RINGPOLL_ACLOCALDIR,
+    .name = "ringpoll.m4",
+    .access = R_OK,
 };
 
 static const struct part own_programs = {
@@ -189,6 +201,11 @@ bool find_preload(char *path, size_t size)
 bool find_bench_driver(char *path, size_t size)
 {
     return find_part(&bench_driver, path, size);
+}
+
+bool find_macros(char *path, size_t size)
+{
+    return find_part(&macros, path, size);
 }
 
 bool find_own_programs(char *path, size_t size)

@@ -23,6 +23,7 @@ static const struct subcommand {
     {"probe", probe_main, "say what this kernel's io_uring can do, and why not"},
     {"stat", stat_main, "show what ringpoll does in a running program"},
     {"bench", bench_main, "measure ringpoll against epoll on this machine"},
+    {"integrate", integrate_main, "prepare a library's source tree for io_uring"},
 };
 #define SUBCOMMANDS (sizeof(subcommands) / sizeof(subcommands[0]))
 
@@ -134,7 +135,7 @@ static void print_usage(FILE *to)
           "Commands:\n",
           to);
     for (size_t i = 0; i < SUBCOMMANDS; i++)
-        fprintf(to, "  %-8s %s\n", subcommands[i].name, subcommands[i].summary);
+        fprintf(to, "  %-9s %s\n", subcommands[i].name, subcommands[i].summary);
     fputs("\n'ringpoll COMMAND --help' tells more, and so do ringpoll(1) and ringpoll(7).\n", to);
 }
 
@@ -190,7 +191,8 @@ int main(int argc, char **argv)
         if (strcmp(rest[0], subcommands[i].name) == 0)
             return subcommands[i].main(count, rest);
     }
-    complain("'%s' is not a command of ringpoll; the commands are run, probe, stat and bench (see 'ringpoll --help').",
+    complain("'%s' is not a command of ringpoll; the commands are run, probe, stat, bench and"
+             " integrate (see 'ringpoll --help').",
              rest[0]);
     return STATUS_USAGE;
 }

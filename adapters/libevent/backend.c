@@ -252,7 +252,7 @@ static int backend_del(struct event_base *base, int fd, short old, short events,
 void event_lock(struct event_base *base, bool on)
 {
     const struct event_locks *locks = event_inside.locks;
-    void *lock = *(void **)((char *)base + event_layout->lock);
+    void *lock = locks ? *(void **)((char *)base + event_layout->lock) : NULL;
     if (!lock)
         return;
     if (on)

@@ -41,6 +41,15 @@ int event_know(void);
 void event_lock(struct event_base *base, bool on);
 extern unsigned event_forks; /* that led to this process */
 
+/* install.c: a libevent that tells of itself, instead of one that is looked into; the
+ * lines of `tree` are what counts. 0, or why not. */
+struct ringpoll_event_tree;
+int event_know_tree(const struct ringpoll_event_tree *tree);
+/* The program refuses the method for this base. */
+bool event_is_refused(struct event_base *base);
+/* The base has our backend. */
+bool event_is_ours(const struct event_base *base);
+
 /* The two fields that every struct event_base begins with. */
 struct event_base_head {
     const struct eventop *op;

@@ -11,6 +11,7 @@
  * every symbol is there; and a base of our own shows at each pinned offset what the
  * public functions say of it: the method by name and features, the number of events,
  * of priorities, its flags, the loop that runs, and a lock where locks are in use.
+ * A libevent that was configured --with-uring tells all that itself (tree.c).
  */
 #include "backend.h"
 
@@ -29,6 +30,8 @@ struct event_inside event_inside;
 const struct event_layout *event_layout;
 
 static int known = 1; /* 1: not looked yet; 0, or why not */
+static bool have_symbols;
+static __thread bool looking; /* the base of our own comes by here where bases get us by themselves */
 static pthread_mutex_t known_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int field(struct event_base *base, uint16_t at)
@@ -120,7 +123,8 @@ static bool shows_what_it_says(struct event_base *base)
 
 static int look_at_libevent(void)
 {
-    if (!find_symbols())
+    have_symbols = find_symbols();
+    if (!have_symbols)
         return -ENOTSUP;
     for (unsigned i = 0; i < sizeof event_layouts / sizeof event_layouts[0]; i++)
         if (event_layouts[i].version == (event_inside.version() & 0xffffff00u) &&
@@ -150,7 +154,6 @@ static void in_child(void)
 
 int event_know(void)
 {
-    static __thread bool looking; /* the base of our own comes by here where bases get us by themselves */
     if (looking)
         return -ENOTSUP;
     pthread_mutex_lock(&known_lock);
@@ -170,6 +173,47 @@ int event_know(void)
     return error;
 }
 
+int event_know_tree(const struct ringpoll_event_tree *tree)
+{
+    static struct event_layout layout;
+    if (looking)
+        return -ENOTSUP;
+    pthread_mutex_lock(&known_lock);
+    int error = known == 0 ? 0 : -pthread_atfork(ringpoll_fork_prepare, ringpoll_fork_parent, in_child);
+    if (known != 0 && error == 0) {
+        have_symbols = find_symbols(); /* a static program shows none: then nothing is installed later */
+        layout = (struct event_layout){
+            .pointer = sizeof(void *),
+            .count = tree->count,
+            .running = tree->running,
+            .priorities = tree->priorities,
+            .lock = tree->lock,
+            .flags = tree->flags,
+        };
+        event_inside.io_active = tree->io_active;
+        event_inside.signals_init = tree->signals_init;
+        event_inside.signals_dealloc = tree->signals_dealloc;
+        event_inside.locks = tree->locks;
+        event_layout = &layout;
+        known = 0;
+    }
+    pthread_mutex_unlock(&known_lock);
+    return error;
+}
+
+bool event_is_ours(const struct event_base *base)
+{
+    return base && event_head((struct event_base *)(uintptr_t)base)->op == &event_backend;
+}
+
+bool event_is_refused(struct event_base *base)
+{
+    int flags = field(base, event_layout->flags);
+    if (flags & RINGPOLL_EVENT_NO_URING)
+        return true;
+    return !(flags & EVENT_BASE_FLAG_IGNORE_ENV) && (secure_getenv("EVENT_NOURING") || secure_getenv("EVENT_NOIO_URING"));
+}
+
 int ringpoll_event_install(struct event_base *base)
 {
     if (!base)
@@ -177,11 +221,11 @@ int ringpoll_event_install(struct event_base *base)
     int error = event_know();
     if (error < 0)
         return error;
-    if (!(field(base, event_layout->flags) & EVENT_BASE_FLAG_IGNORE_ENV) && secure_getenv("EVENT_NOIO_URING"))
+    if (event_is_refused(base))
         return -ENOTSUP;
-    if (event_head(base)->op == &event_backend)
+    if (event_is_ours(base))
         return 0;
-    if (!names_itself(base))
+    if (!have_symbols || !names_itself(base))
         return -ENOTSUP;
     if (field(base, event_layout->running))
         return -EBUSY;
@@ -225,7 +269,7 @@ struct event_base *ringpoll_event_base_new(const struct event_config *config)
 
 int ringpoll_event_set(struct event_base *base)
 {
-    if (!base || !event_layout || event_head(base)->op != &event_backend)
+    if (!event_layout || !event_is_ours(base))
         return -EINVAL;
     return event_state_set(event_head(base)->state);
 }

@@ -5,12 +5,15 @@
  * For those who cannot recompile, and for libevent's own suite.
  *
  * With RINGPOLL_EVENT_COMPLETION=1 in the environment its bufferevents of type socket and
- * its listeners are libringpoll-event's, too. Whether
- * libevent itself (evhttp) makes them is no difference: it calls these by name.
+ * its listeners are libringpoll-event's, too. Whether libevent itself (evhttp) makes them is
+ * no difference: it calls these by name.
+ *
+ * $EVENT_NOEPOLL is no such choice: tmux sets it by itself, since epoll does not take
+ * /dev/null, and gets poll(2). This backend takes it.
  */
 #include <dlfcn.h>
-#include <stddef.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,6 +38,12 @@ static bool completes(void)
     return wanted;
 }
 
+static bool is_replaced(const char *method)
+{
+    return strncmp(method, "epoll", strlen("epoll")) == 0 || /* tor's is "epoll (with changelist)" */
+           (strcmp(method, "poll") == 0 && secure_getenv("EVENT_NOEPOLL") != NULL);
+}
+
 RINGPOLL_API struct event_base *event_base_new_with_config(const struct event_config *config)
 {
     static struct event_base *(*real)(const struct event_config *config);
@@ -44,7 +53,7 @@ RINGPOLL_API struct event_base *event_base_new_with_config(const struct event_co
     if (!method_of)
         next("event_base_get_method", &method_of);
     struct event_base *base = real ? real(config) : NULL;
-    if (base && method_of && strcmp(method_of(base), "epoll") == 0)
+    if (base && method_of && is_replaced(method_of(base)))
         (void)ringpoll_event_install(base);
     return base;
 }

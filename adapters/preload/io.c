@@ -169,41 +169,62 @@ static __attribute__((noinline)) ssize_t read_plainly(int fd, void *buffer, size
     return result;
 }
 
+/* Not a socket that a ring polls, after all, or nobody knows of it. */
+static __attribute__((noinline)) ssize_t read_itself(int fd, void *buffer, size_t length)
+{
+    ssize_t result = rp_real.read(fd, buffer, length);
+    tell(fd, length, result);
+    return result;
+}
+
+static __attribute__((noinline)) ssize_t write_itself(int fd, const void *buffer, size_t length)
+{
+    return wrote(fd, length, rp_real.write(fd, buffer, length));
+}
+
+/* By the profile, the library may answer. */
+static inline bool answers_read(int fd, void *buffer, size_t length, ssize_t *ret_result)
+{
+    if (answered(ringpoll_try_recv(fd, buffer, length, 0), ret_result))
+        return true;
+    if (UNLIKELY(rp_shim.batches) && !ringpoll_fd_is_nonblock(fd))
+        ringpoll_flush();
+    return false;
+}
+
 EXPORT ssize_t read(int fd, void *buffer, size_t length)
 {
     ssize_t result;
     if (UNLIKELY(length == 0 || !rp_shim_watching()))
         return read_plainly(fd, buffer, length);
-    if (rp_shim.adopts) {
-        if (answered(ringpoll_try_recv(fd, buffer, length, 0), &result))
-            return result;
-        if (UNLIKELY(rp_shim.batches) && !ringpoll_fd_is_nonblock(fd))
-            ringpoll_flush();
-    }
-    if (!RP_SHIM_IS(short_cut) || !ringpoll_fd_is_stream_on_ring(fd) ||
-        ((result = rp_real.recv(fd, buffer, length, 0)) < 0 && UNLIKELY(errno == ENOTSOCK)))
-        result = rp_real.read(fd, buffer, length);
+    if (rp_shim.adopts && answers_read(fd, buffer, length, &result))
+        return result;
+    if (UNLIKELY(!RP_SHIM_IS(short_cut) || !ringpoll_fd_is_stream_on_ring(fd)))
+        return read_itself(fd, buffer, length);
+    result = rp_real.recv(fd, buffer, length, 0);
+    if (UNLIKELY(result < 0) && errno == ENOTSOCK)
+        return read_itself(fd, buffer, length);
     tell(fd, length, result);
     return result;
 }
 
 EXPORT ssize_t write(int fd, const void *buffer, size_t length)
 {
+    ssize_t result;
     if (UNLIKELY(!rp_shim_watching()))
-        return wrote(fd, length, rp_real.write(fd, buffer, length));
+        return write_itself(fd, buffer, length);
     if (rp_shim.adopts) {
-        ssize_t taken;
-        if (answered(ringpoll_try_send(fd, buffer, length, 0), &taken))
-            return taken;
+        if (answered(ringpoll_try_send(fd, buffer, length, 0), &result))
+            return result;
         if (rp_shim.batches)
             ringpoll_flush();
     }
-    if (length > 0 && RP_SHIM_IS(short_cut) && ringpoll_fd_is_stream_on_ring(fd)) {
-        ssize_t result = rp_real.send(fd, buffer, length, 0);
-        if (LIKELY(result >= 0) || errno != ENOTSOCK)
-            return wrote(fd, length, result);
-    }
-    return wrote(fd, length, rp_real.write(fd, buffer, length));
+    if (UNLIKELY(length == 0 || !RP_SHIM_IS(short_cut) || !ringpoll_fd_is_stream_on_ring(fd)))
+        return write_itself(fd, buffer, length);
+    result = rp_real.send(fd, buffer, length, 0);
+    if (UNLIKELY(result < 0) && errno == ENOTSOCK)
+        return write_itself(fd, buffer, length);
+    return wrote(fd, length, result);
 }
 
 EXPORT ssize_t readv(int fd, const struct iovec *iov, int count)

@@ -93,7 +93,11 @@
 #endif
 #endif
 
+#ifdef RP_SHIM_INSIDE /* see real.c */
+#define EXPORT __attribute__((visibility("hidden")))
+#else
 #define EXPORT __attribute__((visibility("default")))
+#endif
 /* libc's second name for a function, which a few libraries (libnsl) call. */
 #if defined(__has_attribute)
 #if __has_attribute(copy)
@@ -468,6 +472,11 @@ void rp_report_write(void);   /* once per process */
 void rp_report_forked(void);
 /* Ends the process: a ring was required, and io_uring_setup said `error`. */
 _Noreturn void rp_report_no_ring(int error);
+
+#ifdef RP_SHIM_INSIDE
+/* Of the library that it is inside: the variable that says 0 for epoll. */
+extern const char rp_shim_inside_switch[];
+#endif
 
 #pragma GCC visibility pop
 

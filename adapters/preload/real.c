@@ -9,6 +9,10 @@
  * instance, is served by raw system calls: the table's first contents. `state`
  * keeps a second caller out; it goes on with what there is.
  *
+ * Inside another library (RP_SHIM_INSIDE: these names are hidden there, and only that
+ * library's own calls come here) real is what the program has in libc's place, so
+ * that a preloaded shim is met, and does the work.
+ *
  * The fork handlers are registered by pthread_atfork, not by interposing fork:
  * forkpty and daemon fork inside libc. Registered this early they run last
  * before the fork and first in the child, so the program's own handlers may use
@@ -22,6 +26,26 @@
 
 struct rp_shim rp_shim;
 __thread pid_t rp_shim_vfork_owner;
+
+#ifdef RP_SHIM_INSIDE
+#define REAL RTLD_DEFAULT
+/* A shim that sees all calls of the program is worth more than one that sees a
+ * library's. */
+static bool is_first(void)
+{
+    return dlsym(RTLD_DEFAULT, "ringpoll_shim") == NULL;
+}
+#else
+#define REAL RTLD_NEXT
+/* A program that is linked with the shim may be started under another one: the first
+ * in the loader's order is the one that the calls reach. */
+static const char marker;
+extern __typeof__(marker) ringpoll_shim __attribute__((alias("marker"), visibility("default")));
+static bool is_first(void)
+{
+    return dlsym(RTLD_DEFAULT, "ringpoll_shim") == &marker;
+}
+#endif
 
 enum { START_NOT, START_UNDERWAY, START_DONE };
 static int state;
@@ -303,7 +327,7 @@ struct rp_real rp_real = {
 
 #define RESOLVE(member, symbol, type)                                                                            \
     {                                                                                                            \
-        void *found = dlsym(RTLD_NEXT, symbol);                                                                  \
+        void *found = dlsym(REAL, symbol);                                                                  \
         if (found)                                                                                               \
             __atomic_store_n((void **)(void *)&rp_real.member, found, __ATOMIC_RELEASE);                         \
     }
@@ -322,8 +346,8 @@ static void resolve_default_versions(void)
 #if defined(__GLIBC__) && (defined(__x86_64__) || defined(__i386__))
 #define FIRST_VERSION (sizeof(void *) == 8 ? "GLIBC_2.2.5" : "GLIBC_2.0")
 #define RESOLVE_DEFAULT(name)                                                                                    \
-    if ((void *)(uintptr_t)rp_real.name == dlvsym(RTLD_NEXT, #name, FIRST_VERSION)) {                            \
-        void *found = dlvsym(RTLD_NEXT, #name, "GLIBC_2.3.2");                                                   \
+    if ((void *)(uintptr_t)rp_real.name == dlvsym(REAL, #name, FIRST_VERSION)) {                            \
+        void *found = dlvsym(REAL, #name, "GLIBC_2.3.2");                                                   \
         if (found)                                                                                               \
             __atomic_store_n((void **)(void *)&rp_real.name, found, __ATOMIC_RELEASE);                           \
     }
@@ -372,13 +396,20 @@ void rp_shim_start(void)
     int saved = errno;
     resolve();
     const char *word = secure_getenv("RINGPOLL");
-    bool off = word && strcmp(word, "off") == 0;
+    bool off = (word && strcmp(word, "off") == 0) || !is_first();
     RP_SHIM_SET(require, word && strcmp(word, "require") == 0);
     word = secure_getenv("RINGPOLL_PROFILE");
-    /* "safe" is the default, and what a word that is none means. */
+    /* "safe" is the default, and what a word that is none means. Inside a library that
+     * keeps its writes' meaning itself, sends are batched, too. */
     RP_SHIM_SET(adopts, !word || strcmp(word, "readiness") != 0);
-    RP_SHIM_SET(batches, word && strcmp(word, "throughput") == 0);
-    RP_SHIM_SET(accepts, RP_SHIM_IS(batches));
+    RP_SHIM_SET(accepts, word && strcmp(word, "throughput") == 0);
+    RP_SHIM_SET(batches, RP_SHIM_IS(accepts));
+#ifdef RP_SHIM_INSIDE
+    if (!word || !*word)
+        RP_SHIM_SET(batches, true);
+    word = secure_getenv(rp_shim_inside_switch);
+    off = off || (word && strcmp(word, "0") == 0);
+#endif
     rp_report_start();
     /* Without the handlers a child would take its parent's sets for its own. */
     if (pthread_atfork(fork_prepare, fork_parent, fork_child))

@@ -8,10 +8,17 @@
  * No shadow-stack property is declared: the child's return would have to be
  * taken off the parent's shadow stack by hand.
  */
+#ifdef RP_SHIM_INSIDE
+#define HIDE(name) .hidden name
+#else
+#define HIDE(name)
+#endif
+
 #if defined(__x86_64__) && defined(__LP64__)
 
 	.text
 	.globl	vfork
+	HIDE(vfork)
 	.type	vfork, @function
 	.p2align 4
 vfork:
@@ -39,6 +46,7 @@ vfork:
 	.cfi_endproc
 	.size	vfork, .-vfork
 	.globl	__vfork
+	HIDE(__vfork)
 	.set	__vfork, vfork
 
 #elif defined(__aarch64__)
@@ -47,6 +55,7 @@ vfork:
 
 	.text
 	.globl	vfork
+	HIDE(vfork)
 	.type	vfork, %function
 	.p2align 4
 vfork:
@@ -81,6 +90,7 @@ vfork:
 	.cfi_endproc
 	.size	vfork, .-vfork
 	.globl	__vfork
+	HIDE(__vfork)
 	.set	__vfork, vfork
 
 #endif

@@ -185,7 +185,8 @@ int rp_shim_epoll_create(int flags)
         return rp_fail(EINVAL);
     struct ringpoll_options options = {
         .size = sizeof options,
-        .flags = (rp_shim.batches ? RINGPOLL_BATCH | RINGPOLL_ACCEPT : rp_shim.adopts ? RINGPOLL_ADOPT : RINGPOLL_TRACKED) | (flags & EPOLL_CLOEXEC ? RINGPOLL_CLOEXEC : 0),
+        .flags = RINGPOLL_TRACKED | (rp_shim.adopts ? RINGPOLL_ADOPT : 0) | (rp_shim.batches ? RINGPOLL_BATCH : 0) |
+                 (rp_shim.accepts ? RINGPOLL_ACCEPT : 0) | (flags & EPOLL_CLOEXEC ? RINGPOLL_CLOEXEC : 0),
     };
     /* Asked for once per process: it makes a ring to see whether it can. */
     bool require = RP_SHIM_IS(require) && !RP_SHIM_IS(made_epoll) && !RP_SHIM_IS(restricted);

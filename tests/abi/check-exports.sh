@@ -108,6 +108,24 @@ check_soname() {
     fi
 }
 
+# What a program links by the flags of ringpoll-epoll: the shim's soname, and no name
+# that could keep one of libc's versions from it.
+check_link() {
+    local library=$builddir/adapters/preload/libringpoll-epoll.so
+    [ -e "$linked" ] || return
+    if [ "$(objdump -p "$library" | awk '$1 == "SONAME" { print $2 }')" = \
+        "$(objdump -p "$linked" | awk '$1 == "SONAME" { print $2 }')" ]; then
+        verdict ok "libringpoll-epoll.so has the soname of libringpoll-shim.so"
+    else
+        verdict not "libringpoll-epoll.so has not the soname of libringpoll-shim.so"
+    fi
+    if [ -z "$(exports_of "$library" 2> /dev/null)" ]; then
+        verdict ok "libringpoll-epoll.so exports nothing"
+    else
+        verdict not "libringpoll-epoll.so exports something"
+    fi
+}
+
 for tool in nm objdump; do
     if ! command -v "$tool" > /dev/null; then
         echo "skipped: $tool is missing"
@@ -122,14 +140,18 @@ esac
 
 core=$builddir/backend/.libs/libringpoll.so
 shim=$builddir/adapters/preload/.libs/libringpoll-preload.so
+linked=$builddir/adapters/preload/.libs/libringpoll-shim.so
 event=$builddir/adapters/libevent/.libs/libringpoll-event.so
 check_library "$core" "$srcdir/tests/abi/libringpoll.symbols"
 check_library "$shim" "$srcdir/tests/abi/libringpoll-preload.symbols"
+check_library "$linked" "$srcdir/tests/abi/libringpoll-preload.symbols"
 check_library "$event" "$srcdir/tests/abi/libringpoll-event.symbols"
 [ "${declare:-no}" = yes ] && exit 0
 check_header
 check_needed "$core"
 check_needed "$shim" libgcc_s
+check_needed "$linked" libgcc_s
+check_link
 check_needed "$event" libringpoll
 check_soname
 

@@ -137,6 +137,7 @@ TEST(Manual, DescribesEveryOptionAndVariableOfTheCommand)
         {"ringpoll-probe.1", {"probe", "--help"}},
         {"ringpoll-stat.1", {"stat", "--help"}},
         {"ringpoll-bench.1", {"bench", "--help"}},
+        {"ringpoll-integrate.1", {"integrate", "--help"}},
         {"ringpoll-bench.1", {"bench", "readiness", "--help"}},
     };
     for (const auto &command : commands) {
@@ -208,8 +209,7 @@ TEST(Manual, PagesAreWellFormed)
     if (lint.empty())
         GTEST_SKIP() << "no mandoc";
     for (const char *name : {"ringpoll.1", "ringpoll-run.1", "ringpoll-probe.1", "ringpoll-stat.1",
-                             "ringpoll-bench.1", "ringpoll.3",
-                             "ringpoll.7"}) {
+                             "ringpoll-bench.1", "ringpoll-integrate.1", "ringpoll.3", "ringpoll.7"}) {
         Start how;
         how.words = {lint, "-T", "lint", "-W", "warning", source(std::string("docs/man/") + name)};
         Outcome outcome = start(how);

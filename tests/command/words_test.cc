@@ -33,7 +33,7 @@ void PrintTo(const Wrong &wrong, std::ostream *to)
 }
 
 const Wrong wrong_words[] = {
-    {"Command", {"frobnicate"}, {}, {"'frobnicate'", "run", "probe", "stat", "bench"}},
+    {"Command", {"frobnicate"}, {}, {"'frobnicate'", "run", "probe", "stat", "bench", "integrate"}},
     {"LongOption", {"--frobnicate"}, {}, {"'--frobnicate'"}},
     {"ShortOption", {"-q"}, {}, {"'-q'"}},
     {"RunNothing", {"run"}, {}, {"needs a program"}},
@@ -68,6 +68,12 @@ const Wrong wrong_words[] = {
     {"StatWatchNan", {"stat", "--watch=nan", "1"}, {}, {"'nan'"}},
     {"StatWatchEmpty", {"stat", "--watch=", "1"}, {}, {"--watch"}},
     {"StatJsonValue", {"stat", "--json=1", "1"}, {}, {"--json", "no value"}},
+    {"IntegrateNothing", {"integrate"}, {}, {"libevent", "directory"}},
+    {"IntegrateNowhere", {"integrate", "libevent"}, {}, {"libevent", "directory"}},
+    {"IntegrateTwice", {"integrate", "libevent", "a", "b"}, {}, {"directory"}},
+    {"IntegrateOther", {"integrate", "libfrob", "."}, {}, {"'libfrob'", "libevent"}},
+    {"IntegrateOption", {"integrate", "--force", "libevent", "."}, {}, {"'--force'", "ringpoll integrate"}},
+    {"IntegrateValue", {"integrate", "--dry-run=1", "libevent", "."}, {}, {"--dry-run", "no value"}},
     {"ProbeMode", {"probe"}, {"RINGPOLL=maybe"}, {"'maybe'"}},
 };
 
@@ -116,7 +122,7 @@ TEST(Help, IsOnStandardOutput)
 {
     for (const Words &words : {Words{"--help"}, {"-h"}, {"help"}, {"run", "--help"}, {"run", "-h"}, {"help", "run"},
                                {"probe", "--help"}, {"help", "probe"}, {"stat", "--help"}, {"help", "stat"},
-                               {"bench", "--help"}, {"help", "bench"}}) {
+                               {"bench", "--help"}, {"help", "bench"}, {"integrate", "--help"}, {"help", "integrate"}}) {
         Outcome outcome = ringpoll(words);
         EXPECT_TRUE(outcome.exited_with(0)) << outcome.story();
         EXPECT_EQ(outcome.out.compare(0, 16, "Usage: ringpoll "), 0) << outcome.story();

@@ -1088,7 +1088,7 @@ public:
         if ((verb == "add" || verb == "mod") && (event_bits(events) & EPOLLONESHOT) && streams_.count(fd) != 0)
             once_[data] = {fd};
         if (edges_.count(data) != 0 && (verb == "add" || verb == "mod"))
-            edges_[data].file = streams_.count(fd) != 0 ? streams_[fd] : 0;
+            edges_[data].file = sets_.count(fd) != 0 ? a_set : streams_.count(fd) != 0 ? streams_[fd] : 0;
         if (verb == "poll" && kernels == "0" && ours == "in")
             return of_a_set;
         /* A write that is batched learns of the peer's end by the next call. */
@@ -1120,8 +1120,10 @@ public:
             if (once_.count(part.substr(0, part.find(':'))) != 0)
                 once_[part.substr(0, part.find(':'))].reported = true;
         for (auto &part : theirs)
-            if (edges_.count(part.substr(0, part.find(':'))) != 0)
-                edges_[part.substr(0, part.find(':'))].room = edges_[part.substr(0, part.find(':'))].news = false;
+            if (edges_.count(part.substr(0, part.find(':'))) != 0) {
+                Edge &edge = edges_[part.substr(0, part.find(':'))];
+                edge.room = edge.news = edge.wrote = false;
+            }
         return fine;
     }
 
@@ -1132,12 +1134,14 @@ private:
     std::map<std::string, std::string> registered_; /* by data: slot */
     std::set<std::string> closed_;
 
+    static constexpr int a_set = 1 << 30;
     struct Edge {
         bool reported = false;
         int again = 0; /* at most so often */
         std::vector<std::string> extra; /* reports that the kernel did not make */
-        int file = 0; /* a connected socket; 0: something else */
-        bool room = false, news = false; /* since its last report its peer has read, or done something else */
+        int file = 0; /* a connected socket, a_set, or 0: something else */
+        bool room = false, news = false; /* since its last report its peer has read, or done something else, */
+        bool wrote = false;              /* or it has itself written, which can bring an end or an error */
     };
 
     /* An edge of a socket that the kernel made as the program read what the other end had
@@ -1145,7 +1149,8 @@ private:
      * ever full here ("fill" is left out), so that nobody waits for it. */
     bool told_of_room(Edge *edge, const std::string &part)
     {
-        const uint32_t room = EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
+        /* A set that has such a one tells of it by IN. */
+        const uint32_t room = edge->file == a_set ? EPOLLIN | EPOLLRDNORM : EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
         uint32_t bits = event_bits(part.substr(part.find(':') + 1));
         if (!receives_ || edge->file == 0 || !(bits & room))
             return false;
@@ -1154,7 +1159,9 @@ private:
             edge->extra.erase(same);
             return true;
         }
-        return edge->room && ((bits & ~room) == 0 || !edge->news);
+        if (edge->wrote && (bits & (EPOLLERR | EPOLLHUP | EPOLLRDHUP)))
+            return false;
+        return edge->room && ((edge->file != a_set && (bits & ~room) == 0) || !edge->news);
     }
 
     struct Once {
@@ -1180,13 +1187,20 @@ private:
     {
         auto file = streams_.find(first);
         bool reads = verb == "read" || verb == "rawread" || verb == "recv" || verb == "drain";
+        for (auto &one : edges_) {
+            one.second.room = one.second.room || (one.second.file == a_set && reads);
+            one.second.news = one.second.news || (one.second.file == a_set && !reads && verb != "wait" &&
+                                                  verb != "rounds" && verb != "peek" && verb != "poll");
+        }
         if (file != streams_.end() && (reads || verb == "write" || verb == "oob" || verb == "shutdown" ||
                                        verb == "close" || verb == "reset" || verb == "dup2")) {
             /* Of a pair 2n and 2n + 1; which ones connect and accept have joined is not known. */
             for (auto &one : edges_) {
                 bool is_peer = (file->second ^ 1) == one.second.file || (file->second < 0 && one.second.file < 0);
                 one.second.room = one.second.room || (is_peer && reads);
-                one.second.news = one.second.news || (is_peer && !reads) || file->second == one.second.file;
+                one.second.wrote = one.second.wrote || (file->second == one.second.file && verb == "write");
+                one.second.news = one.second.news || (!reads && is_peer) ||
+                                  (!reads && verb != "write" && file->second == one.second.file);
             }
         }
         for (auto &one : once_)

@@ -359,6 +359,53 @@ TEST(Install, ANewBaseHonoursItsConfig)
 }
 
 /* epoll takes no regular file; poll(2), and this backend, call it ready. */
+TEST(Install, IsRefusedWhereTheProgramOrItsUserSaysSo)
+{
+    for (const char *variable : {"EVENT_NOURING", "EVENT_NOIO_URING"}) {
+        setenv(variable, "1", 1);
+        struct event_base *base = ringpoll_event_base_new(nullptr);
+        EXPECT_STREQ(event_base_get_method(base), "epoll") << variable;
+        EXPECT_EQ(ringpoll_event_install(base), -ENOTSUP) << variable;
+        event_base_free(base);
+        struct event_config *config = event_config_new();
+        event_config_set_flag(config, EVENT_BASE_FLAG_IGNORE_ENV);
+        base = ringpoll_event_base_new(config);
+        EXPECT_STREQ(event_base_get_method(base), "io_uring") << variable;
+        event_base_free(base);
+        event_config_free(config);
+        unsetenv(variable);
+    }
+    struct event_config *config = event_config_new();
+    event_config_set_flag(config, RINGPOLL_EVENT_NO_URING);
+    struct event_base *base = ringpoll_event_base_new(config);
+    EXPECT_STREQ(event_base_get_method(base), "epoll");
+    EXPECT_EQ(ringpoll_event_install(base), -ENOTSUP);
+    event_base_free(base);
+    event_config_free(config);
+}
+
+/* What a libevent calls that was configured --with-uring; scripts/upstream.sh builds one. */
+TEST(Tree, TakesNothingThatItDoesNotKnow)
+{
+    struct event_base *base = event_base_new();
+    struct ringpoll_event_tree tree = {};
+    EXPECT_EQ(ringpoll_event_tree_init(nullptr, &tree), nullptr);
+    EXPECT_EQ(ringpoll_event_tree_init(base, nullptr), nullptr);
+    tree.size = sizeof tree + 8;
+    EXPECT_EQ(ringpoll_event_tree_init(base, &tree), nullptr);
+    EXPECT_STREQ(event_base_get_method(base), "epoll");
+    event_base_free(base);
+}
+
+TEST(Tree, ObjectsOfABaseOnEpollAreLibeventsOwn)
+{
+    struct event_base *base = event_base_new();
+    EXPECT_EQ(ringpoll_event_tree_bufferevent(base, -1, 0), nullptr);
+    EXPECT_EQ(ringpoll_event_tree_bufferevent(nullptr, -1, 0), nullptr);
+    EXPECT_EQ(ringpoll_event_tree_listener(base, nullptr, nullptr, 0, 0, -1), nullptr);
+    event_base_free(base);
+}
+
 TEST(Install, ARegularFileIsAlwaysReady)
 {
     struct event_base *base = ringpoll_event_base_new(nullptr);

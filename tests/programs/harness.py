@@ -8,6 +8,15 @@ body twice, on plain epoll (the oracle) and with its polls on a ring
 failed a check and both returned the same. So a test can hardly be wrong about
 what a program does: it only has to ask for the same thing twice.
 
+A program that links libevent is asked more often (Suite(libevent=True)): there
+are two more ways onto a ring, without the preload library. The modes are then
+   epoll    as it is
+   ring     the preload library
+   event    the start-up object of libringpoll-event, into the distribution's libevent
+   built    the libevent that was built --with-uring, by LD_LIBRARY_PATH; where
+            RINGPOLL_LIBEVENT_DIR names the directory of its libraries
+and what each returned is compared with what epoll's run did.
+
 What is promised of every case, beside its own checks:
  - All processes have ended, by their pids. The test process is the subreaper
    of all that it starts, so daemons and orphans are seen too; one that is left
@@ -15,7 +24,8 @@ What is promised of every case, beside its own checks:
  - Where a program listened, the port can be bound at the first try as soon as
    the program was waited for.
  - In ring mode the program's report ($RINGPOLL_STATS) shows that a ring carried
-   events, or says why not, where the case asks for that.
+   events, or says why not, where the case asks for that. The libevent modes have
+   no such report: `ringpoll stat` looks into the program right before it is ended.
  - A case that hangs is ended by a watchdog, which says what every process
    waited for.
 
@@ -24,7 +34,8 @@ always on 127.0.0.1, so a port that was free stays free, also when several tests
 run at once.
 
 Environment: RINGPOLL_PRELOAD (path of the preload library), RINGPOLL_TEST_CASES
-(comma-separated names: only these), RINGPOLL_TEST_MODES (epoll,ring),
+(comma-separated names: only these), RINGPOLL_TEST_MODES (epoll,ring or, with libevent,
+epoll,ring,event,built), RINGPOLL_LIBEVENT_DIR,
 RINGPOLL_TEST_KEEP=1 (keep the directories and logs), RINGPOLL_TEST_SEED,
 RINGPOLL_TEST_PATIENCE (seconds to wait for what should come at once),
 RINGPOLL_PROFILE (safe when it is unset) and RINGPOLL_MASK (for the programs on the
@@ -32,6 +43,7 @@ ring).
 """
 
 import ctypes
+import json
 import os
 import re
 import select
@@ -70,17 +82,18 @@ def find_program(name):
     return shutil.which(name, path=path)
 
 
-def find_preload():
-    """The preload library: named, or where the build leaves it."""
-    named = os.environ.get("RINGPOLL_PRELOAD")
-    if named:
-        return named
-    tops = [os.environ.get("top_builddir") or ".", os.path.join(HERE, "..", "..")]
-    for top in tops:
-        path = os.path.join(top, "adapters", "preload", ".libs", "libringpoll-preload.so")
+def find_built(*words):
+    """What the build leaves at this place below its top."""
+    for top in [os.environ.get("top_builddir") or ".", os.path.join(HERE, "..", "..")]:
+        path = os.path.join(top, *words)
         if os.path.exists(path):
             return os.path.abspath(path)
     return None
+
+
+def find_preload():
+    """The preload library: named, or where the build leaves it."""
+    return os.environ.get("RINGPOLL_PRELOAD") or find_built("adapters", "preload", ".libs", "libringpoll-preload.so")
 
 
 def with_sanitizer(preload):
@@ -200,6 +213,7 @@ class Process:
     def end(self, number=signal.SIGTERM, status=None, timeout=PATIENCE_S):
         """Ends it by a signal, waits, and returns its status."""
         if self.alive():
+            self.run.look(self.pid)
             self.send_signal(number)
         got = self.wait(timeout)
         if status is not None:
@@ -217,7 +231,7 @@ class Run:
         self.processes, self.notes, self.expected_rings = [], [], []
         self.stats_directory = os.path.join(self.directory, "stats")
         os.mkdir(self.stats_directory)
-        self.sockets = []
+        self.sockets, self.looks = [], {}
 
     # -- starting programs ---------------------------------------------------
 
@@ -227,6 +241,11 @@ class Run:
         env.update(extra or {})
         if shim and self.mode == "ring":
             env.update(self.ring_variables())
+        elif shim and self.mode == "event":
+            env.update(LD_PRELOAD=self.suite.startup,
+                       ASAN_OPTIONS="detect_leaks=0:verify_asan_link_order=0")
+        elif shim and self.mode == "built":
+            env.update(LD_LIBRARY_PATH=self.suite.built)
         return env
 
     def ring_variables(self):
@@ -258,14 +277,16 @@ class Run:
             probe.bind((self.suite.address, 0))
             return probe.getsockname()[1]
 
-    def connect(self, where, timeout=PATIENCE_S):
-        """A connected stream socket; `where` is a port, or the path of a socket."""
+    def connect(self, where, timeout=PATIENCE_S, source=None):
+        """A connected stream socket; `where` is a port, or the path of a socket, `source` an address of ours."""
         if isinstance(where, int):
             conn = socket.socket(socket.AF_INET)
             target = (self.suite.address, where)
         else:
             conn, target = socket.socket(socket.AF_UNIX), where
         conn.settimeout(timeout)
+        if source:
+            conn.bind((source, 0))
         conn.connect(target)
         if isinstance(where, int):
             conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -363,8 +384,24 @@ class Run:
         """In ring mode the reports of this case must show rings that carried events."""
         self.expected_rings.append((process.pid if process else None, at_least_rings, cqes))
 
+    def look(self, pid):
+        """What a program on a ring has done so far; for reports(), if it writes none (libevent's ways, SIGKILL)."""
+        if self.mode == "epoll" or not self.suite.command:
+            return
+        done = subprocess.run([self.suite.command, "stat", "--json", str(pid)], env=clean_environment(),
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=PATIENCE_S, check=False)
+        if done.returncode:
+            return
+        for process in json.loads(done.stdout)["processes"]:
+            report = dict(process["counters"], rings=process["rings"])
+            report["watches_ring"] = sum(each["fds_on_ring"] for each in process["sets"])
+            reasons = sorted({each["reason"] for each in process["sets"] if each.get("reason")})
+            if reasons:
+                report["reason"] = "; ".join(reasons)
+            self.looks[pid] = report
+
     def reports(self):
-        """{pid: {key: value}}: what the library wrote at the end of each process."""
+        """{pid: {key: value}}: what the library wrote at the end of each process, or look() saw."""
         found = {}
         for name in sorted(os.listdir(self.stats_directory)):
             pid = int(name) if name.isdigit() else 0
@@ -378,10 +415,12 @@ class Run:
                         report[key] = report.get(key, 0) + int(value)
                     else:
                         report.setdefault(key, value)
+        for pid, report in self.looks.items():
+            found.setdefault(pid, report)
         return found
 
     def check_reports(self):
-        if self.mode != "ring":
+        if self.mode == "epoll":
             return
         for process in self.processes:
             bad = re.search(r".*(?:runtime error:|(?:Address|Thread|Leak)Sanitizer).*", process.errors())
@@ -407,7 +446,7 @@ class Run:
         for pid, rings, cqes in self.expected_rings:
             chosen = [report for key, report in reports.items() if pid in (None, key)]
             if not chosen:
-                raise Failure("no report at the end of %s" % (pid or "any process"))
+                raise Failure("no report at the end of %s: no ringpoll in it?" % (pid or "any process"))
             got_rings = sum(report.get("rings_made", 0) for report in chosen)
             got_cqes = sum(report.get("cqes", 0) for report in chosen)
             if os.environ.get("RINGPOLL_MASK") and not got_rings and reasons:
@@ -551,17 +590,19 @@ def in_threads(jobs):
 
 
 class Suite:
-    def __init__(self, name, needs=(), profile="safe"):
-        self.name, self.needs, self.cases = name, needs, []
+    def __init__(self, name, needs=(), profile="safe", libevent=False):
+        self.name, self.needs, self.cases, self.libevent = name, needs, [], libevent
         self.profile = os.environ.get("RINGPOLL_PROFILE", profile)
-        self.preload = None
+        self.preload = self.startup = self.built = None
+        self.command = find_built("tools", "ringpoll")
         pid = os.getpid()
         self.address = "127.%d.%d.%d" % (16 + (pid >> 14 & 0x3f), pid >> 7 & 0x7f, 1 + (pid & 0x7f))
         self.seed = int(os.environ.get("RINGPOLL_TEST_SEED", "1"))
 
-    def case(self, function=None, *, timeout=60):
+    def case(self, function=None, *, timeout=60, libevent=None):
+        """`libevent`: whether the program of this case links it, where the suite has several."""
         def add(body):
-            body.timeout = timeout
+            body.timeout, body.libevent = timeout, self.libevent if libevent is None else libevent
             self.cases.append(body)
             return body
         return add(function) if function else add
@@ -605,6 +646,25 @@ class Suite:
                 verdict = ("fail", str(failure))
         return verdict + (run,)
 
+    def prepare(self, mode):
+        """None, or in a sentence why this way onto the ring cannot be taken here."""
+        if not self.command:
+            return "the command is not built, which looks into the programs"
+        if mode == "event":
+            self.startup = find_built("adapters", "libevent", ".libs", "libringpoll-event-startup.so")
+            if not self.startup:
+                return "the start-up object is not built"
+            self.startup = with_sanitizer(self.startup)
+            if "libtsan" in self.startup:
+                return "the programs' own locks are not instrumented, so ThreadSanitizer would report them"
+            return None
+        self.built = os.environ.get("RINGPOLL_LIBEVENT_DIR")
+        if not self.built:
+            return "RINGPOLL_LIBEVENT_DIR does not name the libraries of a libevent that was built --with-uring"
+        if not any(name.startswith("libevent") for name in os.listdir(self.built)):
+            raise SystemExit("RINGPOLL_LIBEVENT_DIR=%s has no libevent" % self.built)
+        return None
+
     def main(self):
         sys.stdout.reconfigure(line_buffering=True)
         for name in self.needs:
@@ -613,7 +673,7 @@ class Suite:
                 self.finish(0, 0, len(self.cases))
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        modes = os.environ.get("RINGPOLL_TEST_MODES", "epoll,ring").split(",")
+        modes = os.environ.get("RINGPOLL_TEST_MODES", "epoll,ring" + (",event,built" if self.libevent else "")).split(",")
         if "ring" in modes:
             self.preload = find_preload()
             reason = None
@@ -626,6 +686,11 @@ class Suite:
             if reason:
                 print("%s: skipped: %s" % (self.name, reason))
                 self.finish(0, 0, len(self.cases))
+        for mode in ("event", "built"):
+            reason = self.prepare(mode) if mode in modes else None
+            if reason:
+                print("%s: the way by %s is skipped: %s" % (self.name, mode, reason))
+                modes.remove(mode)
         chosen = os.environ.get("RINGPOLL_TEST_CASES")
         passed = failed = skipped = 0
         for body in self.cases:
@@ -633,6 +698,8 @@ class Suite:
                 continue
             values, verdict = {}, "passed"
             for mode in modes:
+                if mode in ("event", "built") and not body.libevent:
+                    continue
                 began = time.monotonic()
                 outcome, value, run = self.run_once(body, mode)
                 took = time.monotonic() - began
@@ -652,9 +719,11 @@ class Suite:
                 run.remove()
                 if outcome != "pass" and mode == "epoll":
                     break
-            if len(values) == 2 and values["epoll"] != values["ring"]:
-                verdict = "failed"
-                print("  %-28s differs: %s" % (body.__name__, first_difference(values["epoll"], values["ring"])))
+            for mode in modes:
+                if "epoll" in values and mode in values and values["epoll"] != values[mode]:
+                    verdict = "failed"
+                    print("  %-28s %-5s differs: %s" % (body.__name__, mode,
+                                                        first_difference(values["epoll"], values[mode])))
             if verdict == "passed":
                 passed += 1
             elif verdict == "skipped":

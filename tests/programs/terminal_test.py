@@ -3,8 +3,9 @@
 """Programs with a terminal: tmux (server, panes, clients) and nvim.
 
 tmux asks its libevent for poll instead of epoll (EVENT_NOEPOLL: an epoll cannot
-watch /dev/null), so nothing of it is on a ring: what is shown here is that the
-shim's other names (fork, dup2, close loops, passed fds, exec) leave it as it is.
+watch /dev/null), so nothing of it is on a ring under the shim: what is shown there is
+that the shim's other names (fork, dup2, close loops, passed fds, exec) leave it as it
+is. By libevent's backend it is on a ring, event_reinit() after its fork included.
 nvim's libuv runs on the ring.
 """
 
@@ -24,14 +25,15 @@ import time
 
 from harness import HERE, PATIENCE_S, Failure, Skipped, Suite, check, check_equal, find_program, wait_until
 
-suite = Suite("terminal")
+suite = Suite("terminal", libevent=True)
 
 
 class Tmux:
     """A server of its own (its sockets are in the run's directory)."""
 
     def __init__(self, run):
-        run.notes.append("tmux uses poll, not epoll: no ring, and no report")
+        if run.mode == "ring":
+            run.notes.append("tmux uses poll, not epoll: no ring, and no report")
         if not find_program("tmux"):
             raise Skipped("tmux is not installed")
         self.run = run
@@ -41,6 +43,8 @@ class Tmux:
         # Keys that come within a millisecond would be taken for a paste, and no binding obeyed.
         self.call("set-option", "-g", "assume-paste-time", 0)
         self.pid = int(self.call("display-message", "-p", "#{pid}"))
+        if run.mode in ("event", "built"):
+            run.expect_ring(self)
 
     def argv(self, *words):
         return ["tmux", "-L", "ringpoll"] + list(words)
@@ -55,6 +59,7 @@ class Tmux:
         return wait_until(lambda: re.search(text, self.screen(target, *options), re.M), "%r on the screen" % text)
 
     def end(self):
+        self.run.look(self.pid)
         self.call("kill-server")
         try:
             os.waitpid(self.pid, 0)
@@ -208,6 +213,25 @@ def tmux_control_mode(run):
     return seen
 
 
+@suite.case
+def tmux_with_nothing_for_input(run):
+    """/dev/null, which no epoll takes: in the server that the fd is passed to, and in the client."""
+    tmux, seen = Tmux(run), []
+    client = run.start(tmux.argv("-C", "attach", "-t", "main"), env=tmux.env)
+    client.wait()
+    seen.append([client.popen.returncode, "%exit" in client.output()])
+    tmux.call("load-buffer", "-b", "empty", "-")
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"of a pipe")
+    os.close(write_end)
+    run.call(tmux.argv("load-buffer", "-b", "full", "-"), env=tmux.env, stdin=read_end)
+    os.close(read_end)
+    seen.append(tmux.call("show-buffer", "-b", "full"))
+    seen.append(tmux.call("list-buffers", "-F", "#{buffer_name}").split())
+    tmux.end()
+    return seen
+
+
 def nvim(run, *words, **options):
     if not find_program("nvim"):
         raise Skipped("nvim is not installed")
@@ -216,7 +240,7 @@ def nvim(run, *words, **options):
     return ["nvim", "-u", "NONE", "-i", "NONE", "-n"] + list(words), env
 
 
-@suite.case
+@suite.case(libevent=False)
 def nvim_headless_script(run):
     results = os.path.join(run.directory, "results")
     argv, env = nvim(run, "--headless", "-c", "luafile " + os.path.join(HERE, "nvim_cases.lua"),
@@ -229,7 +253,7 @@ def nvim_headless_script(run):
         return file.read().splitlines()
 
 
-@suite.case
+@suite.case(libevent=False)
 def nvim_driven_by_another(run):
     """A server without a screen; a second nvim sends it expressions and files."""
     path, seen = os.path.join(run.directory, "nvim.sock"), []
@@ -249,7 +273,7 @@ def nvim_driven_by_another(run):
     return seen
 
 
-@suite.case
+@suite.case(libevent=False)
 def nvim_on_a_terminal(run):
     target = os.path.join(run.directory, "text")
     argv, env = nvim(run, target)

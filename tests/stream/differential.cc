@@ -1363,11 +1363,17 @@ public:
                 if (each.second.file == (files_[at] ^ 1) && atol(kernels.c_str()) > 0 &&
                     !(each.second.told & (EPOLLRDHUP | EPOLLHUP)))
                     each.second.told &= out;
+        } else if (verb == "fork" && (a[2] == "idle" || a[2] == "later")) { /* nothing, or bytes from the peer */
+            for (auto &each : watches_)
+                if (each.second.file == files_[at] && a[2] == "later")
+                    each.second.told &= out;
         } else if (kernels != "none" && kernels != "unfit" && kernels != "unread" &&
                    (verb == "shutdown" || verb == "close" || verb == "reset" || verb == "fork" || verb == "replace")) {
             unsigned file = files_[verb == "replace" ? to : at];
-            forget(file, ~0u);
-            forget(file ^ 1, ~0u);
+            /* What follows both ends is an error, and nothing else. */
+            bool closes = verb == "close" || verb == "reset";
+            forget(file, false);
+            forget(file ^ 1, closes);
         }
         if ((verb == "dup" || verb == "dup2" || verb == "passself" || verb == "replace") && done)
             files_[to] = files_[at];
@@ -1388,11 +1394,11 @@ private:
     std::set<unsigned> unix_, passed_;
     unsigned count_ = 2; /* a pair's differ in the last bit */
 
-    void forget(unsigned file, uint32_t bits)
+    void forget(unsigned file, bool keeps_ends)
     {
         for (auto &each : watches_)
             if (each.second.file == file)
-                each.second.told &= ~bits;
+                each.second.told &= keeps_ends && (each.second.told & EPOLLHUP) ? ~(uint32_t)EPOLLERR : 0u;
     }
 
     static std::map<uint64_t, uint32_t> events_of(const std::string &text)

@@ -693,6 +693,54 @@ TEST_P(MixedEdge, BytesAfterTheEndOfReadingAreAnEdgeOfTheirOwn)
     }
 }
 
+/* It is nested, so that what it has to say is an edge of another's. */
+TEST_P(Mixed, ASecondSetThatDoesNotAskForBytesIsNotReadyForThem)
+{
+    for (uint32_t asks : {rdhup_, rdhup_ | once_, in_ | rdhup_}) {
+        begin();
+        place(64, Where::library);
+        int second = own(epoll_create1(EPOLL_CLOEXEC)), outer = own(epoll_create1(EPOLL_CLOEXEC));
+        struct epoll_event event = {};
+        event.events = in_ | et_;
+        ASSERT_EQ(epoll_ctl(outer, EPOLL_CTL_ADD, second, &event), 0);
+        event.events = asks;
+        ASSERT_EQ(epoll_ctl(second, EPOLL_CTL_ADD, a_, &event), 0);
+        EXPECT_EQ(epoll_wait(outer, &event, 1, 0), asks & in_ ? 1 : 0) << asks;
+        event.events = in_ | rdhup_;
+        ASSERT_EQ(epoll_ctl(second, EPOLL_CTL_MOD, a_, &event), 0);
+        EXPECT_EQ(epoll_wait(outer, &event, 1, 0), asks & in_ ? 0 : 1) << asks;
+        EXPECT_BYTES(R(read(a_, bytes_, 100)), 64);
+        EXPECT_EQ(epoll_wait(second, &event, 1, 0), 0);
+    }
+}
+
+/* The peer has gone, which a one-shot has told of together with the bytes: that was its shot. */
+TEST_P(MixedUnix, AOneShotOfADuplicateReportsBytesAndTheEndOnce)
+{
+    for (int room : {1, 8}) {
+        begin();
+        place(2, Where::library);
+        ASSERT_EQ(close_now(b_), 0);
+        int copy = own(dup(a_));
+        struct epoll_event event = {}, events[8];
+        event.events = in_ | EPOLLPRI | once_;
+        event.data.fd = copy;
+        ASSERT_EQ(epoll_ctl(set_, EPOLL_CTL_ADD, copy, &event), 0);
+        for (int again = 0; again < 3; again++) {
+            int told = 0;
+            for (int i = 0; i < 10; i++)
+                for (int count = epoll_wait(set_, events, room, 0); count > 0; count--)
+                    if (events[count - 1].data.fd == copy) {
+                        EXPECT_EQ(events[count - 1].events, in_ | hup_);
+                        told++;
+                    }
+            EXPECT_EQ(told, 1) << "room for " << room << ", time " << again;
+            ASSERT_EQ(epoll_ctl(set_, EPOLL_CTL_MOD, copy, &event), 0);
+        }
+        EXPECT_BYTES(R(read(a_, bytes_, 100)), 2);
+    }
+}
+
 /* Two sets; what the first received the second hears of, a one-shot anew with each MOD. */
 TEST_P(MixedUnix, AOneShotOfASecondSetHearsAgainOfBytesThatTheFirstHas)
 {

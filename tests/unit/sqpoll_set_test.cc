@@ -4,12 +4,15 @@
  * promises (tests/conformance runs all of that): which ring they get, and when
  * that thread lets go of a file.
  */
+#include <errno.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "inside.h"
 #include "public_api.h"
 
 namespace {
@@ -110,5 +113,62 @@ TEST_F(SqpollSet, FreesAFileBeforeItsCloseReturns)
         watch_and_wait();
     }
 }
+
+/* A wait holds all signals while it hands over to the kernel's thread. An ignored one
+ * that comes then is kept by the kernel, which drops it otherwise. */
+class SqpollSignals : public SqpollSet, public testing::WithParamInterface<int> {
+protected:
+    int wait_with_one(const sigset_t *sigmask)
+    {
+        struct timespec soon = {0, 20000000};
+        struct epoll_event event;
+        inside_raise_in_next_enter(set, GetParam());
+        int result = ringpoll_wait(set, &event, 1, &soon, sigmask);
+        EXPECT_EQ(inside_raised(), 1);
+        return result;
+    }
+    static bool is_pending()
+    {
+        sigset_t pending;
+        sigpending(&pending);
+        return sigismember(&pending, GetParam()) == 1;
+    }
+};
+
+TEST_P(SqpollSignals, ThatAreIgnoredDoNotInterruptAWaitThatHoldsThem)
+{
+    auto before = signal(GetParam(), SIG_IGN);
+    EXPECT_EQ(wait_with_one(nullptr), 0);
+    EXPECT_FALSE(is_pending());
+    signal(GetParam(), before);
+}
+
+TEST_P(SqpollSignals, ThatAreHandledInterruptAWaitThatHoldsThem)
+{
+    static volatile sig_atomic_t caught;
+    caught = 0;
+    auto before = signal(GetParam(), [](int) { caught = caught + 1; });
+    EXPECT_EQ(wait_with_one(nullptr), -EINTR);
+    EXPECT_EQ(caught, 1);
+    signal(GetParam(), before);
+}
+
+TEST_P(SqpollSignals, ThatTheProgramItselfHoldsAreLeftAlone)
+{
+    sigset_t one, old;
+    sigemptyset(&one);
+    sigaddset(&one, GetParam());
+    pthread_sigmask(SIG_BLOCK, &one, &old);
+    auto before = signal(GetParam(), SIG_IGN);
+    EXPECT_EQ(wait_with_one(nullptr), 0);
+    EXPECT_TRUE(is_pending());
+    struct timespec now = {0, 0};
+    EXPECT_EQ(sigtimedwait(&one, nullptr, &now), GetParam());
+    pthread_sigmask(SIG_SETMASK, &old, nullptr);
+    signal(GetParam(), before);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, SqpollSignals, testing::Values(SIGUSR1, SIGCHLD, SIGRTMIN + 1),
+                         [](const testing::TestParamInfo<int> &info) { return "of" + std::to_string(info.param); });
 
 } // namespace

@@ -119,6 +119,18 @@ TEST_F(Adopted, BytesAreBorrowedWithoutACopy)
     EXPECT_EQ(wait(0), 0);
 }
 
+/* The kernel may set it after the enter that ran the work, and no enter takes it back. */
+TEST_F(Adopted, ATaskrunFlagWithoutWorkCostsAReadFewEnters)
+{
+    ASSERT_EQ(write(b_, "hello", 5), 5);
+    ASSERT_EQ(wait(1000), 1);
+    struct ringpoll_stats before = stats();
+    __atomic_fetch_or(const_cast<uint32_t *>(rp_set_of(set_)->ring.sq_flags), RP_SQ_TASKRUN, __ATOMIC_RELEASE);
+    char bytes[64];
+    EXPECT_EQ(ringpoll_try_recv(a_, bytes, sizeof bytes, 0), 5);
+    EXPECT_LE(stats().enters - before.enters, 8u);
+}
+
 TEST_F(Adopted, ABorrowedBufferOutlivesSetAndSocket)
 {
     ASSERT_EQ(write(b_, "still here", 10), 10);
@@ -663,6 +675,33 @@ TEST_F(Adopted, ARingThatBreaksLosesNoBytes)
                 EXPECT_EQ(stats().adopted, 0u);
                 rp_sys = &rp_sys_kernel;
             }
+}
+
+/* Both ends in one set: the receive makes room, which wakes the other end's poll inside
+ * the same enter. The kernel runs that too, and leaves the flag for it up, with nothing
+ * behind it (6.18), until something else happens. */
+TEST_F(Adopted, AFlagThatStaysUpIsAskedAboutAFewTimesAndNoMore)
+{
+    ringpoll_fd_opened(b_, RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+    struct epoll_event event = {}, events[4];
+    event.events = EPOLLOUT | EPOLLET;
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, b_, &event), 0);
+    struct timespec now = {};
+    unsigned stayed_up = 0;
+    for (int i = 0; i < 20; i++) {
+        ASSERT_EQ(write(b_, "some bytes", 10), 10);
+        ASSERT_EQ(ringpoll_wait(set_, events, 4, &now, nullptr), 2);
+        struct rp_ring *ring = &rp_set_of(set_)->ring;
+        stayed_up += rp_ring_wants_enter(ring);
+        uint64_t before = ring->enters;
+        EXPECT_EQ(take(), "some bytes"); /* and an EAGAIN */
+        EXPECT_LE(ring->enters - before, 4u);
+        before = ring->enters;
+        EXPECT_EQ(ringpoll_wait(set_, events, 4, &now, nullptr), 0);
+        EXPECT_LE(ring->enters - before, 4u);
+    }
+    printf("the flag stayed up %u times\n", stayed_up);
+    ringpoll_ctl(set_, EPOLL_CTL_DEL, b_, nullptr);
 }
 
 } // namespace

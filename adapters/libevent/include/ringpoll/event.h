@@ -34,6 +34,10 @@ struct bufferevent;
 struct event_base;
 struct event_config;
 struct evconnlistener;
+struct sockaddr;
+
+/* For event_config_set_flag(): bases of this config have no ring. */
+#define RINGPOLL_EVENT_NO_URING 0x40000000
 
 /* Puts the backend "io_uring" into `base`. Any thread that may call event_reinit() on
  * it: none runs its loop, and none else uses it meanwhile. No callback runs. Signals of
@@ -43,7 +47,8 @@ struct evconnlistener;
  *  -EINVAL   `base` is NULL
  *  -EBUSY    its loop is running
  *  -ENOTSUP  another version or build of libevent than this library knows, or the
- *            program refuses the method: $EVENT_NOIO_URING
+ *            program refuses the method: $EVENT_NOURING, $EVENT_NOIO_URING or
+ *            RINGPOLL_EVENT_NO_URING in the base's config
  *  -EMFILE, -ENFILE, -ENOMEM: as by epoll_create1(2)
  * With an error nothing has changed. */
 RINGPOLL_API int ringpoll_event_install(struct event_base *base);
@@ -93,6 +98,35 @@ RINGPOLL_API struct evconnlistener *ringpoll_listener_new(struct event_base *bas
 RINGPOLL_API struct evconnlistener *ringpoll_listener_new_bind(struct event_base *base, evconnlistener_cb on_accept,
                                                                void *argument, unsigned flags, int backlog,
                                                                const struct sockaddr *address, int length);
+
+/* ------------------------------------------ called by libevent itself
+ *
+ * By a libevent that was configured --with-uring: see ringpoll/libevent.h and
+ * ringpoll-integrate(1). Not for programs. */
+
+/* Offsets of fields of struct event_base, and functions of libevent. */
+struct ringpoll_event_tree {
+    uint32_t size; /* sizeof(struct ringpoll_event_tree) */
+    uint16_t count, running, priorities, flags, lock;
+    uint16_t reserved;
+    void (*io_active)(struct event_base *base, int fd, short events);
+    int (*signals_init)(struct event_base *base);
+    void (*signals_dealloc)(struct event_base *base);
+    const void *locks; /* NULL: built without threads */
+};
+
+/* eventop's init: what becomes base->evbase, after base->evsel was set; or NULL, with
+ * nothing changed, where the program refuses the method (see ringpoll_event_install)
+ * or no ring can be had. */
+RINGPOLL_API void *ringpoll_event_tree_init(struct event_base *base, const struct ringpoll_event_tree *tree);
+
+/* What bufferevent_socket_new() and evconnlistener_new() ask first: an object that
+ * completes on the ring, or NULL, with nothing changed: on another backend, or where
+ * none can be had. */
+RINGPOLL_API struct bufferevent *ringpoll_event_tree_bufferevent(struct event_base *base, int fd, int options);
+RINGPOLL_API struct evconnlistener *ringpoll_event_tree_listener(
+    struct event_base *base, void (*callback)(struct evconnlistener *, int, struct sockaddr *, int, void *),
+    void *argument, unsigned flags, int backlog, int fd);
 
 #ifdef __cplusplus
 }

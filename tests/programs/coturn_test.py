@@ -1,0 +1,77 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: MIT
+"""coturn: its server relays what its own client sends, over UDP, TCP and TLS, all on loopback."""
+
+import sys
+
+sys.dont_write_bytecode = True
+
+# pylint: disable=wrong-import-position
+import os
+import re
+import signal
+
+from harness import Suite, check
+
+suite = Suite("coturn", needs=["turnserver", "turnutils_uclient", "openssl"], libevent=True)
+
+
+class Server:
+    def __init__(self, run, *options):
+        self.run, self.port, self.tls = run, run.free_port(), run.free_port()
+        key, cert = os.path.join(run.directory, "key"), os.path.join(run.directory, "cert")
+        run.call(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", 30,
+                  "-subj", "/CN=turn"], shim=False)
+        self.process = run.start(["turnserver", "-c", run.file("turnserver.conf"), "-n", "-a", "-u", "someone:secret",
+                                  "-r", "example", "-L", suite.address, "-E", suite.address, "-p", self.port,
+                                  "--tls-listening-port", self.tls, "--cert", cert, "--pkey", key, "--no-cli",
+                                  "--allow-loopback-peers", "--log-file", "stdout", "--no-stdout-log",
+                                  "--pidfile", os.path.join(run.directory, "pid"), "--userdb",
+                                  os.path.join(run.directory, "db"), "-m", 2] + list(options))
+        run.wait_for_listener(self.process, self.port)
+        run.wait_for_listener(self.process, self.tls)
+        run.expect_ring(self.process)
+
+    def relay(self, *options, clients=4, messages=20, tls=False):
+        """turnutils_uclient's count of what it sent. Between the server and the peers all is
+        UDP, some of which is lost on a busy machine: half of it is to come back."""
+        text = self.run.call(["turnutils_uclient", "-u", "someone", "-w", "secret", "-y", "-n", messages, "-m", clients,
+                              "-l", 170, "-z", 5, "-p", self.tls if tls else self.port] + list(options) + [suite.address],
+                             timeout=60)
+        found = re.findall(r"tot_send_msgs=(\d+), tot_recv_msgs=(\d+)", text)
+        check(found, "the client said: %s", text[-1500:])
+        sent, received = map(int, found[-1])
+        check(sent > 0 and received >= sent // 2, "%d of %d came back", received, sent)
+        return sent
+
+    def end(self):
+        self.process.end(signal.SIGTERM)
+
+
+@suite.case(timeout=120)
+def relays_over_tcp(run):
+    server = Server(run)
+    seen = [server.relay("-t", clients=2), server.relay("-t", clients=6)]
+    server.end()
+    run.check_port_is_free(server.port, reuse=True)
+    return seen
+
+
+@suite.case(timeout=120)
+def relays_over_tls(run):
+    server = Server(run)
+    seen = server.relay("-t", "-S", clients=2, tls=True)
+    server.end()
+    return seen
+
+
+@suite.case(timeout=120)
+def relays_over_udp_and_tcp_by_one_thread(run):
+    server = Server(run, "-m", 0)
+    seen = [server.relay(clients=2), server.relay("-t", clients=2)]
+    server.end()
+    return seen
+
+
+if __name__ == "__main__":
+    suite.main()
