@@ -17,8 +17,9 @@
  *    that, and lets nothing be missing); and a socket of AF_UNIX with unread bytes ends instead of resetting
  *    its peer, so such a close is preceded by a read of them.
  *  - Where the library receives before the program reads, room is told of when it does
- *    (told_of_room()), and a one-shot of a closed number once more (is_unreachable());
- *    where it batches writes, one to a peer that has gone is taken.
+ *    (told_of_room()), an edge that says nothing new may be missing (is_no_news()), and a
+ *    one-shot of a closed number is told once more (is_unreachable()); no buffer is ever
+ *    full there. Where it batches writes, one to a peer that has gone is taken.
  *
  * Environment: RINGPOLL_TEST_ENGINE (what to compare with the kernel),
  * RINGPOLL_DIFFERENTIAL_SEED, RINGPOLL_DIFFERENTIAL_OPS (50,000 when unset),
