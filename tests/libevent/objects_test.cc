@@ -912,6 +912,34 @@ TEST_P(Objects, DisabledWritingSendsNothing)
     EXPECT_EQ(evbuffer_get_length(bufferevent_get_output(bev)), 1u);
 }
 
+TEST_P(Objects, AnEventOfTheProgramsOwnOnTheFdGoesOn)
+{
+    int fds[2], calls = 0;
+    connected(fds);
+    fds_.push_back(fds[1]);
+    struct bufferevent *bev = keep(fds[0]);
+    size_t read = 0, sent = 0;
+    Callbacks callbacks;
+    callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+    callbacks.set(bev);
+    bufferevent_enable(bev, EV_READ | EV_WRITE);
+    warm_up(fds[1], [&] { return read; }, &sent);
+    struct event *event = event_new(base_, fds[0], EV_READ | EV_PERSIST, [](evutil_socket_t fd, short, void *count) {
+        char byte;
+        *static_cast<int *>(count) += recv(fd, &byte, 1, MSG_DONTWAIT) == 1;
+    }, &calls);
+    event_add(event, nullptr);
+    bufferevent_disable(bev, EV_READ | EV_WRITE);
+    for (int i = 1; i <= 6; i++) {
+        ASSERT_EQ(write(fds[1], "x", 1), 1);
+        run_until([&] { return calls == i; });
+    }
+    event_free(event);
+    bufferevent_enable(bev, EV_READ);
+    ASSERT_EQ(write(fds[1], "back", 4), 4);
+    run_until([&] { return read == sent + 4; });
+}
+
 /* ----------------------------------------------------------- the rest of the calls */
 
 TEST_P(Objects, ItIsOfTypeSocket)

@@ -188,7 +188,7 @@ struct File { /* an open file of the world, whatever fds name it */
     uint64_t received = 0; /* TCP: what its peer has sent, urgent bytes too */
     size_t unread = 0, cost = 0; /* an upper bound; what it may cost the peer's buffer */
     bool fin_sent = false, reset = false, no_more_reads = false, blocking = false, urgent = false, small = false,
-         without_urgency = false, sealed = false, holds_fds = false, shut_here = false, told_of_out = false;
+         without_urgency = false, sealed = false, holds_fds = false, failed = false, shut_here = false, told_of_out = false;
     int low_water = 1, timeout_ms = 0;
 };
 
@@ -945,6 +945,7 @@ private:
             });
         }
         if (gone && file->tcp && sum > 0) { /* its answer is a RST, but where the peer has only shut its reads down */
+            file->failed = true;
             flush();
             if (peer->refs == 0)
                 settle_until([&] {
@@ -1095,7 +1096,7 @@ private:
             int peer_fd = fd_of(file->peer);
             file->refs--;
             file->fin_sent = true;
-            file->peer->reset = true;
+            file->peer->reset = file->peer->failed = true;
             if (peer_fd >= 0)
                 settle_until([&] {
                     int state = tcp_state(peer_fd);
@@ -1119,6 +1120,9 @@ private:
         /* What the library has is read by the number it came for. */
         if (from->file->unread > 0)
             return "unread";
+        /* Nor does the number that it is passed as see an error that the library has. */
+        if (verb == "passself" && from->file->what == What::stream && from->file->failed)
+            return "unfit";
         /* Fds that are on their way have their numbers already: the next one is another. */
         for (auto &each : slots_)
             if (each.fd >= 0 && each.file->holds_fds && each.file->unread > 0)
@@ -1344,13 +1348,6 @@ public:
         if (verb == "wait" || verb == "turn")
             return same_events(kernels, ours);
         unsigned at = (unsigned)atoi(a[0].c_str()) % slots, to = (unsigned)atoi(a[1].c_str()) % slots;
-        /* An error that the library has is not seen by a passed descriptor: the number that
-         * it came for has it still. */
-        std::string their_word = kernels.substr(0, kernels.find(' ')), my_word = ours.substr(0, ours.find(' '));
-        auto is_behind = [](const std::string &word) { return word == "0" || word == "EPIPE"; };
-        if (kernels != ours && passed_.count(files_[at]) > 0 && (is_behind(their_word) || is_behind(my_word)) &&
-            (their_word == "ECONNRESET" || my_word == "ECONNRESET"))
-            return true;
         if (kernels != ours)
             return false;
         bool done = kernels == "0", made = verb == "unix" || verb == "tcp";
@@ -1391,8 +1388,6 @@ public:
         }
         if ((verb == "dup" || verb == "dup2" || verb == "passself" || verb == "replace") && done)
             files_[to] = files_[at];
-        if (verb == "passself" && done)
-            passed_.insert(files_[at]);
         return true;
     }
 
@@ -1405,7 +1400,7 @@ private:
     };
     std::map<uint64_t, Watch> watches_;
     std::array<unsigned, slots> files_{};
-    std::set<unsigned> unix_, passed_;
+    std::set<unsigned> unix_;
     unsigned count_ = 2; /* a pair's differ in the last bit */
 
     void forget(unsigned file, bool keeps_ends)
