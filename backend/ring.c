@@ -514,9 +514,9 @@ static __attribute__((noinline)) int submit(struct rp_ring *ring, unsigned min_c
 int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct timespec *timeout,
                   const sigset_t *sigmask)
 {
-    if (ring->setup_flags & RP_SETUP_SQPOLL)
+    if (RP_UNLIKELY(ring->setup_flags & RP_SETUP_SQPOLL))
         return enter_sqpoll(ring, min_complete, timeout, sigmask);
-    if (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & RP_SQ_CQ_OVERFLOW)
+    if (RP_UNLIKELY(__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & RP_SQ_CQ_OVERFLOW))
         RP_COUNT(ring->overflows, 1);
     unsigned flags = ring->enter_flags | RP_ENTER_GETEVENTS;
     if (ring->sqe_tail != ring->sqe_head)

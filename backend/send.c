@@ -99,9 +99,7 @@ static bool add_to_rest(struct rp_set *set, struct rp_send *send, const unsigned
     return true;
 }
 
-/* Bytes that the program was promised cannot go out: both ends shall see a connection
- * that broke, and never one with a hole in it. */
-static void break_connection(struct rp_stream *stream, int error)
+void rp_send_break_connection(struct rp_stream *stream, int error)
 {
     struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
     if (!stream->error)
@@ -239,7 +237,7 @@ static void sent(struct rp_set *set, struct rp_stream *stream, uint32_t bytes)
     }
     /* The arena is for one turn. */
     if (send->length > 0 && !add_to_rest(set, send, set->arena.bytes + send->at, send->length)) {
-        break_connection(stream, ENOMEM);
+        rp_send_break_connection(stream, ENOMEM);
     }
     send->length = 0;
     send->was_blocked = true;
@@ -453,7 +451,7 @@ bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait)
 void rp_send_end(struct rp_set *set, struct rp_stream *stream)
 {
     if (!rp_send_drain(set, stream, true))
-        break_connection(stream, ETIMEDOUT);
+        rp_send_break_connection(stream, ETIMEDOUT);
     rp_send_forget(set, stream);
 }
 
@@ -624,41 +622,47 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
     return length;
 }
 
-/* What makes up a busy server's life: the owner's first small write of the turn to a
- * socket that has nothing waiting, of a turn that had several events. False:
+/* What makes up a busy server's life: the owner's write to a socket that has nothing
+ * waiting. The first small one of a turn that had several events is batched; in a turn
+ * of one event, and with nothing to be overtaken, the call is the program's own (which
+ * ringpoll_fd_full() hears of where it is refused). UNUSUAL: nothing was done, and
  * send_locked() shall see to it. */
-static inline bool send_as_usual(struct rp_set *set, struct rp_stream *stream, uint32_t fd_flags, const void *buffer,
-                                 size_t length, int flags)
+#define UNUSUAL INT64_MIN
+static inline int64_t send_as_usual(struct rp_set *set, struct rp_stream *stream, uint32_t fd_flags,
+                                    const void *buffer, size_t length, int flags)
 {
     struct rp_send *send = &stream->send;
     struct rp_arena *arena = &set->arena;
     if (!rp_stream_is_well(stream) || send->state != RP_SEND_IDLE || set->owner_inside ||
-        set->turn_events <= 1 || length > arena->size - arena->used ||
         ((fd_flags | (flags & MSG_DONTWAIT ? RINGPOLL_FD_NONBLOCK : 0)) & (RINGPOLL_FD_NONBLOCK | RP_FD_SHUT)) !=
             RINGPOLL_FD_NONBLOCK)
-        return false;
+        return UNUSUAL;
+    if (set->turn_events <= 1)
+        return set->batched ? UNUSUAL : RINGPOLL_PASS;
+    if (length > arena->size - arena->used)
+        return UNUSUAL;
     memcpy(arena->bytes + arena->used, buffer, length);
     send->at = arena->used;
     send->length = (uint32_t)length;
     arena->used += (uint32_t)length;
     batch(set, stream);
     rp_stream_saved(set, stream, (uint32_t)length);
-    return true;
+    return (int64_t)length;
 }
 
-static inline bool send_quickly(const struct rp_fd *entry, struct rp_stream *stream, const void *buffer, size_t length,
-                                int flags)
+static inline int64_t send_quickly(const struct rp_fd *entry, struct rp_stream *stream, const void *buffer,
+                                   size_t length, int flags)
 {
     struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
     if (length - 1 >= DIRECT_BYTES - 1 || ((flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) | rp_self.locks_held) != 0 ||
         RP_READ_ONCE(set->owner) != rp_self.id || /* 0 would have no ring, and the stream not be ARMED */
         !(set->flags & RINGPOLL_BATCH))
-        return false;
+        return UNUSUAL;
     rp_set_lock(set);
-    bool done = entry->stream == stream && stream->set == set &&
-                send_as_usual(set, stream, rp_fd_flags(entry), buffer, length, flags);
+    int64_t result = entry->stream == stream && stream->set == set
+                         ? send_as_usual(set, stream, rp_fd_flags(entry), buffer, length, flags) : UNUSUAL;
     rp_set_unlock(set);
-    return done;
+    return result;
 }
 
 static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
@@ -703,8 +707,8 @@ static __attribute__((noinline)) long send_one_at_length(struct rp_stream *strea
 static __attribute__((noinline)) long send_by_stream(int fd, const void *buffer, size_t length, int flags,
                                                      const struct rp_fd *entry, struct rp_stream *stream)
 {
-    return send_quickly(entry, stream, buffer, length, flags)
-               ? (long)length : send_one_at_length(stream, fd, buffer, length, flags);
+    int64_t result = send_quickly(entry, stream, buffer, length, flags);
+    return RP_LIKELY(result != UNUSUAL) ? (long)result : send_one_at_length(stream, fd, buffer, length, flags);
 }
 
 /* The kernel sends, and there is no error that it does not know of. */
@@ -808,13 +812,12 @@ static void tell_left_again(struct rp_fd *entry)
 
 /* The call that comes makes the kernel tell whoever watches the socket, once more; a
  * receive does not hear of that. */
-void ringpoll_fd_finish(int fd)
+static void tell_again(int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
-    (void)flush_fd(fd, true);
-    if (entry && rp_fd_flags(entry))
-        rp_fd_set_flags(entry, RP_FD_SHUT, 0);
-    if (entry && __atomic_load_n(&entry->stream, __ATOMIC_RELAXED))
+    if (!entry)
+        return;
+    if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED))
         tell_left_again(entry);
     struct rp_stream *stream = rp_self.locks_held ? NULL : rp_stream_lock(fd);
     if (!stream)
@@ -825,6 +828,19 @@ void ringpoll_fd_finish(int fd)
         rp_set_dirty(stream->set, watch);
     }
     rp_set_unlock(stream->set);
+}
+
+void ringpoll_fd_shutdown(int fd, int how)
+{
+    if (how == SHUT_RD) { /* TCP: bytes may follow this end, which a receive takes for the last */
+        ringpoll_fd_release(fd, 0);
+    } else {
+        struct rp_fd *entry = rp_fd_peek(fd);
+        (void)flush_fd(fd, true);
+        if (entry && rp_fd_flags(entry))
+            rp_fd_set_flags(entry, RP_FD_SHUT, 0);
+    }
+    tell_again(fd);
 }
 
 void ringpoll_fd_full(int fd)

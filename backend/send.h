@@ -84,6 +84,9 @@ bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait);
 /* Lets go of the stream's slot in the table of files (files.h), if it has one. Owner. */
 void rp_send_clear_slot(struct rp_set *set, struct rp_stream *stream);
 extern uint64_t rp_send_last_wait_ns; /* those seconds; tests have less */
+/* Bytes that the program was promised cannot go out, or those that came are lost: both
+ * ends shall see a connection that broke, and never one with a hole in it. */
+void rp_send_break_connection(struct rp_stream *stream, int error);
 /* The ring goes: drains, and where the peer takes no more, breaks the connection
  * (ETIMEDOUT), since what the program writes next must not follow a gap. */
 void rp_send_end(struct rp_set *set, struct rp_stream *stream);

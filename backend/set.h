@@ -193,7 +193,7 @@ void rp_process_become_child(void);
 static inline void rp_process_check(void)
 {
     uint32_t *page = __atomic_load_n(&rp_process_alive, __ATOMIC_ACQUIRE);
-    if (page && RP_READ_ONCE(*page) == 0)
+    if (RP_UNLIKELY(page && RP_READ_ONCE(*page) == 0))
         rp_process_become_child();
 }
 void rp_process_made_set(void);
@@ -209,7 +209,7 @@ static inline void rp_set_lock(struct rp_set *set)
 static inline void rp_set_unlock(struct rp_set *set)
 {
     rp_unlock(&set->lock);
-    if (rp_self.deferred && rp_self.locks_held == 0)
+    if (RP_UNLIKELY(rp_self.deferred && rp_self.locks_held == 0))
         rp_process_deferred();
 }
 

@@ -625,7 +625,7 @@ static __attribute__((noinline)) void completed_at_length(struct rp_set *set, st
 
 void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags)
 {
-    if (!completed_as_usual(set, op->owner, result, flags))
+    if (RP_UNLIKELY(!completed_as_usual(set, op->owner, result, flags)))
         completed_at_length(set, op, result, flags);
 }
 
@@ -747,6 +747,14 @@ void rp_stream_abandon_receives(struct rp_set *set)
             stream->op = NULL;
             stream->slot = 0;
             step(stream, RP_STREAM_PLAIN);
+            /* What it received may be among the completions that the kernel kept back. Then
+             * nobody shall read what came behind it. */
+            if (rp_ring_is_overflown(&set->ring)) {
+                unsigned char bytes[1024];
+                rp_send_break_connection(stream, EIO);
+                while (rp_sys_call(SYS_recvfrom, stream->fd, (long)bytes, sizeof bytes, MSG_DONTWAIT, 0, 0) > 0)
+                    ;
+            }
             end_if_empty(set, stream);
         }
     }
@@ -1302,7 +1310,7 @@ static __attribute__((noinline)) long receive_by_stream(int fd, void *buffer, si
                                                         const struct rp_fd *entry, struct rp_stream *stream)
 {
     long result = read_the_one(entry, stream, buffer, length, length, flags);
-    return result != UNUSUAL ? result : receive_one(fd, buffer, length, flags, entry, stream);
+    return RP_LIKELY(result != UNUSUAL) ? result : receive_one(fd, buffer, length, flags, entry, stream);
 }
 
 long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags)
@@ -1478,7 +1486,7 @@ int ringpoll_try_unread(int fd, int *ret_bytes)
     struct rp_stream *stream = stream_of(fd, &entry);
     if (!stream)
         return 0;
-    return unread_as_usual(entry, stream, ret_bytes) ? 2 : unread_at_length(fd, ret_bytes);
+    return RP_LIKELY(unread_as_usual(entry, stream, ret_bytes)) ? 2 : unread_at_length(fd, ret_bytes);
 }
 
 int ringpoll_try_error(int fd)

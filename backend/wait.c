@@ -498,7 +498,7 @@ static __attribute__((noinline)) unsigned collect_both(struct rp_set *set, struc
 
 static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    if (set->hidden_ready)
+    if (RP_UNLIKELY(set->hidden_ready))
         return collect_both(set, events, room);
     set->hidden_first = !set->hidden_first;
     return take_ready(set, events, room);
@@ -779,9 +779,9 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
     int result = 0;
 
     set->wait_serial++;
-    if (!set->in_company && !rp_single_threaded())
+    if (RP_UNLIKELY(!set->in_company && !rp_single_threaded()))
         rp_set_has_company(set);
-    if (set->accepts_armed)
+    if (RP_UNLIKELY(set->accepts_armed))
         rp_accept_turn(set);
     for (;;) {
         unsigned reaped = 0;
@@ -804,14 +804,14 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
         } else {
             if (timeout)
                 left = time_left(wait);
-            if (!sleep_in_ring(set, timeout ? &left : NULL, wait->sigmask, &entered))
+            if (RP_UNLIKELY(!sleep_in_ring(set, timeout ? &left : NULL, wait->sigmask, &entered)))
                 continue;
             if (entered >= 0 && report_alone(set, wait->events))
                 return 1;
             slept = true;
             /* Was it a signal, and maybe its handler that demoted the set, or closed it? */
             interrupted = entered == -EINTR;
-            if (is_no_more(set)) {
+            if (RP_UNLIKELY(is_no_more(set))) {
                 interrupted = interrupted || (entered >= 0 && ring->fd >= 0 && !rp_ring_peek(ring));
                 return interrupted ? -EINTR : AGAIN;
             }
@@ -826,14 +826,14 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
                 break;
             }
         }
-        if (is_unfinished(set, reaped, poll_only) && (result = finish_turn(set, reaped, poll_only)) < 0)
+        if (RP_UNLIKELY(is_unfinished(set, reaped, poll_only)) && (result = finish_turn(set, reaped, poll_only)) < 0)
             break;
-        if (set->wake_sent | set->requests)
+        if (RP_UNLIKELY(set->wake_sent | set->requests))
             continue;
-        if (set->handed_back && (result = take_over(set)) < 0)
+        if (RP_UNLIKELY(set->handed_back) && (result = take_over(set)) < 0)
             break;
         unsigned count = collect(set, wait->events, (unsigned)wait->max);
-        if (count > 0)
+        if (RP_LIKELY(count > 0))
             return (int)count;
         if (poll_only) {
             if (!set->dirty || looked_again)
@@ -975,7 +975,7 @@ static inline void count_events(struct rp_set *set, int result)
 {
     RP_COUNT(set->stats.events, (uint64_t)result);
     set->unfit_total += (uint32_t)result;
-    if (set->unfit_total >= UNFIT_WINDOW)
+    if (RP_UNLIKELY(set->unfit_total >= UNFIT_WINDOW))
         judge_fitness(set);
 }
 
@@ -1023,23 +1023,24 @@ static int wait_on(struct rp_set *set, struct wait *wait)
 {
     int result = AGAIN;
 
-    if (set->flags & RINGPOLL_SQPOLL)
+    if (RP_UNLIKELY(set->flags & RINGPOLL_SQPOLL))
         hold_signals(wait);
     rp_set_lock(set);
     RP_COUNT(set->stats.waits, 1);
-    if ((set->inherited | RP_READ_ONCE(rp_process_no_rings)) || set->waiters > 0 || !rp_set_is_mine(set))
+    if (RP_UNLIKELY((set->inherited | RP_READ_ONCE(rp_process_no_rings)) || set->waiters > 0 || !rp_set_is_mine(set)))
         take_in(set);
     set->waiters++;
     while (result == AGAIN) {
-        if (rp_set_engine(set) != RINGPOLL_ENGINE_RING)
+        if (RP_UNLIKELY(rp_set_engine(set) != RINGPOLL_ENGINE_RING))
             result = wait_without_ring(set, wait);
-        else if (set->tells)
+        else if (RP_LIKELY(set->tells))
             result = wait_on_ring(set, wait);
         else
             result = wait_on_mute_ring(set, wait);
     }
     set->waiters--;
-    if (set->waiters == 0 && rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie && set->hidden >= 0) {
+    if (RP_UNLIKELY(rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) && set->waiters == 0 && !set->zombie &&
+        set->hidden >= 0) {
         rp_set_take_wake(set);
         rp_set_close_hidden(set);
     }
@@ -1049,12 +1050,12 @@ static int wait_on(struct rp_set *set, struct wait *wait)
             rp_stream_judge(set, result);
         count_events(set, result);
     }
-    if (rp_set_is_ending(set) && set->waiters == 0 && !set->zombie && set->ring.fd < 0)
+    if (RP_UNLIKELY(rp_set_is_ending(set)) && set->waiters == 0 && !set->zombie && set->ring.fd < 0)
         rp_set_free(set);
     rp_set_unlock(set);
-    if (RP_READ_ONCE(rp_zombies))
+    if (RP_UNLIKELY(RP_READ_ONCE(rp_zombies)))
         rp_set_end_zombies();
-    if (wait->holds_signals)
+    if (RP_UNLIKELY(wait->holds_signals))
         rp_sys_set_sigmask(&wait->before, NULL);
     return result;
 }
@@ -1074,23 +1075,23 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
 {
     struct rp_set *set = rp_set_of(epfd);
 
-    if (rp_self.batched && (!set || !set->batched) && !rp_self.locks_held)
+    if (RP_UNLIKELY(rp_self.batched) && (!set || !set->batched) && !rp_self.locks_held)
         ringpoll_flush();
-    if (!set)
+    if (RP_UNLIKELY(!set))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     /* What is left there, see set.h, comes along. */
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !RP_READ_ONCE(set->zombie))
         return wait_as_kernel(set, epfd, events, max, timeout, sigmask);
     if (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000))
         return -EINVAL;
-    if (max <= 0 || max > (int)(INT_MAX / sizeof(struct epoll_event)))
+    if (RP_UNLIKELY(max <= 0 || max > (int)(INT_MAX / sizeof(struct epoll_event))))
         return -EINVAL;
-    if ((uintptr_t)events < 4096) {
+    if (RP_UNLIKELY((uintptr_t)events < 4096)) {
         /* EFAULT, but only when there is an event, which then is not lost. */
         ringpoll_demote(epfd);
         return wait_as_kernel(set, epfd, events, max, timeout, sigmask);
     }
-    if (rp_self.locks_held)
+    if (RP_UNLIKELY(rp_self.locks_held))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     rp_process_check();
     struct wait wait;

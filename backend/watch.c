@@ -194,7 +194,7 @@ static inline bool read_as_usual(struct rp_fd *entry, struct rp_watch *watch, in
         RP_READ_ONCE(set->owner) != rp_self.id || /* neither is 0: it has a ring */
         RP_READ_ONCE(watch->home) != RP_HOME_RING || rp_self.locks_held)
         return false;
-    if (!(rp_fd_flags(entry) & RP_FD_HINTED))
+    if (RP_UNLIKELY(!(rp_fd_flags(entry) & RP_FD_HINTED)))
         __atomic_fetch_or(&entry->flags, RP_FD_HINTED, __ATOMIC_RELAXED);
     uint8_t kind = RP_READ_ONCE(watch->kind);
     uint32_t events = RP_READ_ONCE(watch->events);
@@ -247,7 +247,7 @@ void ringpoll_fd_read(int fd, size_t asked, long result)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
     struct rp_watch *watch = entry ? RP_READ_ONCE(entry->watches) : NULL;
-    if (watch && !read_as_usual(entry, watch, fd, asked, result))
+    if (watch && RP_UNLIKELY(!read_as_usual(entry, watch, fd, asked, result)))
         read_at_length(entry, watch, fd, asked, result);
 }
 
@@ -392,7 +392,7 @@ static __attribute__((noinline)) void completed_at_length(struct rp_set *set, st
 
 void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
 {
-    if (!completed_as_usual(set, watch, result, flags, RP_READY_CERTAIN))
+    if (RP_UNLIKELY(!completed_as_usual(set, watch, result, flags, RP_READY_CERTAIN)))
         completed_at_length(set, watch, result, flags);
 }
 

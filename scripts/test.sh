@@ -17,7 +17,8 @@
 #                   what was installed, one whose configure script has
 #                   --with-uring, make uninstall; what configure refuses
 #   build/upstream  libevent's and libuv's own suites on the ways in, beside epoll:
-#                   scripts/upstream.sh --quick
+#                   scripts/upstream.sh --quick; then the distribution's
+#                   programs on the libevent that this has built --with-uring
 #   and that all this leaves nothing behind in the sources
 #
 #   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang cross
@@ -333,6 +334,30 @@ if wanted upstream; then
             [ "$f" -eq 0 ] || failures+=("$project's own suite: $(grep -o '^\*\*.*\*\*$' "$work/upstream.out" | tr '\n' ' ')")
         else
             count failed "$project's own suite did not run"
+        fi
+    done
+
+    # Programs of the distribution, on the libevent that was just built --with-uring.
+    libraries=$work/upstream/libevent/uring/.libs
+    for program in coturn memcached pgbouncer sslsplit terminal tor transmission; do
+        if [ ! -e "$libraries/libevent.so" ]; then
+            count skipped "$program on a libevent --with-uring (it is not built)"
+            continue
+        fi
+        say "$program on a libevent --with-uring"
+        top_builddir=$work/upstream/build-prefix RINGPOLL_LIBEVENT_DIR=$libraries RINGPOLL_TEST_MODES=epoll,built \
+            python3 "$top/tests/programs/${program}_test.py" > "$work/upstream.out" 2>&1
+        if [ $? -eq 77 ]; then
+            count skipped "$program on a libevent --with-uring: $(tail -n 1 "$work/upstream.out")"
+        elif tail -n 1 "$work/upstream.out" | grep -qE '^[a-z]+: [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$'; then
+            read -r _ p _ f _ s _ < <(tail -n 1 "$work/upstream.out")
+            tail -n 1 "$work/upstream.out"
+            total_passed=$((total_passed + p)) total_failed=$((total_failed + f)) total_skipped=$((total_skipped + s))
+            [ "$f" -eq 0 ] || grep -A 20 FAILED "$work/upstream.out"
+            [ "$f" -eq 0 ] || failures+=("$program on a libevent --with-uring")
+        else
+            tail -n 20 "$work/upstream.out"
+            count failed "$program on a libevent --with-uring"
         fi
     done
 fi

@@ -472,7 +472,10 @@ EXPORT ssize_t sendto(int fd, const void *buffer, size_t length, int flags, __CO
 EXPORT ssize_t writev(int fd, const struct iovec *iov, int count)
 {
     ssize_t taken;
-    if (count > 0 && count <= 1024 && answers_sendv(fd, iov, count, 0, &taken))
+    /* (Of nothing it does nothing: other than sendmsg it takes no error.) */
+    bool nothing = (uintptr_t)iov >= 4096 && count > 0 && rp_shim.adopts && iov->iov_len == 0 &&
+                   length_of(iov, (size_t)count) == 0;
+    if (!nothing && count > 0 && count <= 1024 && answers_sendv(fd, iov, count, 0, &taken))
         return taken;
     ssize_t result;
     if (count > 0 && count <= 1024 && rp_shim_watching() && rp_shim.short_cut && ringpoll_fd_is_stream_on_ring(fd)) {

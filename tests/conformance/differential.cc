@@ -17,8 +17,9 @@
  *    that, and lets nothing be missing); and a socket of AF_UNIX with unread bytes ends instead of resetting
  *    its peer, so such a close is preceded by a read of them.
  *  - Where the library receives before the program reads, room is told of when it does
- *    (told_of_room()), and a one-shot of a closed number once more (is_unreachable());
- *    where it batches writes, one to a peer that has gone is taken.
+ *    (told_of_room()), an edge that says nothing new may be missing (is_no_news()), and a
+ *    one-shot of a closed number is told once more (is_unreachable()); no buffer is ever
+ *    full there. Where it batches writes, one to a peer that has gone is taken.
  *
  * Environment: RINGPOLL_TEST_ENGINE (what to compare with the kernel),
  * RINGPOLL_DIFFERENTIAL_SEED, RINGPOLL_DIFFERENTIAL_OPS (50,000 when unset),
@@ -112,6 +113,7 @@ struct File {
     int refs = 0;
     File *peer = nullptr;      /* NULL for what has none; it may be closed (refs 0) */
     size_t received = 0;       /* TCP: bytes that the peer has sent here, urgent ones too */
+    size_t cost = 0;           /* AF_UNIX: what was sent here since it was empty may take of the buffer */
     size_t unread = 0;         /* TCP: of them, not yet read (an upper bound). UDP: datagrams */
     bool fin_sent = false, reset = false, accepted = true;
     std::vector<File *> pending; /* listener: connections that nobody accepted yet */
@@ -696,6 +698,19 @@ private:
                 sum += count;
             return std::to_string(sum) + " then " + result_text(count);
         }
+        if (receives_ && file->what == What::unix_stream && verb != "oob") {
+            /* Where the library receives there is room for more: never so much that it counts. */
+            if (peer->unread == 0)
+                peer->cost = 0;
+            if (peer->refs > 0 && peer->cost + length + 1024 > 45000)
+                return "full";
+            ssize_t count = e.write(into->fd, bytes, length);
+            if (count > 0) {
+                peer->unread += (size_t)count;
+                peer->cost += (size_t)count + 1024;
+            }
+            return result_text(count);
+        }
         if (file->what != What::tcp && file->what != What::udp)
             return verb == "oob" ? "unfit" : result_text(e.write(into->fd, bytes, length));
         if (!peer->accepted || (file->what == What::udp ? peer->unread > 0 : peer->unread + length > tcp_unread_max))
@@ -1082,8 +1097,10 @@ public:
         if ((verb == "add" || verb == "mod") && sets_.count(fd) != 0)
             nested_.insert(data);
         /* A set may say so of one of them. */
-        bool of_a_set = std::any_of(edges_.begin(), edges_.end(),
-                                    [](const auto &one) { return one.second.reported && one.second.again > 0; });
+        bool of_a_set = std::any_of(edges_.begin(), edges_.end(), [this](const auto &one) {
+            bool of_a_socket = one.second.file != 0 && one.second.file != a_set;
+            return one.second.reported && (one.second.again > 0 || (receives_ && of_a_socket));
+        });
         note_files(verb, set, fd, kernels);
         if ((verb == "add" || verb == "mod") && (event_bits(events) & EPOLLONESHOT) && streams_.count(fd) != 0)
             once_[data] = {fd};
@@ -1226,7 +1243,9 @@ private:
                         one.second.told &= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
                 } else if ((is_peer || own) && !reads && verb != "write" && !one_of_several) {
                     /* What follows both ends is an error, and nothing else. */
-                    one.second.told &= closes && (one.second.told & EPOLLHUP) ? ~(uint32_t)EPOLLERR : 0u;
+                    bool quietly = verb == "shutdown" && second == "rd" && is_peer; /* it reads no more, and says so */
+                    one.second.told &= quietly ? ~(uint32_t)(EPOLLERR | EPOLLHUP)
+                                       : closes && (one.second.told & EPOLLHUP) ? ~(uint32_t)EPOLLERR : 0u;
                 }
                 one.second.wrote = one.second.wrote || (file->second == one.second.file && verb == "write");
                 one.second.news = one.second.news || (!reads && is_peer && !one_of_several) ||

@@ -419,6 +419,24 @@ TEST_P(MixedEdge, AnEndThatAPollToldIsNotToldAgainByAReceive)
     }
 }
 
+TEST_P(MixedEdge, AShutdownOfReadsTellsOfBytesAndTheirEndOnceMore)
+{
+    for (int i = 0; i < 4; i++) {
+        begin(in_);
+        send(7);
+        EXPECT_EQ(wait(20000), in_);
+        ASSERT_EQ(::shutdown(b_, SHUT_WR), 0);
+        end_arrived();
+        EXPECT_EQ(wait(20000), in_);
+        EXPECT_EQ(wait(), 0u);
+        ASSERT_EQ(R(::shutdown(a_, SHUT_RD)), 0);
+        EXPECT_EQ(wait(20000), in_);
+        EXPECT_EQ(wait(), 0u) << "again";
+        EXPECT_BYTES(R(recv(a_, bytes_, 65536, 0)), 7);
+        EXPECT_EQ(R(recv(a_, bytes_, 65536, 0)), 0);
+    }
+}
+
 TEST_P(MixedEdge, BytesDoNotWakeWhoWaitsForOutAlone)
 {
     if (!tcp())
@@ -607,16 +625,24 @@ TEST_P(Mixed, ASecondSetHearsAtOnceOfBytesThatAreInTheLibrary)
 
 TEST_P(MixedTcp, AWriteOfNothingTakesTheErrorOfAReset)
 {
-    for (int how = 0; how < 3; how++) {
+    for (int how = 0; how < 5; how++) { /* but a writev of nothing */
         begin();
         send(100);
         EXPECT_EQ(wait(20000), in_);
         reset(b_);
         end_arrived(true);
         EXPECT_NE(wait(20000), 0u);
-        long result = how == 0 ? R(write(a_, bytes_, 0)) : how == 1 ? R(::send(a_, bytes_, 0, MSG_NOSIGNAL)) : 0;
-        EXPECT_EQ(result, how < 2 ? -ECONNRESET : 0) << how;
-        EXPECT_EQ(R(::send(a_, bytes_, 1, MSG_NOSIGNAL)), how < 2 ? -EPIPE : -ECONNRESET) << how;
+        struct iovec nothing[3] = {{bytes_, 0}, {bytes_, 0}, {bytes_, 0}};
+        struct msghdr message = {};
+        message.msg_iov = nothing;
+        message.msg_iovlen = 3;
+        long result = how == 0   ? R(write(a_, bytes_, 0))
+                      : how == 1 ? R(::send(a_, bytes_, 0, MSG_NOSIGNAL))
+                      : how == 2 ? R(sendmsg(a_, &message, MSG_NOSIGNAL))
+                      : how == 3 ? R(writev(a_, nothing, 3))
+                                 : 0;
+        EXPECT_EQ(result, how < 3 ? -ECONNRESET : 0) << how;
+        EXPECT_EQ(R(::send(a_, bytes_, 1, MSG_NOSIGNAL)), how < 3 ? -EPIPE : -ECONNRESET) << how;
     }
 }
 
