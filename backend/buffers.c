@@ -53,33 +53,29 @@ void rp_pool_return(struct rp_pool *pool, uint32_t number)
 
 /* ---------------------------------------------------------------- buffers */
 
-/* The kernel reads an entry when it sees the tail beyond it. */
-static void give(struct rp_buffers *buffers, uint32_t number)
-{
-    struct rp_buf *entry = &buffers->ring->bufs[buffers->tail & buffers->mask];
-    entry->addr = (uint64_t)(uintptr_t)rp_pool_bytes(buffers->pool, number);
-    entry->len = RP_BUFFER_STRIDE;
-    entry->bid = (uint16_t)number;
-    buffers->tail++;
-    buffers->given++;
-    __atomic_store_n(&buffers->ring->bufs[0].tail, buffers->tail, __ATOMIC_RELEASE);
-}
-
-static void top_up(struct rp_buffers *buffers)
+/* FREE → KERNEL, up to `target`; where `more`, those that were never used, too. */
+static void top_up(struct rp_buffers *buffers, bool more)
 {
     struct rp_pool *pool = buffers->pool;
-    while (buffers->given < buffers->target) {
+    struct rp_buf_ring *ring = buffers->ring;
+    uint16_t tail = buffers->tail;
+    for (; buffers->given < buffers->target; buffers->given++, tail++) {
+        struct rp_buf *entry = &ring->bufs[tail & buffers->mask];
         uint32_t number;
         if (buffers->free_head) {
             number = buffers->free_head - 1u;
             buffers->free_head = pool->segments[number].next;
-        } else if (buffers->made < pool->count) {
+        } else if (more && buffers->made < pool->count) {
             number = buffers->made++;
         } else {
-            return;
+            break;
         }
-        give(buffers, number);
+        entry->addr = (uint64_t)(uintptr_t)rp_pool_bytes(pool, number);
+        entry->len = RP_BUFFER_STRIDE;
+        entry->bid = (uint16_t)number;
     }
+    buffers->tail = tail;
+    __atomic_store_n(&ring->bufs[0].tail, tail, __ATOMIC_RELEASE); /* the kernel reads what stands before it */
 }
 
 int rp_buffers_init(struct rp_buffers *buffers, struct rp_ring *ring, uint32_t count)
@@ -109,7 +105,7 @@ int rp_buffers_init(struct rp_buffers *buffers, struct rp_ring *ring, uint32_t c
     buffers->ring_bytes = ring_bytes;
     buffers->mask = count - 1;
     buffers->target = count < FIRST_TARGET ? count : FIRST_TARGET;
-    top_up(buffers);
+    top_up(buffers, true);
     return 0;
 }
 
@@ -136,21 +132,11 @@ void rp_buffers_abandon(struct rp_buffers *buffers)
     forget(buffers);
 }
 
-void rp_buffers_recycle(struct rp_buffers *buffers, struct rp_pool *pool, uint32_t number)
-{
-    if (buffers->pool != pool) /* of a ring that has gone */
-        return;
-    if (buffers->given < buffers->target) {
-        give(buffers, number);
-        return;
-    }
-    pool->segments[number].next = buffers->free_head;
-    buffers->free_head = (uint16_t)(number + 1);
-}
-
-static __attribute__((noinline)) void collect(struct rp_buffers *buffers)
+static void collect(struct rp_buffers *buffers)
 {
     struct rp_pool *pool = buffers->pool;
+    if (!__atomic_load_n(&pool->returned, __ATOMIC_RELAXED))
+        return;
     rp_lock(&pool->lock);
     uint32_t next = pool->returned;
     __atomic_store_n(&pool->returned, 0, __ATOMIC_RELAXED);
@@ -162,18 +148,17 @@ static __attribute__((noinline)) void collect(struct rp_buffers *buffers)
     }
 }
 
-void rp_buffers_collect(struct rp_buffers *buffers)
+void rp_buffers_refill_at_length(struct rp_buffers *buffers)
 {
-    struct rp_pool *pool = buffers->pool;
-    if (pool && __atomic_load_n(&pool->returned, __ATOMIC_RELAXED))
-        collect(buffers);
+    collect(buffers);
+    top_up(buffers, false);
 }
 
 bool rp_buffers_starved(struct rp_buffers *buffers)
 {
-    rp_buffers_collect(buffers);
+    collect(buffers);
     if (buffers->target < buffers->pool->count)
-        buffers->target = buffers->target * 2 < buffers->pool->count ? buffers->target * 2 : buffers->pool->count;
-    top_up(buffers);
+        buffers->target++;
+    top_up(buffers, true);
     return buffers->given > 0;
 }

@@ -79,6 +79,13 @@ bool rp_set_cancel(struct rp_set *set, struct rp_watch *watch)
     return true;
 }
 
+/* A poll that was given up, for a receive say, may be yet to end, and hold the file. */
+static void await_given_up(struct rp_set *set)
+{
+    if (set->ops.count[RP_OP_ORPHANED] > 0 && set->ring.fd >= 0 && rp_set_is_mine(set))
+        (void)rp_set_await_orphans(set, 16);
+}
+
 void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry)
 {
     bool unread = false, receives = false;
@@ -111,11 +118,13 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
         return;
     if (!receives && rp_set_may_forget(set, watch)) {
         rp_set_forget_watch(set, watch);
+        await_given_up(set);
         return;
     }
     if (rp_set_is_mine(set)) {
         set->stats.cancels_on_close += rp_set_cancel(set, watch);
         rp_set_forget_watch(set, watch);
+        await_given_up(set);
         if (set->owner_inside && (set->ready_count || set->hidden_ready || set->dirty))
             rp_set_wake_owner(set); /* we are its signal handler, and took its completions */
         return;

@@ -37,26 +37,26 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
         *ret_kind = (uint8_t)kind;
         return true;
     }
-    /* Untracked: nothing is known of the number, so ask what it is now. */
+    /* Untracked: nothing is known of the number, so ask what it is now. Of TCP its
+     * number and a TCP_INFO prove the rest (a raw socket has none, MPTCP another
+     * number): two calls, since this comes with each ADD. */
     int type = 0, protocol = 0, domain = 0;
-    unsigned length = sizeof type;
-    if (rp_sys_getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0) {
-        length = sizeof domain;
-        if (type != SOCK_STREAM || rp_sys_getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) < 0)
-            return false;
-        if (domain == AF_UNIX) {
-            *ret_kind = RINGPOLL_FD_UNIX;
-            return rp_sys_getpeername_connected(fd) == 1;
+    unsigned length = sizeof protocol;
+    if (rp_sys_getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) == 0) {
+        if (protocol == IPPROTO_TCP) {
+            uint8_t state = 0; /* tcpi_state: 1 established, 2 SYN sent, 7 closed, 10 listening */
+            length = sizeof state;
+            *ret_kind = RINGPOLL_FD_TCP;
+            return rp_sys_getsockopt(fd, IPPROTO_TCP, 11 /* TCP_INFO */, &state, &length) == 0 && state != 7 &&
+                   state != 10;
         }
-        length = sizeof protocol;
-        if ((domain != AF_INET && domain != AF_INET6) ||
-            rp_sys_getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) < 0 || protocol != IPPROTO_TCP)
+        length = sizeof type;
+        if (protocol != 0 || rp_sys_getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 || type != SOCK_STREAM)
             return false;
-        uint8_t state = 0; /* tcpi_state: 1 established, 2 SYN sent, 7 closed, 10 listening */
-        length = sizeof state;
-        *ret_kind = RINGPOLL_FD_TCP;
-        return rp_sys_getsockopt(fd, IPPROTO_TCP, 11 /* TCP_INFO */, &state, &length) == 0 && state != 7 &&
-               state != 10;
+        length = sizeof domain;
+        *ret_kind = RINGPOLL_FD_UNIX;
+        return rp_sys_getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX &&
+               rp_sys_getpeername_connected(fd) == 1;
     }
     unsigned mode;
     *ret_kind = RINGPOLL_FD_PIPE;
@@ -138,8 +138,11 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     watch->recheck = true;
     RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
+    watch->left_reported = false;
     if (left_elsewhere)
         rp_set_note_left(set, watch);
+    if (watch->left && rp_set_left_bits(watch))
+        rp_set_tell_left(set, true);
     rp_set_dirty(set, watch);
     return 0;
 }
@@ -276,7 +279,8 @@ static bool exclusive_is_wrong(int op, const struct epoll_event *event)
  * level-triggered fd, to hear of OUT or not to: nothing that is armed has to change,
  * the next wait looks. Or MOD to what it is already (libuv): where the fd is quiet
  * (watch.h) its poll will tell of whatever is to come. False: the long way. */
-static inline bool mod_as_usual(struct rp_set *set, int fd, const struct epoll_event *event)
+static inline __attribute__((always_inline)) bool mod_as_usual(struct rp_set *set, int fd,
+                                                               const struct epoll_event *event)
 {
     const uint32_t usual = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLERR | EPOLLHUP;
     struct rp_fd *entry = rp_fd_peek(fd);
@@ -294,10 +298,12 @@ static inline bool mod_as_usual(struct rp_set *set, int fd, const struct epoll_e
         watch->mask = ~0u;
         watch->certain_in = set->wait_serial - 1;
         set->judged_mods++;
-        if ((event->events & EPOLLOUT) || watch->stream->head)
-            rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
-        else
-            rp_watch_to_idle(set, watch);
+        bool looks = (event->events & EPOLLOUT) || watch->stream->head;
+        if (looks && watch->ready == RP_READY_IDLE)
+            rp_ready_add(set, watch);
+        else if (!looks && watch->ready != RP_READY_IDLE)
+            rp_ready_remove(set, watch);
+        RP_WRITE_ONCE(watch->ready, looks ? RP_READY_CANDIDATE : RP_READY_IDLE);
         done = true;
     } else if (watch && watch->set == set && !watch->next_of_fd && watch->quiet && watch->events == event->events &&
                watch->home == RP_HOME_RING && watch->ready == RP_READY_IDLE && watch->op &&
@@ -310,12 +316,9 @@ static inline bool mod_as_usual(struct rp_set *set, int fd, const struct epoll_e
     return done;
 }
 
-int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, struct epoll_event *event,
+                                                   struct rp_set *set)
 {
-    struct rp_set *set = rp_set_of(epfd);
-    if (op == EPOLL_CTL_MOD && set && (uintptr_t)event >= 4096 && rp_set_is_mine(set) &&
-        !rp_self.locks_held && mod_as_usual(set, fd, event))
-        return 0;
     struct rp_set *target = rp_set_of(fd);
     /* A set that is watched lives in its identity, before the kernel looks for
      * loops in it. Not for a call that is bound to fail. */
@@ -386,4 +389,13 @@ int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
         result = ctl_del(set, watch, fd);
     rp_set_unlock(set);
     return result;
+}
+
+int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+{
+    struct rp_set *set = rp_set_of(epfd);
+    if (op == EPOLL_CTL_MOD && set && (uintptr_t)event >= 4096 && rp_set_is_mine(set) && !rp_self.locks_held &&
+        mod_as_usual(set, fd, event))
+        return 0;
+    return ctl_at_length(epfd, op, fd, event, set);
 }

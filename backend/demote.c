@@ -54,12 +54,34 @@ static bool is_ready(int fd, uint32_t events)
     return rp_sys_poll(&look, 1, &no_time) == 1 && !(look.revents & POLLNVAL);
 }
 
+/* The ring hears of all that the watch is for: a receive, or a poll that is not there
+ * for OUT alone. */
+static bool is_heard(const struct rp_watch *watch)
+{
+    return rp_stream_is_armed(watch->stream) ||
+           (rp_watch_in_flight(watch) && !(watch->events & RP_POLL_BITS & ~watch->armed));
+}
+
 /* The edge-triggered watch has reported what there is. */
 static bool is_spent_edge(const struct rp_watch *watch)
 {
     return watch->home == RP_HOME_RING && rp_watch_is_edge(watch) && !(watch->events & EPOLLONESHOT) &&
-           RP_READ_ONCE(watch->ready) == RP_READY_IDLE &&
-           (rp_watch_in_flight(watch) || rp_stream_is_armed(watch->stream)) && !watch->recheck;
+           RP_READ_ONCE(watch->ready) == RP_READY_IDLE && is_heard(watch) && !watch->recheck;
+}
+
+/* A receive has ended, and the poll after it is yet to be armed: its look at the file
+ * says whether that has changed since the last report. Owner. */
+static void hear(struct rp_set *set, struct rp_watch *watch)
+{
+    if (!rp_watch_is_edge(watch) || watch->recheck || watch->deleted || watch->ready != RP_READY_IDLE ||
+        is_heard(watch) || rp_stream_wanted(set, watch))
+        return;
+    int error = -EBUSY;
+    for (int turn = 0; turn < 8 && error == -EBUSY; turn++) {
+        error = rp_watch_arm(set, watch);
+        if (rp_set_enter_and_reap(set) < 0)
+            break;
+    }
 }
 
 /* True: what has happened up to now stands in the records. Its owner can make a
@@ -473,7 +495,8 @@ static int be_silent(struct rp_set *set, bool passed)
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         if (watch->silent == SILENT_NOT)
             continue;
-        bool told = watch->disabled || (sure && watch->ready == RP_READY_IDLE && watch->silent != SILENT_IN_VAIN);
+        bool told = watch->disabled || (sure && watch->ready == RP_READY_IDLE && is_heard(watch) &&
+                                        watch->silent != SILENT_IN_VAIN);
         if (!told) {
             struct epoll_event again = {.events = watch->events, .data = watch->data};
             rp_sys_epoll_ctl(epfd, EPOLL_CTL_MOD, watch->fd, &again);
@@ -496,6 +519,8 @@ int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch)
         rp_stream_end_receive(set, watch->stream);
     if (watch->kind == RP_KIND_LISTENER)
         rp_accept_end(set, watch->fd);
+    else if (set->ring.fd >= 0 && rp_set_is_mine(set) && !set->owner_inside)
+        hear(set, watch);
     bool known = is_spent_edge(watch) && catch_up(set);
     if (watch->home == RP_HOME_KERNEL || watch->deleted) /* that was in what we caught up with */
         return 0;

@@ -133,7 +133,9 @@ long ringpoll_write(int fd, const void *buffer, size_t length)
 
 long ringpoll_writev(int fd, const struct iovec *iov, int count)
 {
-    long result = count > 0 && count <= 1024 ? ringpoll_try_sendv(fd, iov, count, 0) : RINGPOLL_PASS;
+    /* Of nothing it does nothing: other than sendmsg it takes no error. */
+    bool some = count > 0 && count <= 1024 && (iov->iov_len > 0 || room_of(iov, (size_t)count) > 0);
+    long result = some ? ringpoll_try_sendv(fd, iov, count, 0) : RINGPOLL_PASS;
     if (result != RINGPOLL_PASS)
         return result;
     ringpoll_flush();

@@ -54,7 +54,7 @@ static inline void rp_lock(struct rp_lock *lock)
 {
     rp_self.locks_held++;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    if (rp_single_threaded()) {
+    if (RP_LIKELY(rp_single_threaded())) {
         lock->word = 1;
         return;
     }
@@ -65,7 +65,7 @@ static inline void rp_lock(struct rp_lock *lock)
 
 static inline void rp_unlock(struct rp_lock *lock)
 {
-    if (rp_single_threaded())
+    if (RP_LIKELY(rp_single_threaded()))
         lock->word = 0;
     else if (__atomic_exchange_n(&lock->word, 0, __ATOMIC_RELEASE) == 2)
         rp_sys_futex_wake_all(&lock->word);

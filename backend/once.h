@@ -19,4 +19,8 @@
  * two write at once a count is lost, which statistics can bear. */
 #define RP_COUNT(counter, by) RP_WRITE_ONCE(counter, RP_READ_ONCE(counter) + (by))
 
+/* Where the straight line of what is done all day goes. */
+#define RP_LIKELY(x) __builtin_expect(!!(x), 1)
+#define RP_UNLIKELY(x) __builtin_expect(!!(x), 0)
+
 #endif

@@ -11,8 +11,8 @@
  *
  * The set owns an op from QUEUED to its final completion (no F_MORE). user_data
  * is generation | slot | kind, never a pointer: a completion whose generation
- * is not the slot's is stale, is counted and dropped. One function,
- * rp_op_step(), makes every edge and asserts that it is one of the above.
+ * is not the slot's is stale, is counted and dropped. rp_op_new(), rp_op_step() and
+ * rp_op_end() make every edge and assert that it is one of the above.
  */
 #ifndef RP_OP_H
 #define RP_OP_H
@@ -62,28 +62,37 @@ static inline struct rp_op *rp_op_at(const struct rp_op_table *table, uint32_t s
 {
     return &table->pages[slot / RP_OP_PAGE][slot % RP_OP_PAGE];
 }
-/* The one place where edges are made. */
-static inline void rp_op_step(struct rp_op_table *table, struct rp_op *op, enum rp_op_state to)
+/* Every edge is made here, with the two that are hot apart: out of FREE by rp_op_new(), into
+ * it by rp_op_end(). */
+static inline void rp_op_end(struct rp_op_table *table, struct rp_op *op)
 {
-    bool legal = (unsigned)to < RP_OP_STATES && (rp_op_edges[op->state] >> to & 1u);
+    bool legal = op->state != RP_OP_FREE;
     assert(legal);
     if (!legal) /* built with NDEBUG: a table that stays whole is worth more than the step */
         return;
     table->count[op->state]--;
+    table->count[RP_OP_FREE]++;
+    op->state = RP_OP_FREE;
+    op->owner = NULL;
+    op->generation = op->generation == 0xffffffu ? 1 : op->generation + 1;
+    op->next_free = table->free_head;
+    table->free_head = op->slot + 1;
+}
+static inline void rp_op_step(struct rp_op_table *table, struct rp_op *op, enum rp_op_state to)
+{
+    bool legal = (unsigned)to < RP_OP_STATES && op->state != RP_OP_FREE && (rp_op_edges[op->state] >> to & 1u);
+    assert(legal);
+    if (!legal)
+        return;
+    if (to == RP_OP_FREE) {
+        rp_op_end(table, op);
+        return;
+    }
+    table->count[op->state]--;
     table->count[to]++;
-    if (op->state == RP_OP_FREE) {
-        assert(table->free_head == op->slot + 1);
-        table->free_head = op->next_free;
-    }
     op->state = (uint8_t)to;
-    if (to == RP_OP_ORPHANED) {
+    if (to == RP_OP_ORPHANED)
         op->owner = NULL;
-    } else if (to == RP_OP_FREE) {
-        op->owner = NULL;
-        op->generation = op->generation == 0xffffffu ? 1 : op->generation + 1;
-        op->next_free = table->free_head;
-        table->free_head = op->slot + 1;
-    }
 }
 /* A slot in state QUEUED, or NULL (no memory). */
 static inline struct rp_op *rp_op_new(struct rp_op_table *table, enum rp_op_kind kind, void *owner)
@@ -92,9 +101,13 @@ static inline struct rp_op *rp_op_new(struct rp_op_table *table, enum rp_op_kind
     if (table->free_head == 0 && !rp_op_grow(table))
         return NULL;
     struct rp_op *op = rp_op_at(table, table->free_head - 1);
+    assert(op->state == RP_OP_FREE);
+    table->free_head = op->next_free;
+    table->count[RP_OP_FREE]--;
+    table->count[RP_OP_QUEUED]++;
+    op->state = RP_OP_QUEUED;
     op->kind = (uint8_t)kind;
     op->owner = owner;
-    rp_op_step(table, op, RP_OP_QUEUED);
     return op;
 }
 static inline uint64_t rp_op_user_data(const struct rp_op_table *table, const struct rp_op *op)

@@ -412,6 +412,9 @@ void rp_set_end_ring(struct rp_set *set)
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         rp_watch_to_idle(set, watch);
         watch->quiet = watch->single = false;
+        watch->op = NULL; /* of a ring that broke: its table goes */
+        watch->armed = 0;
+        watch->armed_oneshot = false;
     }
     set->stats.enters += ring->enters;
     set->stats.sqes += ring->sqes_submitted;

@@ -385,19 +385,6 @@ void rp_ring_abandon(struct rp_ring *ring)
 
 /* --------------------------------------------------------------- submission */
 
-struct rp_sqe *rp_ring_get_sqe(struct rp_ring *ring)
-{
-    uint32_t head = ring->sqe_head;
-    if (ring->setup_flags & RP_SETUP_SQPOLL)
-        head = __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
-    if (ring->sqe_tail - head >= ring->sq_entries)
-        return NULL;
-    struct rp_sqe *sqe = &ring->sqes[ring->sqe_tail & ring->sq_mask];
-    memset(sqe, 0, sizeof(*sqe));
-    ring->sqe_tail++;
-    return sqe;
-}
-
 /* Two NOPs, the second linked to the first. The kernel's thread takes SQEs, then
  * runs the work that is due, first come, first served (tctx->task_list). A linked
  * request becomes such work when its predecessor is done: behind what the SQEs
@@ -527,9 +514,9 @@ static __attribute__((noinline)) int submit(struct rp_ring *ring, unsigned min_c
 int rp_ring_enter(struct rp_ring *ring, unsigned min_complete, const struct timespec *timeout,
                   const sigset_t *sigmask)
 {
-    if (ring->setup_flags & RP_SETUP_SQPOLL)
+    if (RP_UNLIKELY(ring->setup_flags & RP_SETUP_SQPOLL))
         return enter_sqpoll(ring, min_complete, timeout, sigmask);
-    if (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & RP_SQ_CQ_OVERFLOW)
+    if (RP_UNLIKELY(__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & RP_SQ_CQ_OVERFLOW))
         RP_COUNT(ring->overflows, 1);
     unsigned flags = ring->enter_flags | RP_ENTER_GETEVENTS;
     if (ring->sqe_tail != ring->sqe_head)

@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 #include <time.h>
 
 #include "abi.h"
@@ -73,7 +74,18 @@ int rp_ring_register(struct rp_ring *ring, unsigned opcode, const void *arg, uns
 
 /* A zeroed SQE to fill, or NULL when the SQ is full (then enter first). It is
  * queued from this moment on. */
-struct rp_sqe *rp_ring_get_sqe(struct rp_ring *ring);
+static inline struct rp_sqe *rp_ring_get_sqe(struct rp_ring *ring)
+{
+    uint32_t head = ring->sqe_head;
+    if (ring->setup_flags & RP_SETUP_SQPOLL)
+        head = __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
+    if (ring->sqe_tail - head >= ring->sq_entries)
+        return NULL;
+    struct rp_sqe *sqe = &ring->sqes[ring->sqe_tail & ring->sq_mask];
+    memset(sqe, 0, sizeof *sqe);
+    ring->sqe_tail++;
+    return sqe;
+}
 /* SQEs filled and not yet taken by the kernel. */
 static inline unsigned rp_ring_queued(const struct rp_ring *ring)
 {

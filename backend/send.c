@@ -29,7 +29,7 @@ static const uint8_t edges[RP_SEND_STATES] = {
     [RP_SEND_BLOCKED] = 1u << RP_SEND_BATCHED | 1u << RP_SEND_IDLE,
 };
 
-static void take_out(struct rp_stream **list, struct rp_stream *stream)
+static inline void take_out(struct rp_stream **list, struct rp_stream *stream)
 {
     while (*list && *list != stream)
         list = &(*list)->send.next;
@@ -38,10 +38,19 @@ static void take_out(struct rp_stream **list, struct rp_stream *stream)
     stream->send.next = NULL;
 }
 
-/* Makes every edge, and keeps the two lists. A stream is at the head of its list
- * where it goes out with all the others, so that taking it out is one step. */
-static inline __attribute__((always_inline)) bool step(struct rp_set *set, struct rp_stream *stream,
-                                                       enum rp_send_state to)
+/* IDLE → BATCHED. */
+static inline void batch(struct rp_set *set, struct rp_stream *stream)
+{
+    if (!set->batched)
+        rp_self.batched++;
+    stream->send.next = set->batched;
+    set->batched = stream;
+    stream->send.state = RP_SEND_BATCHED;
+}
+
+/* Makes every edge but the three that are hot, where a stream is the first of its list or
+ * in none, and keeps the two lists. */
+static bool step(struct rp_set *set, struct rp_stream *stream, enum rp_send_state to)
 {
     struct rp_send *send = &stream->send;
     if (!(edges[send->state] >> to & 1u))
@@ -54,10 +63,7 @@ static inline __attribute__((always_inline)) bool step(struct rp_set *set, struc
         take_out(&set->sending, stream);
     }
     if (to == RP_SEND_BATCHED) {
-        if (!set->batched)
-            rp_self.batched++;
-        send->next = set->batched;
-        set->batched = stream;
+        batch(set, stream);
     } else if (to == RP_SEND_SENDING) {
         send->next = set->sending;
         set->sending = stream;
@@ -93,9 +99,7 @@ static bool add_to_rest(struct rp_set *set, struct rp_send *send, const unsigned
     return true;
 }
 
-/* Bytes that the program was promised cannot go out: both ends shall see a connection
- * that broke, and never one with a hole in it. */
-static void break_connection(struct rp_stream *stream, int error)
+void rp_send_break_connection(struct rp_stream *stream, int error)
 {
     struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
     if (!stream->error)
@@ -162,17 +166,18 @@ static void tell_writable(struct rp_set *set, struct rp_stream *stream)
     rp_watch_to_ready(set, watch, RP_READY_CANDIDATE);
 }
 
-static void end_op(struct rp_set *set, struct rp_op *op)
-{
-    rp_op_step(&set->ops, op, RP_OP_FREE);
-}
-
 int rp_send_submit(struct rp_set *set)
 {
-    while (set->batched) {
-        struct rp_stream *stream = set->batched;
+    struct rp_ring *ring = &set->ring;
+    const uint8_t skip = ring->features & RINGPOLL_FEATURE_CQE_SKIP ? RP_SQE_CQE_SKIP_SUCCESS : 0;
+    struct rp_stream *stream;
+    if (!set->batched)
+        return 0;
+    while ((stream = set->batched) != NULL) {
         struct rp_send *send = &stream->send;
-        struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
+        const bool rest = send->rest_length > 0;
+        const uint32_t length = rest ? send->rest_length : send->length;
+        struct rp_sqe *sqe = rp_ring_get_sqe(ring);
         if (!sqe)
             return -EBUSY;
         struct rp_op *op = rp_op_new(&set->ops, RP_OP_SEND, stream);
@@ -180,25 +185,27 @@ int rp_send_submit(struct rp_set *set)
             sqe->opcode = RP_IORING_OP_NOP;
             return -ENOMEM;
         }
-        send->from_rest = send->rest_length > 0;
+        if (set->files.free_head && !stream->slot && stream->pays && rp_stream_is_armed(stream))
+            stream->slot = rp_files_fill(&set->files, ring, stream->fd);
         sqe->opcode = RP_IORING_OP_SEND;
-        if (stream->pays && !stream->slot && set->files.free_head && rp_stream_is_armed(stream))
-            stream->slot = rp_files_fill(&set->files, &set->ring, stream->fd);
+        sqe->flags = stream->slot ? skip | RP_SQE_FIXED_FILE : skip;
         sqe->fd = stream->slot ? stream->slot - 1 : stream->fd;
-        sqe->addr = (uint64_t)(uintptr_t)(send->from_rest ? send->rest + send->rest_at : set->arena.bytes + send->at);
-        sqe->len = send->from_rest ? send->rest_length : send->length;
+        sqe->addr = (uint64_t)(uintptr_t)(rest ? send->rest + send->rest_at : set->arena.bytes + send->at);
+        sqe->len = length;
         sqe->op_flags = MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL;
-        if (set->ring.features & RINGPOLL_FEATURE_CQE_SKIP)
-            sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
-        if (stream->slot)
-            sqe->flags |= RP_SQE_FIXED_FILE;
         sqe->user_data = rp_op_user_data(&set->ops, op);
+        /* BATCHED → SENDING */
+        set->batched = send->next;
+        send->next = set->sending;
+        set->sending = stream;
+        send->state = RP_SEND_SENDING;
         send->op = op;
-        send->sqe_at = set->ring.sqe_tail - 1;
-        send->asked = sqe->len;
-        step(set, stream, RP_SEND_SENDING);
+        send->sqe_at = ring->sqe_tail - 1;
+        send->asked = length;
         set->stats.sends_batched++;
     }
+    if (rp_set_is_mine(set) && rp_self.batched > 0)
+        rp_self.batched--;
     return 0;
 }
 
@@ -230,7 +237,7 @@ static void sent(struct rp_set *set, struct rp_stream *stream, uint32_t bytes)
     }
     /* The arena is for one turn. */
     if (send->length > 0 && !add_to_rest(set, send, set->arena.bytes + send->at, send->length)) {
-        break_connection(stream, ENOMEM);
+        rp_send_break_connection(stream, ENOMEM);
     }
     send->length = 0;
     send->was_blocked = true;
@@ -240,19 +247,32 @@ static void sent(struct rp_set *set, struct rp_stream *stream, uint32_t bytes)
 
 void rp_send_settle(struct rp_set *set)
 {
+    uint32_t taken = set->ring.sqe_head;
     /* A completion that says "short" may be among those the kernel holds back. */
     if (__atomic_load_n(set->ring.sq_flags, __ATOMIC_RELAXED) & RP_SQ_CQ_OVERFLOW)
         return;
-    for (struct rp_stream *stream = set->sending, *next; stream; stream = next) {
+    struct rp_stream **at = &set->sending, *stream;
+    while ((stream = *at) != NULL) {
         struct rp_send *send = &stream->send;
-        next = send->next;
-        if ((int32_t)(send->sqe_at - set->ring.sqe_head) >= 0)
+        if ((int32_t)(send->sqe_at - taken) >= 0) {
+            at = &send->next;
             continue;
-        struct rp_op *op = send->op;
+        }
+        rp_op_end(&set->ops, send->op);
         send->op = NULL;
-        end_op(set, op);
-        sent(set, stream, send->asked);
+        /* The stream may be over with its last byte, where it is not ARMED. */
+        if (!rp_stream_is_well(stream) || send->rest_length || send->was_blocked) {
+            sent(set, stream, send->asked);
+            continue;
+        }
+        /* SENDING → IDLE */
+        *at = send->next;
+        send->next = NULL;
+        send->state = RP_SEND_IDLE;
+        send->length = 0;
     }
+    if (!set->batched && !set->sending)
+        set->arena.used = 0;
 }
 
 /* Its completion finds nobody. False: no room in the SQ to cancel it. */
@@ -344,7 +364,7 @@ void rp_send_completed(struct rp_set *set, struct rp_op *op, int result, uint32_
     struct rp_stream *stream = op->owner;
     struct rp_send *send = &stream->send;
     if (!(flags & RP_CQE_F_MORE)) {
-        end_op(set, op);
+        rp_op_end(&set->ops, op);
         send->op = NULL;
     }
     if (send->state == RP_SEND_BLOCKED) { /* the poll */
@@ -431,7 +451,7 @@ bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait)
 void rp_send_end(struct rp_set *set, struct rp_stream *stream)
 {
     if (!rp_send_drain(set, stream, true))
-        break_connection(stream, ETIMEDOUT);
+        rp_send_break_connection(stream, ETIMEDOUT);
     rp_send_forget(set, stream);
 }
 
@@ -575,7 +595,7 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
         }
         gather(send->rest + send->rest_at + send->rest_length, iov, length);
         send->rest_length += length;
-        rp_stream_saved(set, stream);
+        rp_stream_saved(set, stream, 0);
         return length;
     }
     if (send->state == RP_SEND_BLOCKED || length >= (send->state == RP_SEND_IDLE ? DIRECT_BYTES : QUEUED_BYTES) ||
@@ -598,41 +618,51 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
     }
     if (send->state == RP_SEND_IDLE)
         step(set, stream, RP_SEND_BATCHED);
-    stream->gain -= (int32_t)length;
-    rp_stream_saved(set, stream);
+    rp_stream_saved(set, stream, length);
     return length;
 }
 
-/* What makes up a busy server's life: the owner's first small write of the turn to a
- * socket that has nothing waiting, of a turn that had several events. False:
+/* What makes up a busy server's life: the owner's write to a socket that has nothing
+ * waiting. The first small one of a turn that had several events is batched; in a turn
+ * of one event, and with nothing to be overtaken, the call is the program's own (which
+ * ringpoll_fd_full() hears of where it is refused). UNUSUAL: nothing was done, and
  * send_locked() shall see to it. */
-static inline bool send_quickly(const struct rp_fd *entry, struct rp_stream *stream, const void *buffer, size_t length,
-                                int flags)
+#define UNUSUAL INT64_MIN
+static inline int64_t send_as_usual(struct rp_set *set, struct rp_stream *stream, uint32_t fd_flags,
+                                    const void *buffer, size_t length, int flags)
 {
-    struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
     struct rp_send *send = &stream->send;
     struct rp_arena *arena = &set->arena;
-    if (length == 0 || length >= DIRECT_BYTES || (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) || rp_self.locks_held ||
-        !rp_set_is_mine(set))
-        return false;
+    if (!rp_stream_is_well(stream) || send->state != RP_SEND_IDLE || set->owner_inside ||
+        ((fd_flags | (flags & MSG_DONTWAIT ? RINGPOLL_FD_NONBLOCK : 0)) & (RINGPOLL_FD_NONBLOCK | RP_FD_SHUT)) !=
+            RINGPOLL_FD_NONBLOCK)
+        return UNUSUAL;
+    if (set->turn_events <= 1)
+        return set->batched ? UNUSUAL : RINGPOLL_PASS;
+    if (length > arena->size - arena->used)
+        return UNUSUAL;
+    memcpy(arena->bytes + arena->used, buffer, length);
+    send->at = arena->used;
+    send->length = (uint32_t)length;
+    arena->used += (uint32_t)length;
+    batch(set, stream);
+    rp_stream_saved(set, stream, (uint32_t)length);
+    return (int64_t)length;
+}
+
+static inline int64_t send_quickly(const struct rp_fd *entry, struct rp_stream *stream, const void *buffer,
+                                   size_t length, int flags)
+{
+    struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
+    if (length - 1 >= DIRECT_BYTES - 1 || ((flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) | rp_self.locks_held) != 0 ||
+        RP_READ_ONCE(set->owner) != rp_self.id || /* 0 would have no ring, and the stream not be ARMED */
+        !(set->flags & RINGPOLL_BATCH))
+        return UNUSUAL;
     rp_set_lock(set);
-    bool done = entry->stream == stream && stream->set == set && stream->state == RP_STREAM_ARMED &&
-                (set->flags & RINGPOLL_BATCH) && !set->owner_inside && !stream->error && set->turn_events > 1 &&
-                send->state == RP_SEND_IDLE && send->rest_length == 0 && length <= set->send_limit &&
-                length <= arena->size - arena->used &&
-                ((flags & MSG_DONTWAIT) || (rp_fd_flags(entry) & RINGPOLL_FD_NONBLOCK)) &&
-                !(rp_fd_flags(entry) & RP_FD_SHUT);
-    if (done) {
-        memcpy(arena->bytes + arena->used, buffer, length);
-        send->at = arena->used;
-        send->length = (uint32_t)length;
-        arena->used += (uint32_t)length;
-        step(set, stream, RP_SEND_BATCHED);
-        stream->gain -= (int32_t)length;
-        rp_stream_saved(set, stream);
-    }
+    int64_t result = entry->stream == stream && stream->set == set
+                         ? send_as_usual(set, stream, rp_fd_flags(entry), buffer, length, flags) : UNUSUAL;
     rp_set_unlock(set);
-    return done;
+    return result;
 }
 
 static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
@@ -641,17 +671,14 @@ static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
     return *ret_entry ? __atomic_load_n(&(*ret_entry)->stream, __ATOMIC_ACQUIRE) : NULL;
 }
 
-/* Apart from its callers, so that a write to a socket that is not adopted costs some
- * loads and nothing else. */
-static __attribute__((noinline)) long send_by_stream(struct rp_fd *entry, struct rp_stream *stream, int fd,
-                                                     const struct iovec *iov, int count, int flags)
+/* What is not as usual. */
+static __attribute__((noinline)) long send_at_length(struct rp_stream *stream, int fd, const struct iovec *iov,
+                                                     int count, int flags)
 {
     if (count <= 0 || rp_self.locks_held)
         return RINGPOLL_PASS;
     if (count == 1 && iov->iov_len == 0 && stream->is_unix) /* takes no error, as TCP's does */
         return RINGPOLL_PASS;
-    if (count == 1 && send_quickly(entry, stream, iov->iov_base, iov->iov_len, flags))
-        return (long)iov->iov_len;
     if (!(__atomic_load_n(&stream->set, __ATOMIC_RELAXED)->flags & RINGPOLL_BATCH)) {
         int error = __atomic_load_n(&stream->error, __ATOMIC_RELAXED) ? ringpoll_try_error(fd) : 0;
         return error ? -error : RINGPOLL_PASS;
@@ -668,21 +695,44 @@ static __attribute__((noinline)) long send_by_stream(struct rp_fd *entry, struct
     return result;
 }
 
+static __attribute__((noinline)) long send_one_at_length(struct rp_stream *stream, int fd, const void *buffer,
+                                                         size_t length, int flags)
+{
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)buffer, .iov_len = length};
+    return send_at_length(stream, fd, &iov, 1, flags);
+}
+
+/* Apart from its callers, so that a write to a socket that is not adopted costs some
+ * loads and nothing else. */
+static __attribute__((noinline)) long send_by_stream(int fd, const void *buffer, size_t length, int flags,
+                                                     const struct rp_fd *entry, struct rp_stream *stream)
+{
+    int64_t result = send_quickly(entry, stream, buffer, length, flags);
+    return RP_LIKELY(result != UNUSUAL) ? (long)result : send_one_at_length(stream, fd, buffer, length, flags);
+}
+
+/* The kernel sends, and there is no error that it does not know of. */
+static inline bool is_plain(const struct rp_stream *stream)
+{
+    return !stream || (!(__atomic_load_n(&stream->set, __ATOMIC_RELAXED)->flags & RINGPOLL_BATCH) &&
+                       !RP_READ_ONCE(stream->error));
+}
+
 long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags)
 {
     struct rp_fd *entry;
     struct rp_stream *stream = stream_of(fd, &entry);
-    return stream ? send_by_stream(entry, stream, fd, iov, count, flags) : RINGPOLL_PASS;
+    if (is_plain(stream))
+        return RINGPOLL_PASS;
+    return count == 1 ? send_by_stream(fd, iov->iov_base, iov->iov_len, flags, entry, stream)
+                      : send_at_length(stream, fd, iov, count, flags);
 }
 
 long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
 {
     struct rp_fd *entry;
     struct rp_stream *stream = stream_of(fd, &entry);
-    if (!stream)
-        return RINGPOLL_PASS;
-    struct iovec iov = {.iov_base = (void *)(uintptr_t)buffer, .iov_len = length};
-    return send_by_stream(entry, stream, fd, &iov, 1, flags);
+    return is_plain(stream) ? RINGPOLL_PASS : send_by_stream(fd, buffer, length, flags, entry, stream);
 }
 
 static __attribute__((noinline)) void flush_sets(void)
@@ -729,14 +779,46 @@ int ringpoll_fd_flush(int fd)
     return flush_fd(fd, !ringpoll_fd_is_nonblock(fd));
 }
 
+/* The kernel has something to say beside bytes that are left: it says all, then. */
+static bool kernel_tells(const struct rp_watch *watch)
+{
+    struct pollfd look = {.fd = watch->fd, .events = (short)(rp_watch_interest(watch) & 0xffffu)};
+    static const struct timespec now = {0, 0};
+    return rp_sys_poll(&look, 1, &now) == 1;
+}
+
+/* Edges of bytes that are left, in whatever set, are made anew. */
+static void tell_left_again(struct rp_fd *entry)
+{
+    for (unsigned at = 0; !rp_self.locks_held; at++) {
+        rp_lock(&rp_fdtab_lock);
+        struct rp_watch *watch = entry->watches;
+        for (unsigned i = 0; watch && i < at; i++)
+            watch = watch->next_of_fd;
+        struct rp_set *set = watch ? watch->set : NULL;
+        rp_unlock(&rp_fdtab_lock);
+        if (!set)
+            return;
+        rp_set_lock(set);
+        watch = set->left ? rp_fd_watch_of(entry, set) : NULL;
+        if (watch && watch->left && rp_watch_is_edge(watch) && !kernel_tells(watch)) {
+            watch->left_reported = false;
+            if (rp_set_left_bits(watch))
+                rp_set_tell_left(set, true);
+        }
+        rp_set_unlock(set);
+    }
+}
+
 /* The call that comes makes the kernel tell whoever watches the socket, once more; a
  * receive does not hear of that. */
-void ringpoll_fd_finish(int fd)
+static void tell_again(int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
-    (void)flush_fd(fd, true);
-    if (entry && rp_fd_flags(entry))
-        rp_fd_set_flags(entry, RP_FD_SHUT, 0);
+    if (!entry)
+        return;
+    if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED))
+        tell_left_again(entry);
     struct rp_stream *stream = rp_self.locks_held ? NULL : rp_stream_lock(fd);
     if (!stream)
         return;
@@ -746,6 +828,19 @@ void ringpoll_fd_finish(int fd)
         rp_set_dirty(stream->set, watch);
     }
     rp_set_unlock(stream->set);
+}
+
+void ringpoll_fd_shutdown(int fd, int how)
+{
+    if (how == SHUT_RD) { /* TCP: bytes may follow this end, which a receive takes for the last */
+        ringpoll_fd_release(fd, 0);
+    } else {
+        struct rp_fd *entry = rp_fd_peek(fd);
+        (void)flush_fd(fd, true);
+        if (entry && rp_fd_flags(entry))
+            rp_fd_set_flags(entry, RP_FD_SHUT, 0);
+    }
+    tell_again(fd);
 }
 
 void ringpoll_fd_full(int fd)

@@ -41,7 +41,6 @@ enum rp_send_state { RP_SEND_IDLE, RP_SEND_BATCHED, RP_SEND_SENDING, RP_SEND_BLO
 
 struct rp_send { /* a part of rp_stream */
     uint8_t state;        /* enum rp_send_state */
-    bool from_rest;       /* SENDING: of the rest, not of the arena */
     bool was_blocked;     /* the kernel was full: tell the program when there is room */
     bool half_closed;     /* the peer will send no more: BLOCKED polls tell of it, too */
     bool has_room;        /* BLOCKED, with a poll that has yet to be cancelled: it told of room */
@@ -85,6 +84,9 @@ bool rp_send_drain(struct rp_set *set, struct rp_stream *stream, bool wait);
 /* Lets go of the stream's slot in the table of files (files.h), if it has one. Owner. */
 void rp_send_clear_slot(struct rp_set *set, struct rp_stream *stream);
 extern uint64_t rp_send_last_wait_ns; /* those seconds; tests have less */
+/* Bytes that the program was promised cannot go out, or those that came are lost: both
+ * ends shall see a connection that broke, and never one with a hole in it. */
+void rp_send_break_connection(struct rp_stream *stream, int error);
 /* The ring goes: drains, and where the peer takes no more, breaks the connection
  * (ETIMEDOUT), since what the program writes next must not follow a gap. */
 void rp_send_end(struct rp_set *set, struct rp_stream *stream);

@@ -297,6 +297,14 @@ void rp_set_note_all_left(struct rp_set *set)
         rp_set_note_left(set, watch);
 }
 
+bool rp_set_any_left(const struct rp_set *set)
+{
+    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (watch->left && rp_set_left_bits(watch))
+            return true;
+    return false;
+}
+
 void rp_set_forget_left(struct rp_set *set, struct rp_watch *watch)
 {
     if (!watch->left)

@@ -74,6 +74,7 @@ struct rp_set {
     uint32_t buffer_count, stream_bytes; /* options */
     unsigned left;      /* watches with `left` */
     unsigned ghosts;    /* of them, whose number is closed */
+    unsigned left_first; /* of them, whose turn it is */
     bool left_last;     /* in the next turn they come behind what the kernel says */
     bool left_told;     /* the wake fd stands in the identity, for them */
     struct rp_arena arena;
@@ -139,11 +140,25 @@ static inline void rp_ready_remove(struct rp_set *set, struct rp_watch *watch)
     set->ready_count--;
 }
 
-/* A call on the stream was answered without the kernel; see stream.h. Locked. */
-static inline void rp_stream_saved(struct rp_set *set, struct rp_stream *stream)
+static inline uint32_t rp_stream_bits(const struct rp_stream *stream)
+{
+    if (!stream)
+        return 0;
+    uint32_t bits = stream->head ? EPOLLIN | EPOLLRDNORM : 0;
+    if (stream->error)
+        bits |= EPOLLIN | EPOLLRDNORM | EPOLLERR | EPOLLHUP | EPOLLRDHUP;
+    if ((stream->set->flags & RINGPOLL_BATCH) && stream->state == RP_STREAM_ARMED &&
+        stream->send.state != RP_SEND_BLOCKED)
+        bits |= EPOLLOUT | EPOLLWRNORM;
+    return bits;
+}
+
+/* A call on the stream was answered without the kernel, and for that so many bytes were
+ * copied; see stream.h. Locked. */
+static inline void rp_stream_saved(struct rp_set *set, struct rp_stream *stream, uint32_t copied)
 {
     set->stats.calls_saved++;
-    stream->gain += (int32_t)rp_stream_worth(stream->is_unix);
+    stream->gain += (int32_t)rp_stream_worth(stream->is_unix) - (int32_t)copied;
     if (stream->gain > RP_STREAM_GAIN_MOST) {
         stream->gain = RP_STREAM_GAIN_MOST;
         stream->pays = true;
@@ -178,7 +193,7 @@ void rp_process_become_child(void);
 static inline void rp_process_check(void)
 {
     uint32_t *page = __atomic_load_n(&rp_process_alive, __ATOMIC_ACQUIRE);
-    if (page && RP_READ_ONCE(*page) == 0)
+    if (RP_UNLIKELY(page && RP_READ_ONCE(*page) == 0))
         rp_process_become_child();
 }
 void rp_process_made_set(void);
@@ -194,7 +209,7 @@ static inline void rp_set_lock(struct rp_set *set)
 static inline void rp_set_unlock(struct rp_set *set)
 {
     rp_unlock(&set->lock);
-    if (rp_self.deferred && rp_self.locks_held == 0)
+    if (RP_UNLIKELY(rp_self.deferred && rp_self.locks_held == 0))
         rp_process_deferred();
 }
 
@@ -256,6 +271,7 @@ bool rp_set_make_ghost(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
 void rp_set_recall_ghost(struct rp_set *set, int fd);
 void rp_set_note_left(struct rp_set *set, struct rp_watch *watch);
 void rp_set_note_all_left(struct rp_set *set);
+bool rp_set_any_left(const struct rp_set *set);
 void rp_set_forget_left(struct rp_set *set, struct rp_watch *watch);
 void rp_set_tell_left(struct rp_set *set, bool on);
 static inline int rp_set_kernel_fd(const struct rp_set *set)

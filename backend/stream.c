@@ -194,6 +194,8 @@ static bool end_if_empty(struct rp_set *set, struct rp_stream *stream)
         rp_sys_close(stream->fd);
     }
     stream_free(set, stream);
+    if (set->left_told) /* who polls the set shall not hear of what was read */
+        rp_set_tell_left(set, rp_set_any_left(set));
     return true;
 }
 
@@ -230,18 +232,6 @@ struct rp_stream *rp_stream_lock(int fd)
         stream = now;
     }
     return NULL;
-}
-
-uint32_t rp_stream_bits(const struct rp_stream *stream)
-{
-    if (!stream)
-        return 0;
-    return (stream->head ? EPOLLIN | EPOLLRDNORM : 0) |
-           (stream->state == RP_STREAM_ARMED && (stream->set->flags & RINGPOLL_BATCH) &&
-                    stream->send.state != RP_SEND_BLOCKED
-                ? EPOLLOUT | EPOLLWRNORM
-                : 0) |
-           (stream->error ? EPOLLIN | EPOLLRDNORM | EPOLLERR | EPOLLHUP | EPOLLRDHUP : 0);
 }
 
 /* ------------------------------------------------------------------- queue */
@@ -455,7 +445,7 @@ int rp_stream_arm(struct rp_set *set, struct rp_watch *watch)
     return 0;
 }
 
-static bool in_flight(const struct rp_set *set, const struct rp_stream *stream)
+static inline bool in_flight(const struct rp_set *set, const struct rp_stream *stream)
 {
     return stream->op->state != RP_OP_QUEUED || (int32_t)(stream->sqe_at - set->ring.sqe_head) < 0;
 }
@@ -536,7 +526,43 @@ static void note_ended(struct rp_stream *stream)
         stream->watch->ended = true;
 }
 
-void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags)
+/* What makes up a busy server's life: a receive has brought some bytes, the first in the
+ * queue, for a watch that waits for nothing else, and goes on. What comes below would do
+ * the same. False: it is not as simple as that, and nothing was done. */
+static inline bool completed_as_usual(struct rp_set *set, struct rp_stream *stream, int result, uint32_t flags)
+{
+    const uint32_t usual = RP_CQE_F_MORE | RP_CQE_F_BUFFER;
+    struct rp_watch *watch = stream->watch;
+    if ((flags & usual) != usual || result <= 0 || !rp_stream_is_well(stream) || stream->head || !watch ||
+        watch->unusual || watch->ready != RP_READY_IDLE || watch->home != RP_HOME_RING || (watch->events & RP_POLL_BITS & ~(uint32_t)EPOLLRDHUP) != EPOLLIN)
+        return false;
+    uint32_t number = flags >> RP_CQE_BUFFER_SHIFT, at = 0, length = (uint32_t)result, cost = length;
+    if (stream->is_unix) {
+        const struct rp_recvmsg_out *out = (const void *)rp_pool_bytes(stream->pool, number);
+        at = UNIX_PAYLOAD_AT;
+        if (out->controllen != 0 || length <= at)
+            return false;
+        length = length - at < out->payloadlen ? length - at : out->payloadlen;
+        cost = length + rp_stream_worth(true); /* RECVMSG itself */
+    }
+    if (length == 0 || length >= set->stream_bytes || stream->gain < (int32_t)cost)
+        return false;
+    rp_buffers_taken(&set->buffers);
+    set->stats.received++;
+    stream->pool->segments[number] = (struct rp_segment){.at = at, .length = length};
+    stream->head = stream->tail = (uint16_t)(number + 1);
+    stream->bytes = length;
+    stream->gain -= (int32_t)cost;
+    watch->quiet = false;
+    watch->mask = EPOLLIN | EPOLLRDNORM;
+    watch->certain_in = set->wait_serial;
+    rp_ready_add(set, watch);
+    RP_WRITE_ONCE(watch->ready, RP_READY_CERTAIN);
+    return true;
+}
+
+static __attribute__((noinline)) void completed_at_length(struct rp_set *set, struct rp_op *op, int result,
+                                                          uint32_t flags)
 {
     struct rp_stream *stream = op->owner;
     bool final = !(flags & RP_CQE_F_MORE);
@@ -595,6 +621,12 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
         report(set, stream, false);
     }
     end_if_empty(set, stream);
+}
+
+void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint32_t flags)
+{
+    if (RP_UNLIKELY(!completed_as_usual(set, op->owner, result, flags)))
+        completed_at_length(set, op, result, flags);
 }
 
 /* Takes back what the kernel has not seen, or queues its cancel. */
@@ -715,6 +747,14 @@ void rp_stream_abandon_receives(struct rp_set *set)
             stream->op = NULL;
             stream->slot = 0;
             step(stream, RP_STREAM_PLAIN);
+            /* What it received may be among the completions that the kernel kept back. Then
+             * nobody shall read what came behind it. */
+            if (rp_ring_is_overflown(&set->ring)) {
+                unsigned char bytes[1024];
+                rp_send_break_connection(stream, EIO);
+                while (rp_sys_call(SYS_recvfrom, stream->fd, (long)bytes, sizeof bytes, MSG_DONTWAIT, 0, 0) > 0)
+                    ;
+            }
             end_if_empty(set, stream);
         }
     }
@@ -868,12 +908,14 @@ static bool is_nonblocking(int fd, int flags)
 
 /* The queue was read to its end: until more comes there is nothing to report,
  * where the watch asks for nothing but bytes. Owner. */
-static void note_drained(struct rp_set *set, struct rp_stream *stream)
+static inline void note_drained(struct rp_set *set, struct rp_stream *stream)
 {
     struct rp_watch *watch = stream->watch;
     if (watch && stream->state == RP_STREAM_ARMED && watch->ready != RP_READY_IDLE &&
-        (watch->events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDHUP)) == 0)
-        rp_watch_to_idle(set, watch);
+        (watch->events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDHUP)) == 0) {
+        rp_ready_remove(set, watch);
+        RP_WRITE_ONCE(watch->ready, RP_READY_IDLE);
+    }
 }
 
 struct place { /* where the bytes go */
@@ -1087,7 +1129,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
         bool armed = stream->state == RP_STREAM_ARMED && in_flight(set, stream);
         if (armed && nonblocking && wanted > 0) {
             note_drained(set, stream);
-            rp_stream_saved(set, stream);
+            rp_stream_saved(set, stream, 0);
             result = -EAGAIN;
         } else {
             if (armed)
@@ -1107,7 +1149,7 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
         result = -stream->error; /* a peek takes it, too */
         stream->error = 0;
         end_if_empty(set, stream);
-        rp_stream_saved(set, stream);
+        rp_stream_saved(set, stream, 0);
         rp_set_unlock(set);
         return result;
     }
@@ -1148,72 +1190,104 @@ static long receive(int fd, const struct iovec *iov, size_t count, size_t wanted
     } else {
         if (!stream->head && rp_set_is_mine(set))
             note_drained(set, stream);
-        rp_stream_saved(set, stream);
+        rp_stream_saved(set, stream, 0);
         end_if_empty(set, stream);
     }
     rp_set_unlock(set);
     return result;
 }
 
-/* What makes up a busy server's life: the owner reads the one buffer that came, or
- * finds that there is none. `buffer` is the first of the places, `wanted` the sum of
- * them. Locked. False: receive() shall see to it. */
-static inline bool receive_as_usual(struct rp_set *set, struct rp_stream *stream, void *buffer, size_t length,
-                                    size_t wanted, int flags, long *ret_result)
+/* ---- what makes up a busy server's life. Nothing was done where the answer is UNUSUAL, and
+ * receive() shall see to it. `buffer` is the first of the places, `wanted` the sum of them. */
+#define UNUSUAL LONG_MIN
+
+static inline bool may_be_usual(const struct rp_set *set, size_t length, int flags)
 {
-    struct rp_ring *ring = &set->ring;
-    if (stream->state != RP_STREAM_ARMED || set->owner_inside || stream->error)
-        return false;
-    if (!stream->head) {
-        if (rp_ring_wants_enter(ring) || rp_ring_peek(ring) || !in_flight(set, stream) ||
-            !is_nonblocking(stream->fd, flags))
-            return false;
-        note_drained(set, stream);
-        rp_stream_saved(set, stream);
-        *ret_result = -EAGAIN;
-        return true;
-    }
-    uint32_t number = stream->head - 1u;
-    struct rp_segment *segment = &stream->pool->segments[number];
-    const unsigned char *bytes = rp_pool_bytes(stream->pool, number) + segment->at;
-    if (segment->control)
-        return false;
-    if (length < segment->length) {
-        if (wanted != length)
-            return false;
-        memcpy(buffer, bytes, length);
-        segment->at += (uint32_t)length;
-        segment->length -= (uint32_t)length;
-        stream->bytes -= (uint32_t)length;
-        *ret_result = (long)length;
-    } else {
-        if (wanted > segment->length && (segment->next || rp_ring_wants_enter(ring) || rp_ring_peek(ring)))
-            return false;
-        memcpy(buffer, bytes, segment->length);
-        *ret_result = (long)segment->length;
-        stream->head = segment->next;
-        stream->bytes -= segment->length;
-        rp_buffers_recycle(&set->buffers, stream->pool, number);
-        if (!stream->head) {
-            stream->tail = 0;
-            note_drained(set, stream);
-        }
-    }
-    rp_stream_saved(set, stream);
-    return true;
+    /* Nobody's set has no ring, and nobody is 0: then the stream is not ARMED. */
+    return length > 0 && ((flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) | rp_self.locks_held) == 0 &&
+           RP_READ_ONCE(set->owner) == rp_self.id;
 }
 
-static inline bool receive_quickly(struct rp_fd *entry, struct rp_stream *stream, void *buffer, size_t length,
-                                   size_t wanted, int flags, long *ret_result)
+static inline bool is_quiet_now(const struct rp_ring *ring)
+{
+    return !rp_ring_wants_enter(ring) && !rp_ring_peek(ring);
+}
+
+/* The owner reads the one buffer that came, and there is no more. */
+static inline __attribute__((always_inline)) long read_the_one(const struct rp_fd *entry, struct rp_stream *stream,
+                                                               void *buffer, size_t length, size_t wanted, int flags)
 {
     struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
-    if ((flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) || length == 0 || rp_self.locks_held || !rp_set_is_mine(set))
-        return false;
+    if (!may_be_usual(set, length, flags))
+        return UNUSUAL;
     rp_set_lock(set);
-    bool done = entry->stream == stream && stream->set == set &&
-                receive_as_usual(set, stream, buffer, length, wanted, flags, ret_result);
+    uint32_t first = stream->head;
+    if (first == 0 || !rp_stream_is_well(stream) || set->owner_inside || entry->stream != stream || stream->set != set)
+        goto unusual;
+    struct rp_segment *segment = &stream->pool->segments[first - 1];
+    uint32_t here = segment->length;
+    if (length < here || segment->control || segment->next || (wanted > here && !is_quiet_now(&set->ring)))
+        goto unusual;
+    memcpy(buffer, rp_pool_bytes(stream->pool, first - 1) + segment->at, here);
+    stream->head = stream->tail = 0;
+    stream->bytes = 0;
+    segment->next = set->buffers.free_head; /* as rp_buffers_recycle(): the pool is the ring's */
+    set->buffers.free_head = (uint16_t)first;
+    note_drained(set, stream);
+    rp_stream_saved(set, stream, 0);
     rp_set_unlock(set);
-    return done;
+    return (long)here;
+unusual:
+    rp_set_unlock(set);
+    return UNUSUAL;
+}
+
+/* There is nothing, or more than that. */
+static __attribute__((noinline)) long read_some(const struct rp_fd *entry, struct rp_stream *stream, void *buffer,
+                                                size_t length, size_t wanted, int flags)
+{
+    struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
+    long result = UNUSUAL;
+    if (!may_be_usual(set, length, flags))
+        return UNUSUAL;
+    rp_set_lock(set);
+    uint32_t first = stream->head;
+    if (stream->state != RP_STREAM_ARMED || stream->error || set->owner_inside || entry->stream != stream ||
+        stream->set != set) {
+        ;
+    } else if (first == 0) {
+        if (is_quiet_now(&set->ring) && in_flight(set, stream) && is_nonblocking(stream->fd, flags)) {
+            note_drained(set, stream);
+            result = -EAGAIN;
+        }
+    } else {
+        struct rp_segment *segment = &stream->pool->segments[first - 1];
+        const unsigned char *bytes = rp_pool_bytes(stream->pool, first - 1) + segment->at;
+        uint32_t here = segment->length;
+        if (segment->control) {
+            ;
+        } else if (length < here && wanted == length) {
+            memcpy(buffer, bytes, length);
+            segment->at += (uint32_t)length;
+            segment->length -= (uint32_t)length;
+            stream->bytes -= (uint32_t)length;
+            result = (long)length;
+        } else if (length == here && wanted == length) {
+            memcpy(buffer, bytes, length);
+            stream->head = segment->next;
+            stream->bytes -= here;
+            rp_buffers_recycle(&set->buffers, stream->pool, first - 1);
+            if (!stream->head) {
+                stream->tail = 0;
+                note_drained(set, stream);
+            }
+            result = (long)length;
+        }
+    }
+    if (result != UNUSUAL)
+        rp_stream_saved(set, stream, 0);
+    rp_set_unlock(set);
+    return result;
 }
 
 static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
@@ -1222,23 +1296,28 @@ static inline struct rp_stream *stream_of(int fd, struct rp_fd **ret_entry)
     return *ret_entry ? __atomic_load_n(&(*ret_entry)->stream, __ATOMIC_ACQUIRE) : NULL;
 }
 
+static __attribute__((noinline)) long receive_one(int fd, void *buffer, size_t length, int flags,
+                                                  const struct rp_fd *entry, struct rp_stream *stream)
+{
+    long result = read_some(entry, stream, buffer, length, length, flags);
+    struct iovec iov = {.iov_base = buffer, .iov_len = length};
+    return result != UNUSUAL ? result : receive(fd, &iov, 1, length, flags, NULL);
+}
+
 /* Apart from its caller, so that a read of a socket that is not adopted costs some
  * loads and nothing else. */
-static __attribute__((noinline)) long receive_by_stream(struct rp_fd *entry, struct rp_stream *stream, int fd,
-                                                        void *buffer, size_t length, int flags)
+static __attribute__((noinline)) long receive_by_stream(int fd, void *buffer, size_t length, int flags,
+                                                        const struct rp_fd *entry, struct rp_stream *stream)
 {
-    long result;
-    if (receive_quickly(entry, stream, buffer, length, length, flags, &result))
-        return result;
-    struct iovec iov = {.iov_base = buffer, .iov_len = length};
-    return receive(fd, &iov, 1, length, flags, NULL);
+    long result = read_the_one(entry, stream, buffer, length, length, flags);
+    return RP_LIKELY(result != UNUSUAL) ? result : receive_one(fd, buffer, length, flags, entry, stream);
 }
 
 long ringpoll_try_recv(int fd, void *buffer, size_t length, int flags)
 {
     struct rp_fd *entry;
     struct rp_stream *stream = stream_of(fd, &entry);
-    return stream ? receive_by_stream(entry, stream, fd, buffer, length, flags) : RINGPOLL_PASS;
+    return stream ? receive_by_stream(fd, buffer, length, flags, entry, stream) : RINGPOLL_PASS;
 }
 
 static long room_of(const struct iovec *iov, size_t count)
@@ -1260,7 +1339,9 @@ long ringpoll_try_readv(int fd, const struct iovec *iov, int count)
     if (!stream || count <= 0 || count > 1024)
         return RINGPOLL_PASS;
     long wanted = room_of(iov, (size_t)count);
-    if (wanted > 0 && receive_quickly(entry, stream, iov->iov_base, iov->iov_len, (size_t)wanted, 0, &result))
+    if (wanted > 0 &&
+        ((result = read_the_one(entry, stream, iov->iov_base, iov->iov_len, (size_t)wanted, 0)) != UNUSUAL ||
+         (result = read_some(entry, stream, iov->iov_base, iov->iov_len, (size_t)wanted, 0)) != UNUSUAL))
         return result;
     if (wanted == 0) /* does nothing at all */
         return RINGPOLL_PASS;
@@ -1294,9 +1375,8 @@ static inline long borrow_first(struct rp_set *set, struct rp_stream *stream, st
     stream->gain += segment->length; /* nobody copies it */
     if (!stream->head)
         note_drained(set, stream);
-    rp_stream_saved(set, stream);
-    if (stream->state == RP_STREAM_PLAIN)
-        end_if_empty(set, stream);
+    rp_stream_saved(set, stream, 0);
+    end_if_empty(set, stream);
     return length;
 }
 
@@ -1361,35 +1441,52 @@ void ringpoll_return_at(void *of_pool, const void *address)
     rp_pool_return(of_pool, (uint32_t)((size_t)((const unsigned char *)address - of->data) / RP_BUFFER_STRIDE));
 }
 
-int ringpoll_try_unread(int fd, int *ret_bytes)
+/* The owner asks, and all that has come is in the queue. */
+static inline __attribute__((always_inline)) bool unread_as_usual(const struct rp_fd *entry, struct rp_stream *stream,
+                                                                  int *ret_bytes)
 {
-    struct rp_fd *entry = rp_fd_peek(fd);
-    if (!entry || !__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
+    struct rp_set *set = __atomic_load_n(&stream->set, __ATOMIC_RELAXED);
+    if (!may_be_usual(set, 1, 0))
+        return false;
+    rp_set_lock(set);
+    bool usual = entry->stream == stream && stream->set == set && stream->state == RP_STREAM_ARMED &&
+                 !set->owner_inside && in_flight(set, stream) && is_quiet_now(&set->ring);
+    if (usual) {
+        *ret_bytes = (int)stream->bytes;
+        rp_stream_saved(set, stream, 0);
+    }
+    rp_set_unlock(set);
+    return usual;
+}
+
+static __attribute__((noinline)) int unread_at_length(int fd, int *ret_bytes)
+{
+    if (rp_self.locks_held)
         return 0;
     struct rp_stream *stream = rp_stream_lock(fd);
     if (!stream)
         return 0;
     struct rp_set *set = stream->set;
-    bool mine = rp_set_is_mine(set) && !set->owner_inside && set->ring.fd >= 0;
-    if (mine && stream->state == RP_STREAM_ARMED && in_flight(set, stream) && !rp_ring_wants_enter(&set->ring) &&
-        !rp_ring_peek(&set->ring)) {
-        *ret_bytes = (int)stream->bytes;
-        rp_stream_saved(set, stream);
-        rp_set_unlock(set);
-        return 2;
-    }
-    if (!mine) {
+    if (!rp_set_is_mine(set) || set->owner_inside || set->ring.fd < 0)
         rp_stream_end_receive(set, stream);
-    } else {
+    else
         catch_up(set, stream);
-    }
     *ret_bytes = (int)stream->bytes;
     int whole = stream->state == RP_STREAM_ARMED && in_flight(set, stream);
     if (whole)
-        rp_stream_saved(set, stream);
+        rp_stream_saved(set, stream, 0);
     end_if_empty(set, stream);
     rp_set_unlock(set);
     return whole ? 2 : 1;
+}
+
+int ringpoll_try_unread(int fd, int *ret_bytes)
+{
+    struct rp_fd *entry;
+    struct rp_stream *stream = stream_of(fd, &entry);
+    if (!stream)
+        return 0;
+    return RP_LIKELY(unread_as_usual(entry, stream, ret_bytes)) ? 2 : unread_at_length(fd, ret_bytes);
 }
 
 int ringpoll_try_error(int fd)

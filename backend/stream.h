@@ -70,7 +70,22 @@ struct rp_fd;
 enum rp_stream_state { RP_STREAM_FREE, RP_STREAM_PLAIN, RP_STREAM_ARMED, RP_STREAM_LEAVING, RP_STREAM_CANCELING,
                        RP_STREAM_STATES };
 
+/* What forbids the short ways, all of it at a look: see rp_stream_is_well(). */
+#define RP_STREAM_MOOD                                                                                              \
+    {                                                                                                               \
+        int error;     /* a positive errno that the program has yet to see, or 0 */                                 \
+        uint8_t state; /* enum rp_stream_state */                                                                   \
+        bool closed;   /* its fd is: whatever comes is dropped */                                                   \
+        bool lingers;  /* closed with bytes to send: `fd` is a duplicate of our own */                              \
+        bool ended;    /* end of file or error: the kernel will say nothing new */                                  \
+    }
+union rp_stream_mood {
+    struct RP_STREAM_MOOD;
+    uint64_t mood;
+};
+
 struct rp_stream {
+    /* What every receive and read touches, one cache line; */
     struct rp_set *set;
     struct rp_watch *watch; /* of that set, or NULL: removed, the bytes remain */
     struct rp_op *op;       /* the receive; NULL when PLAIN */
@@ -79,25 +94,25 @@ struct rp_stream {
     uint32_t sqe_at;        /* the SQE's position, to take it back while it is QUEUED */
     uint32_t bytes;         /* queued */
     uint16_t head, tail;    /* segments, number + 1 */
-    uint16_t slot;          /* ARMED to CANCELING: in the table of files, number + 1; 0: none */
+    union {
+        struct RP_STREAM_MOOD;
+        uint64_t mood;
+    };
     int32_t gain;           /* what receives and batched sends are worth so far, see above */
-    int error;              /* a positive errno that the program has yet to see, or 0 */
-    uint8_t state;          /* enum rp_stream_state */
+    uint16_t slot;          /* ARMED to CANCELING: in the table of files, number + 1; 0: none */
     bool is_unix;
-    bool ended;             /* end of file or error: the kernel will say nothing new */
     bool pays;              /* `gain` was at its most */
+    /* what every write does, another. */
     struct rp_send send;
-    bool lingers;           /* closed with bytes to send: `fd` is a duplicate of our own */
     bool holds_pool;        /* its own reference: the ring has gone */
     uint8_t held;           /* callers that hold on to it while it may end */
     uint16_t copies;        /* numbers beside `fd` that have it: duplicates made while bytes were queued */
     bool passed;            /* somebody may have the file that is not counted there */
-    uint32_t serial;        /* of this use of the record */
-    bool closed;            /* its fd is: whatever comes is dropped */
     uint16_t closed_in_handler; /* numbers that were closed where the lock could not be had: yet to be done */
+    uint32_t serial;        /* of this use of the record */
     struct rp_stream *next, *prev;                 /* of the set; next: free list */
     struct rp_stream *next_leaving, *prev_leaving; /* LEAVING ones of the set */
-};
+} __attribute__((aligned(64)));
 
 /* A spared call is worth the copy of so many bytes. Measured with `ringpoll bench
  * completion --sizes=…`, on a processor with cheap calls: where they cost more, more
@@ -112,6 +127,15 @@ static inline uint32_t rp_stream_worth(bool is_unix)
  * before), and at most. */
 #define RP_STREAM_GAIN_FIRST 8192
 #define RP_STREAM_GAIN_MOST 16384
+
+/* ARMED, and open, without an end or an error. */
+static inline bool rp_stream_is_well(const struct rp_stream *stream)
+{
+    union rp_stream_mood well;
+    well.mood = 0;
+    well.state = RP_STREAM_ARMED;
+    return stream->mood == well.mood;
+}
 
 /* Whether this watch's fd should be adopted, now that it is armed anew. */
 bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch);
@@ -134,8 +158,6 @@ void rp_stream_passed(int fd);
  * more. False: it is the last. */
 bool rp_stream_name_closing(struct rp_stream *stream, int fd);
 
-/* What poll would say beside what the kernel says: bytes or an error in the queue. */
-uint32_t rp_stream_bits(const struct rp_stream *stream);
 static inline bool rp_stream_is_armed(const struct rp_stream *stream)
 {
     return stream && stream->state >= RP_STREAM_ARMED;

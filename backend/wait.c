@@ -126,6 +126,7 @@ int rp_set_enter_and_reap(struct rp_set *set)
             (void)rp_accept_flush_leaving(set);
         if (set->batched)
             (void)rp_send_submit(set);
+        rp_buffers_refill(&set->buffers);
         int result = rp_ring_enter(&set->ring, 0, NULL, NULL);
         unsigned reaped = reap(set);
         if (set->sending)
@@ -291,19 +292,12 @@ static unsigned merge_left(struct epoll_event *events, unsigned at, unsigned lef
 
 /* ---- bytes in the library of watches that kernel epoll serves */
 
-static bool any_left(struct rp_set *set)
-{
-    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-        if (watch->left && rp_set_left_bits(watch))
-            return true;
-    return false;
-}
-
-/* The kernel's events of such watches tell of those bytes too. */
+/* The kernel's events of such watches tell of those bytes too, told of before or not. */
 static void add_left(struct rp_set *set, struct epoll_event *events, unsigned count)
 {
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
-        uint32_t bits = watch->left ? rp_set_left_bits(watch) : 0;
+        uint32_t bits = watch->left && !watch->deleted && !watch->disabled
+                            ? rp_set_bits_left_of(watch) & rp_watch_interest(watch) : 0;
         for (unsigned i = 0; bits && i < count; i++) {
             if (events[i].data.u64 != watch->data.u64)
                 continue;
@@ -314,12 +308,13 @@ static void add_left(struct rp_set *set, struct epoll_event *events, unsigned co
     }
 }
 
-static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsigned room)
+static unsigned take_left_of(struct rp_set *set, struct epoll_event *events, unsigned room, unsigned from,
+                             unsigned to)
 {
-    unsigned count = 0;
+    unsigned count = 0, at = 0;
     for (struct rp_watch *watch = set->watches, *next; watch && count < room; watch = next) {
         next = watch->next_of_set;
-        if (!watch->left)
+        if (!watch->left || at++ < from || at > to)
             continue;
         if (!rp_set_bits_left_of(watch)) {
             rp_set_forget_left(set, watch);
@@ -343,6 +338,7 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
         events[count].events = bits;
         events[count].data = watch->data;
         count++;
+        set->left_first = at;
         if (watch->events & (EPOLLET | EPOLLONESHOT))
             watch->left_reported = true;
         if ((watch->events & EPOLLONESHOT) && watch->home == RP_HOME_RING)
@@ -353,7 +349,19 @@ static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsign
             rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
         }
     }
-    rp_set_tell_left(set, any_left(set));
+    return count;
+}
+
+/* With little room each in its turn. */
+static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsigned room)
+{
+    unsigned first = set->left > 0 ? set->left_first % set->left : 0;
+    unsigned count = take_left_of(set, events, room, first, UINT_MAX);
+    if (count < room && first > 0)
+        count += take_left_of(set, events + count, room - count, 0, first);
+    if (count < room)
+        set->left_first = 0;
+    rp_set_tell_left(set, rp_set_any_left(set));
     return count;
 }
 
@@ -380,8 +388,9 @@ static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsi
         if (kept > 0 || !set->hidden_ready)
             break;
     }
+    if (set->left > 0)
+        add_left(set, events + *ret_left, taken - *ret_left);
     if (left_last) {
-        add_left(set, events, taken);
         *ret_at = taken;
         taken += *ret_left = take_left(set, events + taken, room - taken);
     }
@@ -407,47 +416,64 @@ static void put_last(struct rp_set *set, struct rp_watch *first_left)
 
 static unsigned take_ready(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    unsigned todo = set->ready_count, looked_at = 0, taken = 0;
+    unsigned todo = set->ready_count, looked_at = 0;
     struct rp_watch *watch = set->ready_head;
-    while (todo > 0 && watch && taken < room) {
+    struct epoll_event *event = events, *end = events + room;
+    if (todo == 1 && watch->ready == RP_READY_CANDIDATE) {
+        uint32_t mask = rp_watch_look(set, watch);
+        if (mask) { /* and stays CANDIDATE */
+            event->events = mask;
+            event->data = watch->data;
+            return 1;
+        }
+        todo = set->ready_count;
+    }
+    while (todo > 0 && event < end) {
         bool certain = watch->ready == RP_READY_CERTAIN && watch->certain_in == set->wait_serial;
         if (!certain && looked_at == 0) {
             /* One look at all that may be reported. It finds some that are not to be. */
-            unsigned window = todo < room - taken ? todo : room - taken, before = set->ready_count;
+            unsigned window = todo < (unsigned)(end - event) ? todo : (unsigned)(end - event);
+            unsigned before = set->ready_count;
             put_last(set, watch);
             rp_watch_check(set, window);
-            todo -= before - set->ready_count;
-            looked_at = window - (before - set->ready_count);
+            unsigned gone = before - set->ready_count;
+            todo -= gone;
+            looked_at = window - gone;
             watch = set->ready_head;
+            if (!watch)
+                break;
             continue;
         }
         looked_at -= looked_at > 0;
         todo--;
         struct rp_watch *next = watch->next_ready;
-        uint32_t mask = watch->mask & rp_watch_interest(watch);
+        struct rp_stream *stream = watch->stream;
+        uint32_t interest = rp_watch_interest(watch), mask = watch->mask & interest;
         bool stays = !certain; /* poll(2) failed: another time */
-        if (watch->deleted || watch->home != RP_HOME_RING) { /* another thread did that */
+        if (watch->deleted | (watch->home != RP_HOME_RING)) { /* another thread did that */
             stays = false;
         } else if (certain && mask != 0) {
             /* An error that a read has taken along meanwhile, say. */
-            if (watch->stream)
-                mask |= rp_stream_bits(watch->stream) & rp_watch_interest(watch);
-            events[taken].events = mask;
-            events[taken].data = watch->data;
-            taken++;
-            if (watch->events & EPOLLONESHOT)
+            if (stream && (stream->error || (interest & (EPOLLOUT | EPOLLWRNORM))))
+                mask |= rp_stream_bits(stream) & interest;
+            event->events = mask;
+            event->data = watch->data;
+            event++;
+            if (!(watch->events & (EPOLLONESHOT | EPOLLET))) /* without a poll: arming one will look */
+                stays = stream || watch->op || watch->kind == RP_KIND_LISTENER;
+            else if (watch->events & EPOLLONESHOT)
                 watch->disabled = true;
-            else /* level-triggered without a poll: arming one will look */
-                stays = !rp_watch_is_edge(watch) && (watch->op || watch->stream || watch->kind == RP_KIND_LISTENER);
         }
         if (!stays)
             rp_ready_remove(set, watch);
         RP_WRITE_ONCE(watch->ready, stays ? RP_READY_CANDIDATE : RP_READY_IDLE);
         watch = next;
+        if (!watch)
+            break;
     }
     if (watch)
         put_last(set, watch);
-    return taken;
+    return (unsigned)(event - events);
 }
 
 /* What is ready, the ring's and the kernel's, each first in its turn. */
@@ -472,7 +498,7 @@ static __attribute__((noinline)) unsigned collect_both(struct rp_set *set, struc
 
 static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned room)
 {
-    if (set->hidden_ready)
+    if (RP_UNLIKELY(set->hidden_ready))
         return collect_both(set, events, room);
     set->hidden_first = !set->hidden_first;
     return take_ready(set, events, room);
@@ -528,7 +554,7 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
         bool left_last = false;
         if (takes && RP_READ_ONCE(set->left) > 0) {
             rp_set_lock(set);
-            left_last = set->left_last && any_left(set);
+            left_last = set->left_last && rp_set_any_left(set);
             set->left_last = !left_last;
             if (!left_last)
                 given = (int)take_left(set, events, (unsigned)max);
@@ -553,9 +579,13 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
             kept += take_annexes(set, events + given + kept, max - given - kept);
             rp_set_unlock(set);
         }
+        if (takes && RP_READ_ONCE(set->left) > 0) {
+            rp_set_lock(set);
+            add_left(set, events + given, (unsigned)kept);
+            rp_set_unlock(set);
+        }
         if (left_last) {
             rp_set_lock(set);
-            add_left(set, events, (unsigned)kept);
             given = (int)take_left(set, events + kept, (unsigned)(max - kept));
             rp_set_unlock(set);
             if (kept + given > 0)
@@ -749,9 +779,9 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
     int result = 0;
 
     set->wait_serial++;
-    if (!set->in_company && !rp_single_threaded())
+    if (RP_UNLIKELY(!set->in_company && !rp_single_threaded()))
         rp_set_has_company(set);
-    if (set->accepts_armed)
+    if (RP_UNLIKELY(set->accepts_armed))
         rp_accept_turn(set);
     for (;;) {
         unsigned reaped = 0;
@@ -762,8 +792,7 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
                 return interrupted ? -EINTR : AGAIN;
             break;
         }
-        if (set->buffers.pool)
-            rp_buffers_collect(&set->buffers);
+        rp_buffers_refill(&set->buffers);
         bool looks = set->ready_count || (set->hidden_ready | poll_only | interrupted);
         if (looks ? rp_ring_queued(ring) || rp_ring_wants_enter(ring) : set->sending && rp_ring_peek(ring)) {
             if ((result = look_in_ring(set, &reaped)) < 0)
@@ -775,14 +804,14 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
         } else {
             if (timeout)
                 left = time_left(wait);
-            if (!sleep_in_ring(set, timeout ? &left : NULL, wait->sigmask, &entered))
+            if (RP_UNLIKELY(!sleep_in_ring(set, timeout ? &left : NULL, wait->sigmask, &entered)))
                 continue;
             if (entered >= 0 && report_alone(set, wait->events))
                 return 1;
             slept = true;
             /* Was it a signal, and maybe its handler that demoted the set, or closed it? */
             interrupted = entered == -EINTR;
-            if (is_no_more(set)) {
+            if (RP_UNLIKELY(is_no_more(set))) {
                 interrupted = interrupted || (entered >= 0 && ring->fd >= 0 && !rp_ring_peek(ring));
                 return interrupted ? -EINTR : AGAIN;
             }
@@ -797,14 +826,14 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
                 break;
             }
         }
-        if (is_unfinished(set, reaped, poll_only) && (result = finish_turn(set, reaped, poll_only)) < 0)
+        if (RP_UNLIKELY(is_unfinished(set, reaped, poll_only)) && (result = finish_turn(set, reaped, poll_only)) < 0)
             break;
-        if (set->wake_sent | set->requests)
+        if (RP_UNLIKELY(set->wake_sent | set->requests))
             continue;
-        if (set->handed_back && (result = take_over(set)) < 0)
+        if (RP_UNLIKELY(set->handed_back) && (result = take_over(set)) < 0)
             break;
         unsigned count = collect(set, wait->events, (unsigned)wait->max);
-        if (count > 0)
+        if (RP_LIKELY(count > 0))
             return (int)count;
         if (poll_only) {
             if (!set->dirty || looked_again)
@@ -946,7 +975,7 @@ static inline void count_events(struct rp_set *set, int result)
 {
     RP_COUNT(set->stats.events, (uint64_t)result);
     set->unfit_total += (uint32_t)result;
-    if (set->unfit_total >= UNFIT_WINDOW)
+    if (RP_UNLIKELY(set->unfit_total >= UNFIT_WINDOW))
         judge_fitness(set);
 }
 
@@ -994,23 +1023,24 @@ static int wait_on(struct rp_set *set, struct wait *wait)
 {
     int result = AGAIN;
 
-    if (set->flags & RINGPOLL_SQPOLL)
+    if (RP_UNLIKELY(set->flags & RINGPOLL_SQPOLL))
         hold_signals(wait);
     rp_set_lock(set);
     RP_COUNT(set->stats.waits, 1);
-    if ((set->inherited | RP_READ_ONCE(rp_process_no_rings)) || set->waiters > 0 || !rp_set_is_mine(set))
+    if (RP_UNLIKELY((set->inherited | RP_READ_ONCE(rp_process_no_rings)) || set->waiters > 0 || !rp_set_is_mine(set)))
         take_in(set);
     set->waiters++;
     while (result == AGAIN) {
-        if (rp_set_engine(set) != RINGPOLL_ENGINE_RING)
+        if (RP_UNLIKELY(rp_set_engine(set) != RINGPOLL_ENGINE_RING))
             result = wait_without_ring(set, wait);
-        else if (set->tells)
+        else if (RP_LIKELY(set->tells))
             result = wait_on_ring(set, wait);
         else
             result = wait_on_mute_ring(set, wait);
     }
     set->waiters--;
-    if (set->waiters == 0 && rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !set->zombie && set->hidden >= 0) {
+    if (RP_UNLIKELY(rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) && set->waiters == 0 && !set->zombie &&
+        set->hidden >= 0) {
         rp_set_take_wake(set);
         rp_set_close_hidden(set);
     }
@@ -1020,12 +1050,12 @@ static int wait_on(struct rp_set *set, struct wait *wait)
             rp_stream_judge(set, result);
         count_events(set, result);
     }
-    if (rp_set_is_ending(set) && set->waiters == 0 && !set->zombie && set->ring.fd < 0)
+    if (RP_UNLIKELY(rp_set_is_ending(set)) && set->waiters == 0 && !set->zombie && set->ring.fd < 0)
         rp_set_free(set);
     rp_set_unlock(set);
-    if (RP_READ_ONCE(rp_zombies))
+    if (RP_UNLIKELY(RP_READ_ONCE(rp_zombies)))
         rp_set_end_zombies();
-    if (wait->holds_signals)
+    if (RP_UNLIKELY(wait->holds_signals))
         rp_sys_set_sigmask(&wait->before, NULL);
     return result;
 }
@@ -1045,23 +1075,23 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
 {
     struct rp_set *set = rp_set_of(epfd);
 
-    if (rp_self.batched && (!set || !set->batched) && !rp_self.locks_held)
+    if (RP_UNLIKELY(rp_self.batched) && (!set || !set->batched) && !rp_self.locks_held)
         ringpoll_flush();
-    if (!set)
+    if (RP_UNLIKELY(!set))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     /* What is left there, see set.h, comes along. */
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !RP_READ_ONCE(set->zombie))
         return wait_as_kernel(set, epfd, events, max, timeout, sigmask);
     if (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000))
         return -EINVAL;
-    if (max <= 0 || max > (int)(INT_MAX / sizeof(struct epoll_event)))
+    if (RP_UNLIKELY(max <= 0 || max > (int)(INT_MAX / sizeof(struct epoll_event))))
         return -EINVAL;
-    if ((uintptr_t)events < 4096) {
+    if (RP_UNLIKELY((uintptr_t)events < 4096)) {
         /* EFAULT, but only when there is an event, which then is not lost. */
         ringpoll_demote(epfd);
         return wait_as_kernel(set, epfd, events, max, timeout, sigmask);
     }
-    if (rp_self.locks_held)
+    if (RP_UNLIKELY(rp_self.locks_held))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     rp_process_check();
     struct wait wait;

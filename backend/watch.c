@@ -194,7 +194,7 @@ static inline bool read_as_usual(struct rp_fd *entry, struct rp_watch *watch, in
         RP_READ_ONCE(set->owner) != rp_self.id || /* neither is 0: it has a ring */
         RP_READ_ONCE(watch->home) != RP_HOME_RING || rp_self.locks_held)
         return false;
-    if (!(rp_fd_flags(entry) & RP_FD_HINTED))
+    if (RP_UNLIKELY(!(rp_fd_flags(entry) & RP_FD_HINTED)))
         __atomic_fetch_or(&entry->flags, RP_FD_HINTED, __ATOMIC_RELAXED);
     uint8_t kind = RP_READ_ONCE(watch->kind);
     uint32_t events = RP_READ_ONCE(watch->events);
@@ -247,7 +247,7 @@ void ringpoll_fd_read(int fd, size_t asked, long result)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
     struct rp_watch *watch = entry ? RP_READ_ONCE(entry->watches) : NULL;
-    if (watch && !read_as_usual(entry, watch, fd, asked, result))
+    if (watch && RP_UNLIKELY(!read_as_usual(entry, watch, fd, asked, result)))
         read_at_length(entry, watch, fd, asked, result);
 }
 
@@ -392,7 +392,7 @@ static __attribute__((noinline)) void completed_at_length(struct rp_set *set, st
 
 void rp_watch_completed(struct rp_set *set, struct rp_watch *watch, int result, uint32_t flags)
 {
-    if (!completed_as_usual(set, watch, result, flags, RP_READY_CERTAIN))
+    if (RP_UNLIKELY(!completed_as_usual(set, watch, result, flags, RP_READY_CERTAIN)))
         completed_at_length(set, watch, result, flags);
 }
 
@@ -720,8 +720,8 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
                 rp_set_dirty(set, watch);
             }
             revents |= rp_stream_bits(watch->stream);
-        } else if (watch->left && !watch->left_reported) { /* bytes that another set received */
-            revents |= rp_set_bits_left(watch->fd);
+        } else if (watch->left && (!watch->left_reported || (revents & rp_watch_interest(watch)))) {
+            revents |= rp_set_bits_left(watch->fd); /* bytes that another set received */
             watch->left_reported = rp_watch_is_edge(watch) && (revents & rp_watch_interest(watch));
         }
         if (revents & rp_watch_interest(watch)) {
@@ -756,6 +756,33 @@ static bool decided_by_stream(struct rp_set *set, struct rp_watch *watch)
 static short look_for(const struct rp_watch *watch)
 {
     return (short)((rp_watch_interest(watch) | EPOLLRDHUP | (watch->kind == RINGPOLL_FD_TCP ? EPOLLPRI : 0)) & 0xffffu);
+}
+
+uint32_t rp_watch_look(struct rp_set *set, struct rp_watch *watch)
+{
+    static const struct timespec now = {0, 0};
+    if (watch->ready != RP_READY_CANDIDATE || watch->stream || !watch->op || !is_socket(watch) ||
+        watch->home != RP_HOME_RING || watch->deleted || watch->disabled || watch->left ||
+        (watch->events & (EPOLLET | EPOLLONESHOT)))
+        return 0;
+    struct pollfd look = {.fd = watch->fd, .events = look_for(watch)};
+    int result = rp_sys_poll(&look, 1, &now);
+    uint32_t bits = result > 0 ? (uint32_t)(uint16_t)look.revents : 0;
+    uint32_t told = bits & rp_watch_interest(watch);
+    if (result < 0 || (bits & POLLNVAL))
+        return 0;
+    set->stats.rechecks++;
+    set->stats.rechecked_fds++;
+    watch->urgent = (bits & POLLPRI) != 0;
+    watch->bare = 0;
+    watch->single = watch->quiet = false;
+    if (told) {
+        watch->mask = bits;
+    } else {
+        to_idle(set, watch);
+        watch->quiet = !rp_ring_wants_enter(&set->ring);
+    }
+    return told;
 }
 
 void rp_watch_check(struct rp_set *set, unsigned limit)

@@ -86,8 +86,8 @@ enum rp_home { RP_HOME_RING, RP_HOME_KERNEL };
 enum rp_ready { RP_READY_IDLE, RP_READY_CANDIDATE, RP_READY_CERTAIN };
 
 struct rp_watch {
-    /* What every event touches, two cache lines. */
-    struct rp_set *set;  /* NULL: free record */
+    /* What every event touches, two cache lines; that of an adopted fd the first alone. */
+    struct rp_stream *stream; /* adopted: receives stand in for the poll for reading */
     struct rp_watch *next_ready, *prev_ready; /* where `ready` is not IDLE */
     epoll_data_t data;
     uint32_t events;     /* the program's, flags included */
@@ -109,15 +109,15 @@ struct rp_watch {
             bool hung;           /* a poll told of an end: a receive would only find it again */
             bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
             uint8_t adopt_in;    /* events to go until it is adopted, see stream.h */
+            bool single;         /* never while quiet */
         };
         uint64_t unusual;        /* all of these at a look: 0 of most */
     };
+    struct rp_set *set;  /* NULL: free record */
     struct rp_op *op;    /* armed or queued poll, or NULL */
-    struct rp_stream *stream; /* adopted: receives stand in for the poll for reading */
     struct rp_watch *next_of_fd;             /* fdtab */
     /* The rest: nobody looks at it without the lock. */
     uint8_t bare;        /* TCP: bare wake-ups since a look without PRI */
-    bool single;
     bool empty;          /* no bytes since a read found none */
     uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
     uint8_t adopt_gap;
@@ -183,4 +183,7 @@ bool rp_watch_in_flight(const struct rp_watch *watch);
 int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **ret_op);
 /* Asks poll(2) about the CANDIDATEs among the first `limit` of the ready list. */
 void rp_watch_check(struct rp_set *set, unsigned limit);
+/* The same for a level-triggered socket that is the whole list: the bits of the interest that
+ * are there. None: it is IDLE now, or it is not that simple, and rp_watch_check() shall see to it. */
+uint32_t rp_watch_look(struct rp_set *set, struct rp_watch *watch);
 #endif

@@ -144,9 +144,10 @@ static void api_close(struct program *program)
 
 static int api_open(struct program *program, int listener)
 {
+    /* Registered files, as the loop that is written for a ring has them. */
     struct ringpoll_options options = {
         .size = sizeof options,
-        .flags = RINGPOLL_CLOEXEC | RINGPOLL_REQUIRE | RINGPOLL_ADOPT | RINGPOLL_BATCH,
+        .flags = RINGPOLL_CLOEXEC | RINGPOLL_REQUIRE | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_FIXED_FILES,
     };
     struct epoll_event event = {.events = EPOLLIN, .data.fd = listener};
     int family = 0;

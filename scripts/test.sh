@@ -16,8 +16,9 @@
 #                   make install, a program that is built by pkg-config against
 #                   what was installed, one whose configure script has
 #                   --with-uring, make uninstall; what configure refuses
-#   build/upstream  the fast part of libevent's own suite, on every way in, beside
-#                   epoll: scripts/upstream.sh --quick libevent
+#   build/upstream  libevent's and libuv's own suites on the ways in, beside epoll:
+#                   scripts/upstream.sh --quick; then the distribution's
+#                   programs on the libevent that this has built --with-uring
 #   and that all this leaves nothing behind in the sources
 #
 #   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang cross
@@ -263,6 +264,9 @@ with_uring() { # PREFIX FLAG on-a-ring|on-epoll
     (cd "$tree" && ACLOCAL_PATH=$1/share/aclocal autoreconf -fi && ./configure -q "$2" && make -s &&
         ./client.py ./shout "$served" && RINGPOLL=off ./client.py ./shout on-epoll)
 }
+with_uring_and_run() { # PREFIX
+    (cd "$work/with-uring" && "$1/bin/ringpoll" run -- ./client.py ./shout)
+}
 with_uring_is_refused() { # PREFIX
     local tree=$work/with-uring
     ! (cd "$tree" && ./configure -q --with-uring=perhaps) && ! (cd "$tree" && ./configure -q --with-uring=/nonexistent)
@@ -294,6 +298,7 @@ if wanted dist; then
         try "the installed command runs a program" installed_command_runs "$prefix"
         try "a program is configured --with-uring and runs on a ring" with_uring "$prefix" "--with-uring=$prefix" on-a-ring
         try "the same by pkg-config's path alone" with_uring "$prefix" "PKG_CONFIG_PATH=$prefix/lib/pkgconfig" on-a-ring
+        try "under ringpoll run it has one shim" with_uring_and_run "$prefix"
         try "the same --without-uring runs on epoll" with_uring "$prefix" --without-uring on-epoll
         try "its configure refuses what it does not find" with_uring_is_refused "$prefix"
         rm -rf "$work/with-uring"
@@ -317,20 +322,44 @@ if wanted dist; then
     rm -rf "$work/refused"
 fi
 if wanted upstream; then
-    # A test of libevent that fails here and not on epoll is a failed one of ours.
-    "$top/scripts/upstream.sh" --quick libevent 2>&1 | tee "$work/upstream.out"
-    case ${PIPESTATUS[0]} in
-        77) count skipped "libevent's own suite" ;;
-        *)
-            if tail -n 1 "$work/upstream.out" |
-                grep -qE '^upstream libevent: [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$'; then
-                read -r _ _ p _ f _ s _ < <(tail -n 1 "$work/upstream.out")
-                total_passed=$((total_passed + p)) total_failed=$((total_failed + f)) total_skipped=$((total_skipped + s))
-            else
-                count failed "libevent's own suite did not run"
-            fi
-            ;;
-    esac
+    # A test of theirs that fails here and not on epoll is a failed one of ours.
+    for project in libevent libuv; do
+        "$top/scripts/upstream.sh" --quick "$project" 2>&1 | tee "$work/upstream.out"
+        if [ "${PIPESTATUS[0]}" -eq 77 ]; then
+            count skipped "$project's own suite"
+        elif tail -n 1 "$work/upstream.out" |
+            grep -qE "^upstream $project: [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped\$"; then
+            read -r _ _ p _ f _ s _ < <(tail -n 1 "$work/upstream.out")
+            total_passed=$((total_passed + p)) total_failed=$((total_failed + f)) total_skipped=$((total_skipped + s))
+            [ "$f" -eq 0 ] || failures+=("$project's own suite: $(grep -o '^\*\*.*\*\*$' "$work/upstream.out" | tr '\n' ' ')")
+        else
+            count failed "$project's own suite did not run"
+        fi
+    done
+
+    # Programs of the distribution, on the libevent that was just built --with-uring.
+    libraries=$work/upstream/libevent/uring/.libs
+    for program in coturn memcached pgbouncer sslsplit terminal tor transmission; do
+        if [ ! -e "$libraries/libevent.so" ]; then
+            count skipped "$program on a libevent --with-uring (it is not built)"
+            continue
+        fi
+        say "$program on a libevent --with-uring"
+        top_builddir=$work/upstream/build-prefix RINGPOLL_LIBEVENT_DIR=$libraries RINGPOLL_TEST_MODES=epoll,built \
+            python3 "$top/tests/programs/${program}_test.py" > "$work/upstream.out" 2>&1
+        if [ $? -eq 77 ]; then
+            count skipped "$program on a libevent --with-uring: $(tail -n 1 "$work/upstream.out")"
+        elif tail -n 1 "$work/upstream.out" | grep -qE '^[a-z]+: [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$'; then
+            read -r _ p _ f _ s _ < <(tail -n 1 "$work/upstream.out")
+            tail -n 1 "$work/upstream.out"
+            total_passed=$((total_passed + p)) total_failed=$((total_failed + f)) total_skipped=$((total_skipped + s))
+            [ "$f" -eq 0 ] || grep -A 20 FAILED "$work/upstream.out"
+            [ "$f" -eq 0 ] || failures+=("$program on a libevent --with-uring")
+        else
+            tail -n 20 "$work/upstream.out"
+            count failed "$program on a libevent --with-uring"
+        fi
+    done
 fi
 if in_git; then
     litter=$(comm -13 <(echo "$untracked_before") <(untracked))

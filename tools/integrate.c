@@ -150,12 +150,13 @@ static const struct project {
     const char *init; /* in configure.ac, before the version */
     const char *const *versions;
     const char *macros; /* where ringpoll.m4 goes */
+    const char *generate; /* what makes its configure script */
     const struct edit *edits;
     size_t edit_count;
 } projects[] = {
-    {"libevent", "AC_INIT(libevent,", libevent_versions, "m4/ringpoll.m4", libevent_edits,
+    {"libevent", "AC_INIT(libevent,", libevent_versions, "m4/ringpoll.m4", "autoreconf -fi", libevent_edits,
      sizeof(libevent_edits) / sizeof(libevent_edits[0])},
-    {"libuv", "AC_INIT([libuv],", libuv_versions, "m4/ringpoll.m4", libuv_edits,
+    {"libuv", "AC_INIT([libuv],", libuv_versions, "m4/ringpoll.m4", "sh autogen.sh", libuv_edits,
      sizeof(libuv_edits) / sizeof(libuv_edits[0])},
 };
 
@@ -177,12 +178,13 @@ struct tree {
 
 static int print_help(void)
 {
-    fputs("Usage: ringpoll integrate [OPTION]... libevent DIRECTORY\n"
-          "Prepare libevent's source in DIRECTORY for 'configure --with-uring[=PREFIX]'.\n\n"
+    fputs("Usage: ringpoll integrate [OPTION]... libevent|libuv DIRECTORY\n"
+          "Prepare the library's source in DIRECTORY for 'configure --with-uring[=PREFIX]'.\n\n"
           "      --dry-run  change nothing; print the names of the files that would change\n"
           "  -h, --help     print this and exit\n\n"
-          "Known are libevent 2.1.12-stable and 2.1.13-stable, with or without a\n"
-          "distribution's patches. After it, 'autoreconf -fi' makes the configure script.\n"
+          "Known are libevent 2.1.12-stable and 2.1.13-stable and libuv 1.44.2, with or\n"
+          "without a distribution's patches. After it, libevent's 'autoreconf -fi' or\n"
+          "libuv's 'autogen.sh' makes the configure script.\n"
           "A tree that is prepared already, or that is not known, is left as it is.\n\n"
           "Exit status: 0 if the tree is prepared; 1 if it is not known or cannot be\n"
           "written, after a sentence; 2 for a wrong command line. See\n"
@@ -525,7 +527,7 @@ static int integrate(struct tree *tree, bool dry_run)
     printf(changed > 0 ? "%s %s in '%s' is prepared.\n" : "%s %s in '%s' was prepared already: nothing changed.\n",
            tree->project->name, tree->version, tree->directory);
     if (changed > 0)
-        fputs("Next, there: autoreconf -fi && ./configure --with-uring && make\n", stdout);
+        printf("Next, there: %s && ./configure --with-uring && make\n", tree->project->generate);
     return finish_output();
 }
 
@@ -546,7 +548,7 @@ int integrate_main(int argc, char **argv)
         dry_run = true;
     }
     if (argc - optind != 2) {
-        complain("'ringpoll integrate' takes the name of a library, which is libevent, and its source directory "
+        complain("'ringpoll integrate' takes the name of a library, libevent or libuv, and its source directory "
                  "(see 'ringpoll integrate --help').");
         return STATUS_USAGE;
     }
@@ -556,7 +558,7 @@ int integrate_main(int argc, char **argv)
             tree.project = &projects[i];
     }
     if (tree.project == NULL) {
-        complain("'%s' is no library that ringpoll integrate knows; it knows libevent.", argv[optind]);
+        complain("'%s' is no library that ringpoll integrate knows; it knows libevent and libuv.", argv[optind]);
         return STATUS_USAGE;
     }
     int status = integrate(&tree, dry_run);

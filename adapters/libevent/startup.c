@@ -4,12 +4,12 @@
  * unless its config avoids that, or the program chose a backend by avoiding others.
  * For those who cannot recompile, and for libevent's own suite.
  *
- * With RINGPOLL_EVENT_COMPLETION=1 in the environment its bufferevents of type socket and
- * its listeners are libringpoll-event's, too. Whether libevent itself (evhttp) makes them is
- * no difference: it calls these by name.
- *
  * $EVENT_NOEPOLL is no such choice: tmux sets it by itself, since epoll does not take
  * /dev/null, and gets poll(2). This backend takes it.
+ *
+ * With RINGPOLL_EVENT_COMPLETION=1 in the environment its bufferevents of type socket and
+ * its listeners are libringpoll-event's, too, also those that libevent itself makes
+ * (evhttp): it calls these by name.
  */
 #include <dlfcn.h>
 #include <stdbool.h>
@@ -22,10 +22,31 @@
 #include <event2/listener.h>
 #include <ringpoll/event.h>
 
+#include "layout.h"
+
 static void next(const char *name, void *to)
 {
     void *found = dlsym(RTLD_NEXT, name);
     memcpy(to, &found, sizeof found);
+}
+
+static bool is_replaced(const char *method)
+{
+    return strncmp(method, "epoll", strlen("epoll")) == 0 || /* tor's is "epoll (with changelist)" */
+           (strcmp(method, "poll") == 0 && secure_getenv("EVENT_NOEPOLL") != NULL);
+}
+
+/* The base does not tell afterwards. In the layouts of layout.h a config begins with the list. */
+static bool is_avoided(const struct event_config *config)
+{
+    uint32_t (*version_of)(void);
+    next("event_get_version_number", &version_of);
+    if (!config || !version_of || version_of() >> 16 != 0x0201)
+        return false;
+    for (const struct event_avoided *each = *(struct event_avoided *const *)config; each; each = each->next)
+        if (each->method && strcmp(each->method, "io_uring") == 0)
+            return true;
+    return false;
 }
 
 static bool completes(void)
@@ -38,12 +59,6 @@ static bool completes(void)
     return wanted;
 }
 
-static bool is_replaced(const char *method)
-{
-    return strncmp(method, "epoll", strlen("epoll")) == 0 || /* tor's is "epoll (with changelist)" */
-           (strcmp(method, "poll") == 0 && secure_getenv("EVENT_NOEPOLL") != NULL);
-}
-
 RINGPOLL_API struct event_base *event_base_new_with_config(const struct event_config *config)
 {
     static struct event_base *(*real)(const struct event_config *config);
@@ -53,7 +68,7 @@ RINGPOLL_API struct event_base *event_base_new_with_config(const struct event_co
     if (!method_of)
         next("event_base_get_method", &method_of);
     struct event_base *base = real ? real(config) : NULL;
-    if (base && method_of && is_replaced(method_of(base)))
+    if (base && method_of && is_replaced(method_of(base)) && !is_avoided(config))
         (void)ringpoll_event_install(base);
     return base;
 }

@@ -472,7 +472,10 @@ EXPORT ssize_t sendto(int fd, const void *buffer, size_t length, int flags, __CO
 EXPORT ssize_t writev(int fd, const struct iovec *iov, int count)
 {
     ssize_t taken;
-    if (count > 0 && count <= 1024 && answers_sendv(fd, iov, count, 0, &taken))
+    /* (Of nothing it does nothing: other than sendmsg it takes no error.) */
+    bool nothing = (uintptr_t)iov >= 4096 && count > 0 && rp_shim.adopts && iov->iov_len == 0 &&
+                   length_of(iov, (size_t)count) == 0;
+    if (!nothing && count > 0 && count <= 1024 && answers_sendv(fd, iov, count, 0, &taken))
         return taken;
     ssize_t result;
     if (count > 0 && count <= 1024 && rp_shim_watching() && rp_shim.short_cut && ringpoll_fd_is_stream_on_ring(fd)) {
@@ -514,6 +517,8 @@ static ssize_t spliced(int from, ssize_t result)
     return result;
 }
 
+#define SPLICE_FLAGS ((unsigned)(SPLICE_F_MOVE | SPLICE_F_NONBLOCK | SPLICE_F_MORE | SPLICE_F_GIFT))
+
 /* From a socket into a pipe: first what the library has. */
 EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset, size_t length, unsigned flags)
 {
@@ -525,7 +530,9 @@ EXPORT ssize_t splice(int from, off64_t *from_offset, int to, off64_t *to_offset
     if (write_refused(to, &failed))
         return failed;
     ringpoll_fd_release(from, 0);
-    if (ringpoll_fd_pending(from) && !from_offset && !to_offset) {
+    /* What cannot be, the kernel says before it takes anything. */
+    if (ringpoll_fd_pending(from) && !from_offset && !to_offset && !(flags & ~SPLICE_FLAGS) &&
+        rp_raw(SYS_fcntl, to, F_GETPIPE_SZ, 0, 0, 0, 0) >= 0) {
         char bytes[4096]; /* PIPE_BUF: all of it or nothing, where the pipe is not blocking */
         long got = ringpoll_try_recv(from, bytes, length < sizeof bytes ? length : sizeof bytes,
                                      MSG_PEEK | MSG_DONTWAIT);

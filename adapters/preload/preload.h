@@ -17,7 +17,7 @@
  *     allocates, locks or waits on that way.
  *
  *  2. Three states in which everything passes straight through:
- *     - RINGPOLL=off;
+ *     - RINGPOLL=off; or another shim stands before this one;
  *     - before rp_shim_start() has found the real functions (another library's
  *       constructor, or a malloc that is being set up by our own dlsym): the
  *       table then holds raw system calls for what can be called that early;

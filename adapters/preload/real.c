@@ -21,6 +21,7 @@
 #include "preload.h"
 
 #include <dlfcn.h>
+#include <link.h>
 #include <string.h>
 #include <sys/prctl.h>
 
@@ -29,23 +30,57 @@ __thread pid_t rp_shim_vfork_owner;
 
 #ifdef RP_SHIM_INSIDE
 #define REAL RTLD_DEFAULT
-/* A shim that sees all calls of the program is worth more than one that sees a
- * library's. */
-static bool is_first(void)
-{
-    return dlsym(RTLD_DEFAULT, "ringpoll_shim") == NULL;
-}
 #else
 #define REAL RTLD_NEXT
-/* A program that is linked with the shim may be started under another one: the first
- * in the loader's order is the one that the calls reach. */
-static const char marker;
-extern __typeof__(marker) ringpoll_shim __attribute__((alias("marker"), visibility("default")));
+#endif
+
+/* A program that is linked with the shim may be started under another one, and the
+ * first in the loader's order is the one that the calls reach. Which that is says a note
+ * that each shim has. */
+#define NOTE_NAME "ringpoll"
+#define NOTE_TYPE 2u
+#ifdef RP_SHIM_INSIDE
+/* Another shim sees all calls of the program, and is worth more than one that sees a
+ * library's: this one has no note, and gives way to any. */
+static const char rp_shim_note[1];
+#else
+extern const char rp_shim_note[] __attribute__((visibility("hidden")));
+__asm__(".pushsection .note.ringpoll, \"a\", %note\n"
+        ".balign 4\n"
+        ".hidden rp_shim_note\n"
+        ".globl rp_shim_note\n"
+        "rp_shim_note: .long 9, 0, 2\n" /* name and desc bytes, type */
+        ".asciz \"" NOTE_NAME "\"\n"
+        ".balign 4\n"
+        ".popsection\n");
+#endif
+
+/* 1: this shim's note; -1: another one's. */
+static int look_at_object(struct dl_phdr_info *object, size_t size, void *unused)
+{
+    (void)size;
+    (void)unused;
+    for (int i = 0; i < object->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &object->dlpi_phdr[i];
+        const char *at = (const char *)(object->dlpi_addr + part->p_vaddr);
+        if (part->p_type != PT_NOTE || part->p_align > 4)
+            continue;
+        for (size_t left = part->p_memsz, step; left >= sizeof(ElfW(Nhdr)); at += step, left -= step) {
+            const ElfW(Nhdr) *note = (const void *)at;
+            step = sizeof *note + ((note->n_namesz + 3u) & ~(size_t)3) + ((note->n_descsz + 3u) & ~(size_t)3);
+            if (step > left)
+                break;
+            if (note->n_type == NOTE_TYPE && note->n_namesz == sizeof NOTE_NAME &&
+                memcmp(note + 1, NOTE_NAME, sizeof NOTE_NAME) == 0)
+                return at == rp_shim_note ? 1 : -1;
+        }
+    }
+    return 0;
+}
 static bool is_first(void)
 {
-    return dlsym(RTLD_DEFAULT, "ringpoll_shim") == &marker;
+    return dl_iterate_phdr(look_at_object, NULL) >= 0;
 }
-#endif
 
 enum { START_NOT, START_UNDERWAY, START_DONE };
 static int state;

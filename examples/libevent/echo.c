@@ -2,8 +2,10 @@
  *
  * An echo server with libevent, on io_uring: echo [ADDRESS:PORT]
  *
- * What makes it one is ringpoll_event_base_new() instead of event_base_new(); all
- * the rest is libevent's. Where there is no io_uring the same program runs on epoll.
+ * Three calls make it one: ringpoll_event_base_new(), ringpoll_listener_new_bind() and
+ * ringpoll_bufferevent_socket_new() have taken the place of event_base_new(),
+ * evconnlistener_new_bind() and bufferevent_socket_new(). All the rest is libevent's, and
+ * where there is no io_uring the same program runs on epoll.
  */
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
@@ -38,7 +40,7 @@ static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struc
                       void *unused)
 {
     struct event_base *base = evconnlistener_get_base(listener);
-    struct bufferevent *client = bufferevent_socket_new(base, fd, BEV_OPT_CLOSE_ON_FREE);
+    struct bufferevent *client = ringpoll_bufferevent_socket_new(base, fd, BEV_OPT_CLOSE_ON_FREE);
     (void)address;
     (void)length;
     if (!client) {
@@ -68,7 +70,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
 
     struct event_base *base = ringpoll_event_base_new(NULL);
-    struct evconnlistener *listener = evconnlistener_new_bind(
+    struct evconnlistener *listener = ringpoll_listener_new_bind(
         base, on_accept, NULL, LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE, -1, (struct sockaddr *)&address, length);
     if (!listener) {
         perror("echo: listen");

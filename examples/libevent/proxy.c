@@ -88,7 +88,7 @@ static struct side *new_side(struct event_base *base, evutil_socket_t fd)
     struct side *side = calloc(1, sizeof(*side));
     if (!side)
         return NULL;
-    side->stream = bufferevent_socket_new(base, fd, BEV_OPT_CLOSE_ON_FREE);
+    side->stream = ringpoll_bufferevent_socket_new(base, fd, BEV_OPT_CLOSE_ON_FREE);
     if (!side->stream) {
         free(side);
         return NULL;
@@ -144,7 +144,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
 
     struct event_base *base = ringpoll_event_base_new(NULL);
-    struct evconnlistener *listener = evconnlistener_new_bind(
+    struct evconnlistener *listener = ringpoll_listener_new_bind(
         base, on_accept, NULL, LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE, -1, (struct sockaddr *)&address, length);
     if (!listener) {
         perror("proxy: listen");

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * `ringpoll integrate`, on trees that have of libevent what it looks for: the lines
- * beside which it puts its own. Whether a real tree builds then is for
+ * `ringpoll integrate`, on trees that have of libevent and libuv what it looks for: the
+ * lines beside which it puts its own. Whether a real tree builds then is for
  * scripts/upstream.sh to see.
  */
 #include "command.h"
@@ -262,4 +262,79 @@ TEST_F(Integrate, SaysWhereItsMacrosAreMissing)
     EXPECT_EQ(outcome.complaints(), 1u) << outcome.story();
     EXPECT_NE(outcome.err.find("RINGPOLL_MACROS"), std::string::npos);
     EXPECT_EQ(now(), known_lines);
+}
+
+/* The rules above are of all projects. */
+namespace {
+
+const Tree libuv_lines = {
+    {"configure.ac", "AC_INIT([libuv], [1.44.2], [issues])\nAC_CHECK_HEADERS([sys/ahafs_evProds.h])\nbehind\n"},
+    {"Makefile.am", "libuv_la_CFLAGS = $(AM_CFLAGS)\nbehind\n"},
+    {"include/uv.h", "  UV_LOOP_BLOCK_SIGNAL = 0,\n  UV_METRICS_IDLE_TIME\n} uv_loop_option;\n"},
+    {"src/unix/loop.c", "before\n  if (option != UV_LOOP_BLOCK_SIGNAL)\n    return UV_ENOSYS;\n"},
+    {"src/unix/internal.h", "#include \"uv-common.h\"\nbehind\n"},
+    {"src/unix/core.c", "int uv_backend_fd(const uv_loop_t* loop) {\n  return loop->backend_fd;\n}\n"
+                        "  /* The if statement lets gcc compile it to a conditional store. Avoids\nbehind\n"},
+    {"src/unix/stream.c", "  if (QUEUE_EMPTY(&stream->write_completed_queue))\n    return;\nbetween\n"
+                          "    /* Write queue drained. */\n    if (QUEUE_EMPTY(&stream->write_queue))\n      uv__drain(stream);\n"
+                          "between\n  return uv__try_write(stream, bufs, nbufs, send_handle);\n"},
+};
+
+class IntegrateLibuv : public Integrate {
+protected:
+    void SetUp() override
+    {
+        scratch_.make_directories("tree/include");
+        scratch_.make_directories("tree/src/unix");
+        scratch_.make_directories("tree/m4");
+        write(libuv_lines);
+    }
+    void write(const Tree &tree)
+    {
+        for (const auto &[name, text] : tree)
+            scratch_.write("tree/" + name, text, 0644);
+    }
+    Outcome integrate() const { return ringpoll({"integrate", "libuv", path()}); }
+};
+
+} // namespace
+
+TEST_F(IntegrateLibuv, AddsItsLinesOnce)
+{
+    Outcome outcome = integrate();
+    ASSERT_TRUE(outcome.exited_with(0)) << outcome.story();
+    EXPECT_NE(outcome.out.find("autogen.sh"), std::string::npos) << outcome.story();
+    Tree after = now();
+    EXPECT_EQ(after.size(), libuv_lines.size() + 1);
+    EXPECT_EQ(after["Makefile.am"], "libuv_la_CFLAGS = $(AM_CFLAGS)\nlibuv_la_CFLAGS += $(RINGPOLL_CFLAGS)\n"
+                                    "libuv_la_LIBADD = $(RINGPOLL_LIBS)\nbehind\n");
+    for (const auto &[name, text] : libuv_lines)
+        EXPECT_NE(after[name], text);
+    outcome = integrate();
+    EXPECT_TRUE(outcome.exited_with(0)) << outcome.story();
+    EXPECT_NE(outcome.out.find("nothing changed"), std::string::npos) << outcome.story();
+    EXPECT_EQ(now(), after);
+}
+
+TEST_F(IntegrateLibuv, RefusesATreeThatLacksAnyOfTheKnownLines)
+{
+    for (const auto &[name, text] : libuv_lines) {
+        SCOPED_TRACE(name);
+        write({{name, "nothing of it\n"}});
+        Tree before = now();
+        EXPECT_TRUE(integrate().exited_with(1));
+        EXPECT_EQ(now(), before);
+        write({{name, text}});
+    }
+}
+
+TEST_F(IntegrateLibuv, RefusesAnotherVersionAndAnotherLibrary)
+{
+    write({{"configure.ac", "AC_INIT([libuv], [1.2.3], [issues])\n"}});
+    Tree before = now();
+    Outcome outcome = integrate();
+    EXPECT_TRUE(outcome.exited_with(1)) << outcome.story();
+    EXPECT_NE(outcome.err.find("1.44.2"), std::string::npos) << outcome.story();
+    EXPECT_TRUE(ringpoll({"integrate", "libevent", path()}).exited_with(1));
+    EXPECT_EQ(now(), before);
 }

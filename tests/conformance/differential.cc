@@ -17,8 +17,9 @@
  *    that, and lets nothing be missing); and a socket of AF_UNIX with unread bytes ends instead of resetting
  *    its peer, so such a close is preceded by a read of them.
  *  - Where the library receives before the program reads, room is told of when it does
- *    (told_of_room()), and a one-shot of a closed number once more (is_unreachable());
- *    where it batches writes, one to a peer that has gone is taken.
+ *    (told_of_room()), an edge that says nothing new may be missing (is_no_news()), and a
+ *    one-shot of a closed number is told once more (is_unreachable()); no buffer is ever
+ *    full there. Where it batches writes, one to a peer that has gone is taken.
  *
  * Environment: RINGPOLL_TEST_ENGINE (what to compare with the kernel),
  * RINGPOLL_DIFFERENTIAL_SEED, RINGPOLL_DIFFERENTIAL_OPS (50,000 when unset),
@@ -112,6 +113,7 @@ struct File {
     int refs = 0;
     File *peer = nullptr;      /* NULL for what has none; it may be closed (refs 0) */
     size_t received = 0;       /* TCP: bytes that the peer has sent here, urgent ones too */
+    size_t cost = 0;           /* AF_UNIX: what was sent here since it was empty may take of the buffer */
     size_t unread = 0;         /* TCP: of them, not yet read (an upper bound). UDP: datagrams */
     bool fin_sent = false, reset = false, accepted = true;
     std::vector<File *> pending; /* listener: connections that nobody accepted yet */
@@ -696,6 +698,19 @@ private:
                 sum += count;
             return std::to_string(sum) + " then " + result_text(count);
         }
+        if (receives_ && file->what == What::unix_stream && verb != "oob") {
+            /* Where the library receives there is room for more: never so much that it counts. */
+            if (peer->unread == 0)
+                peer->cost = 0;
+            if (peer->refs > 0 && peer->cost + length + 1024 > 45000)
+                return "full";
+            ssize_t count = e.write(into->fd, bytes, length);
+            if (count > 0) {
+                peer->unread += (size_t)count;
+                peer->cost += (size_t)count + 1024;
+            }
+            return result_text(count);
+        }
         if (file->what != What::tcp && file->what != What::udp)
             return verb == "oob" ? "unfit" : result_text(e.write(into->fd, bytes, length));
         if (!peer->accepted || (file->what == What::udp ? peer->unread > 0 : peer->unread + length > tcp_unread_max))
@@ -1082,8 +1097,10 @@ public:
         if ((verb == "add" || verb == "mod") && sets_.count(fd) != 0)
             nested_.insert(data);
         /* A set may say so of one of them. */
-        bool of_a_set = std::any_of(edges_.begin(), edges_.end(),
-                                    [](const auto &one) { return one.second.reported && one.second.again > 0; });
+        bool of_a_set = std::any_of(edges_.begin(), edges_.end(), [this](const auto &one) {
+            bool of_a_socket = one.second.file != 0 && one.second.file != a_set;
+            return one.second.reported && (one.second.again > 0 || (receives_ && of_a_socket));
+        });
         note_files(verb, set, fd, kernels);
         if ((verb == "add" || verb == "mod") && (event_bits(events) & EPOLLONESHOT) && streams_.count(fd) != 0)
             once_[data] = {fd};
@@ -1100,7 +1117,11 @@ public:
         bool fine = true;
         for (auto &part : theirs) {
             auto edge = edges_.find(part.substr(0, part.find(':')));
-            if (mine.count(part) == 0 && !(edge != edges_.end() && told_of_room(&edge->second, part)))
+            if (mine.count(part) != 0)
+                continue;
+            if (edge == edges_.end() ||
+                (!told_of_room(&edge->second, part) &&
+                 !(is_no_news(edge->second, part) && tells_nothing_of(mine, edge->first))))
                 fine = false;
         }
         for (auto &part : mine) {
@@ -1111,6 +1132,7 @@ public:
                 (edge == edges_.end() || !edge->second.reported || (!receives_ && edge->second.again-- <= 0)))
                 fine = false;
             if (edge != edges_.end()) {
+                edge->second.told |= event_bits(part.substr(part.find(':') + 1));
                 if (theirs.count(part) == 0)
                     edge->second.extra.push_back(part);
                 edge->second.reported = true;
@@ -1141,6 +1163,7 @@ private:
         std::vector<std::string> extra; /* reports that the kernel did not make */
         int file = 0; /* a connected socket, a_set, or 0: something else */
         bool room = false, news = false; /* since its last report its peer has read, or done something else, */
+        uint32_t told = 0;               /* by us, since it became true: another edge of it says nothing new */
         bool wrote = false;              /* or it has itself written, which can bring an end or an error */
     };
 
@@ -1162,6 +1185,18 @@ private:
         if (edge->wrote && (bits & (EPOLLERR | EPOLLHUP | EPOLLRDHUP)))
             return false;
         return edge->room && ((edge->file != a_set && (bits & ~room) == 0) || !edge->news);
+    }
+
+    /* The kernel's edge of a wake-up that changed nothing: docs/design.md, "Known differences" 12. */
+    bool is_no_news(const Edge &edge, const std::string &part) const
+    {
+        return receives_ && edge.file > 0 && edge.file != a_set &&
+               !(event_bits(part.substr(part.find(':') + 1)) & ~edge.told);
+    }
+    static bool tells_nothing_of(const std::set<std::string> &parts, const std::string &data)
+    {
+        auto at = parts.lower_bound(data + ":");
+        return at == parts.end() || at->compare(0, data.size() + 1, data + ":") != 0;
     }
 
     struct Once {
@@ -1194,12 +1229,26 @@ private:
         }
         if (file != streams_.end() && (reads || verb == "write" || verb == "oob" || verb == "shutdown" ||
                                        verb == "close" || verb == "reset" || verb == "dup2")) {
+            bool ends = verb == "close" || verb == "reset";
+            bool one_of_several = ends && file->second >= 0 &&
+                                  std::count_if(streams_.begin(), streams_.end(),
+                                                [&](const auto &one) { return one.second == file->second; }) > 1;
             /* Of a pair 2n and 2n + 1; which ones connect and accept have joined is not known. */
             for (auto &one : edges_) {
                 bool is_peer = (file->second ^ 1) == one.second.file || (file->second < 0 && one.second.file < 0);
                 one.second.room = one.second.room || (is_peer && reads);
+                bool own = file->second == one.second.file, closes = verb == "close" || verb == "reset";
+                if (is_peer && verb == "write") { /* behind an end there is nothing new to read */
+                    if (!(one.second.told & (EPOLLRDHUP | EPOLLHUP)))
+                        one.second.told &= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
+                } else if ((is_peer || own) && !reads && verb != "write" && !one_of_several) {
+                    /* What follows both ends is an error, and nothing else. */
+                    bool quietly = verb == "shutdown" && second == "rd" && is_peer; /* it reads no more, and says so */
+                    one.second.told &= quietly ? ~(uint32_t)(EPOLLERR | EPOLLHUP)
+                                       : closes && (one.second.told & EPOLLHUP) ? ~(uint32_t)EPOLLERR : 0u;
+                }
                 one.second.wrote = one.second.wrote || (file->second == one.second.file && verb == "write");
-                one.second.news = one.second.news || (!reads && is_peer) ||
+                one.second.news = one.second.news || (!reads && is_peer && !one_of_several) ||
                                   (!reads && verb != "write" && file->second == one.second.file);
             }
         }

@@ -121,7 +121,7 @@ def run_echo_and_proxy(method):
 
 def run_http(method):
     port = free_port()
-    server = Program("http", ADDRESS, port, method=method)
+    server = Program("http", "%s:%d" % (ADDRESS, port), method=method)
 
     def client(number):
         conn = http.client.HTTPConnection(ADDRESS, port, timeout=30)

@@ -45,7 +45,7 @@ class Server:
         return sent
 
     def end(self):
-        self.process.end(signal.SIGTERM)
+        self.process.end(signal.SIGTERM, -signal.SIGTERM)
 
 
 @suite.case(timeout=120)
@@ -53,7 +53,7 @@ def relays_over_tcp(run):
     server = Server(run)
     seen = [server.relay("-t", clients=2), server.relay("-t", clients=6)]
     server.end()
-    run.check_port_is_free(server.port, reuse=True)
+    run.check_port_is_free(server.port, reuse=True, killed=True)
     return seen
 
 

@@ -73,7 +73,7 @@ class Servers:
         self.run.wait_for_listener(self.bouncer, self.port)
         if expect:
             self.run.expect_ring(self.bouncer)
-        method = re.search(r"libevent \S+ \((\w+)\)", self.bouncer.errors()).group(1)
+        method = wait_until(lambda: re.search(r"libevent \S+ \((\w+)\)", self.bouncer.errors()), "its first lines").group(1)
         check_equal(method, "io_uring" if self.run.mode in ("event", "built") else "epoll", "the method in its log")
 
     def client(self, where=None, database="postgres"):

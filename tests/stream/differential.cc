@@ -188,7 +188,7 @@ struct File { /* an open file of the world, whatever fds name it */
     uint64_t received = 0; /* TCP: what its peer has sent, urgent bytes too */
     size_t unread = 0, cost = 0; /* an upper bound; what it may cost the peer's buffer */
     bool fin_sent = false, reset = false, no_more_reads = false, blocking = false, urgent = false, small = false,
-         without_urgency = false, sealed = false, shut_here = false, told_of_out = false;
+         without_urgency = false, sealed = false, holds_fds = false, failed = false, shut_here = false, told_of_out = false;
     int low_water = 1, timeout_ms = 0;
 };
 
@@ -577,8 +577,10 @@ private:
     {
         if (count > 0 && !(flags & (MSG_PEEK | MSG_OOB)))
             file->unread -= std::min(file->unread, (size_t)count);
-        if (file->unread == 0)
+        if (file->unread == 0) {
             file->cost = 0;
+            file->holds_fds = false;
+        }
     }
 
     std::string bytes_text(long result, int flags, const File *file)
@@ -889,6 +891,7 @@ private:
             memcpy(CMSG_DATA(header), fds, room);
             result = answer_of(::sendmsg(fd, &message, flags));
             peer->sealed = result > 4000;
+            peer->holds_fds = true;
             ::close(fds[0]);
             ::close(fds[1]);
         } else if (verb == "msend") {
@@ -942,6 +945,7 @@ private:
             });
         }
         if (gone && file->tcp && sum > 0) { /* its answer is a RST, but where the peer has only shut its reads down */
+            file->failed = true;
             flush();
             if (peer->refs == 0)
                 settle_until([&] {
@@ -1092,7 +1096,7 @@ private:
             int peer_fd = fd_of(file->peer);
             file->refs--;
             file->fin_sent = true;
-            file->peer->reset = true;
+            file->peer->reset = file->peer->failed = true;
             if (peer_fd >= 0)
                 settle_until([&] {
                     int state = tcp_state(peer_fd);
@@ -1116,6 +1120,13 @@ private:
         /* What the library has is read by the number it came for. */
         if (from->file->unread > 0)
             return "unread";
+        /* Nor does the number that it is passed as see an error that the library has. */
+        if (verb == "passself" && from->file->what == What::stream && from->file->failed)
+            return "unfit";
+        /* Fds that are on their way have their numbers already: the next one is another. */
+        for (auto &each : slots_)
+            if (each.fd >= 0 && each.file->holds_fds && each.file->unread > 0)
+                return "unfit";
         int fd;
         if (verb == "dup") {
             fd = ::dup(from->fd);
@@ -1196,6 +1207,9 @@ private:
             if (how != "idle") {
                 long result = answer_of(::recv(at->fd, buffer, how == "away" ? sizeof buffer : length, MSG_DONTWAIT));
                 text = bytes_text(result, 0, file);
+                /* What the library has goes unread without a reset, see close(). */
+                while (how == "away" && result > 0)
+                    result = answer_of(::recv(at->fd, buffer, sizeof buffer, MSG_DONTWAIT));
             }
             ignored = ::write(answers[1], text.data(), text.size());
             (void)ignored;
@@ -1334,11 +1348,6 @@ public:
         if (verb == "wait" || verb == "turn")
             return same_events(kernels, ours);
         unsigned at = (unsigned)atoi(a[0].c_str()) % slots, to = (unsigned)atoi(a[1].c_str()) % slots;
-        /* An error that the library has is not seen by a passed descriptor: the number that
-         * it came for has it still. */
-        if (kernels != ours && passed_.count(files_[at]) > 0 && (kernels == "0" || ours == "0") &&
-            (kernels == "ECONNRESET" || ours == "ECONNRESET"))
-            return true;
         if (kernels != ours)
             return false;
         bool done = kernels == "0", made = verb == "unix" || verb == "tcp";
@@ -1359,8 +1368,10 @@ public:
             for (auto &each : watches_)
                 each.second.told = ~0u;
         } else if (World::writes(verb)) {
+            size_t sum = kernels.find(" of ");
+            long bytes = atol(kernels.c_str() + (sum == std::string::npos ? 0 : sum + 4));
             for (auto &each : watches_) /* behind an end there is nothing new to read */
-                if (each.second.file == (files_[at] ^ 1) && atol(kernels.c_str()) > 0 &&
+                if (each.second.file == (files_[at] ^ 1) && bytes > 0 &&
                     !(each.second.told & (EPOLLRDHUP | EPOLLHUP)))
                     each.second.told &= out;
         } else if (verb == "fork" && (a[2] == "idle" || a[2] == "later")) { /* nothing, or bytes from the peer */
@@ -1377,8 +1388,6 @@ public:
         }
         if ((verb == "dup" || verb == "dup2" || verb == "passself" || verb == "replace") && done)
             files_[to] = files_[at];
-        if (verb == "passself" && done)
-            passed_.insert(files_[at]);
         return true;
     }
 
@@ -1391,7 +1400,7 @@ private:
     };
     std::map<uint64_t, Watch> watches_;
     std::array<unsigned, slots> files_{};
-    std::set<unsigned> unix_, passed_;
+    std::set<unsigned> unix_;
     unsigned count_ = 2; /* a pair's differ in the last bit */
 
     void forget(unsigned file, bool keeps_ends)

@@ -419,6 +419,24 @@ TEST_P(MixedEdge, AnEndThatAPollToldIsNotToldAgainByAReceive)
     }
 }
 
+TEST_P(MixedEdge, AShutdownOfReadsTellsOfBytesAndTheirEndOnceMore)
+{
+    for (int i = 0; i < 4; i++) {
+        begin(in_);
+        send(7);
+        EXPECT_EQ(wait(20000), in_);
+        ASSERT_EQ(::shutdown(b_, SHUT_WR), 0);
+        end_arrived();
+        EXPECT_EQ(wait(20000), in_);
+        EXPECT_EQ(wait(), 0u);
+        ASSERT_EQ(R(::shutdown(a_, SHUT_RD)), 0);
+        EXPECT_EQ(wait(20000), in_);
+        EXPECT_EQ(wait(), 0u) << "again";
+        EXPECT_BYTES(R(recv(a_, bytes_, 65536, 0)), 7);
+        EXPECT_EQ(R(recv(a_, bytes_, 65536, 0)), 0);
+    }
+}
+
 TEST_P(MixedEdge, BytesDoNotWakeWhoWaitsForOutAlone)
 {
     if (!tcp())
@@ -607,16 +625,24 @@ TEST_P(Mixed, ASecondSetHearsAtOnceOfBytesThatAreInTheLibrary)
 
 TEST_P(MixedTcp, AWriteOfNothingTakesTheErrorOfAReset)
 {
-    for (int how = 0; how < 3; how++) {
+    for (int how = 0; how < 5; how++) { /* but a writev of nothing */
         begin();
         send(100);
         EXPECT_EQ(wait(20000), in_);
         reset(b_);
         end_arrived(true);
         EXPECT_NE(wait(20000), 0u);
-        long result = how == 0 ? R(write(a_, bytes_, 0)) : how == 1 ? R(::send(a_, bytes_, 0, MSG_NOSIGNAL)) : 0;
-        EXPECT_EQ(result, how < 2 ? -ECONNRESET : 0) << how;
-        EXPECT_EQ(R(::send(a_, bytes_, 1, MSG_NOSIGNAL)), how < 2 ? -EPIPE : -ECONNRESET) << how;
+        struct iovec nothing[3] = {{bytes_, 0}, {bytes_, 0}, {bytes_, 0}};
+        struct msghdr message = {};
+        message.msg_iov = nothing;
+        message.msg_iovlen = 3;
+        long result = how == 0   ? R(write(a_, bytes_, 0))
+                      : how == 1 ? R(::send(a_, bytes_, 0, MSG_NOSIGNAL))
+                      : how == 2 ? R(sendmsg(a_, &message, MSG_NOSIGNAL))
+                      : how == 3 ? R(writev(a_, nothing, 3))
+                                 : 0;
+        EXPECT_EQ(result, how < 3 ? -ECONNRESET : 0) << how;
+        EXPECT_EQ(R(::send(a_, bytes_, 1, MSG_NOSIGNAL)), how < 3 ? -EPIPE : -ECONNRESET) << how;
     }
 }
 
@@ -739,6 +765,118 @@ TEST_P(MixedUnix, AOneShotOfADuplicateReportsBytesAndTheEndOnce)
         }
         EXPECT_BYTES(R(read(a_, bytes_, 100)), 2);
     }
+}
+
+TEST_P(Mixed, ANestedSetIsNotReadyForBytesThatWereRead)
+{
+    for (bool closes : {false, true}) {
+        begin();
+        place(64, Where::library);
+        int outer = own(epoll_create1(EPOLL_CLOEXEC));
+        struct epoll_event event = {};
+        event.events = in_;
+        ASSERT_EQ(epoll_ctl(outer, EPOLL_CTL_ADD, set_, &event), 0);
+        if (closes) {
+            ASSERT_EQ(close_now(a_), 0);
+        } else {
+            EXPECT_BYTES(R(read(a_, bytes_, 100)), 64);
+        }
+        EXPECT_EQ(epoll_wait(outer, &event, 1, 0), 0);
+    }
+}
+
+TEST_P(Mixed, AddedOnceMoreToASecondSetItTellsOfItsBytesOnceMore)
+{
+    begin();
+    place(64, Where::library);
+    int second = own(epoll_create1(EPOLL_CLOEXEC));
+    for (uint32_t events : {in_ | once_, in_ | out_, in_ | rdhup_ | et_, in_ | et_}) {
+        struct epoll_event event = {};
+        event.events = events;
+        ASSERT_EQ(epoll_ctl(second, EPOLL_CTL_ADD, a_, &event), 0);
+        EXPECT_EQ(epoll_wait(second, &event, 1, 20000), 1);
+        EXPECT_EQ(event.events, events & (in_ | out_));
+        ASSERT_EQ(epoll_ctl(second, EPOLL_CTL_DEL, a_, nullptr), 0);
+    }
+    EXPECT_BYTES(R(read(a_, bytes_, 100)), 64);
+}
+
+TEST_P(MixedTcp, AnErrorThatAnEdgeHasToldIsNotToldAgainByAMove)
+{
+    for (uint32_t events : {0u, in_, in_ | out_}) {
+        begin();
+        struct epoll_event event = {};
+        event.events = events | et_;
+        event.data.fd = a_;
+        ASSERT_EQ(epoll_ctl(set_, EPOLL_CTL_MOD, a_, &event), 0);
+        wait();
+        reset(b_);
+        end_arrived(true);
+        EXPECT_EQ(wait(20000), events | err_ | hup_);
+        int pair[2];
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+        own(pair[0]);
+        own(pair[1]);
+        alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof a_)] = {};
+        struct iovec iov = {bytes_, 1};
+        struct msghdr message = {};
+        message.msg_iov = &iov;
+        message.msg_iovlen = 1;
+        message.msg_control = control;
+        message.msg_controllen = sizeof control;
+        CMSG_FIRSTHDR(&message)->cmsg_level = SOL_SOCKET;
+        CMSG_FIRSTHDR(&message)->cmsg_type = SCM_RIGHTS;
+        CMSG_FIRSTHDR(&message)->cmsg_len = CMSG_LEN(sizeof a_);
+        memcpy(CMSG_DATA(CMSG_FIRSTHDR(&message)), &a_, sizeof a_);
+        ASSERT_EQ(sendmsg(pair[0], &message, 0), 1);
+        EXPECT_EQ(wait(), 0u) << events;
+    }
+}
+
+TEST_P(MixedEdge, AnEventTellsOfAllThereIsThoughBytesWereToldOfBefore)
+{
+    for (bool elsewhere : {false, true}) {
+        begin(in_ | out_);
+        wait();
+        place(64, Where::library);
+        int other = own(epoll_create1(EPOLL_CLOEXEC));
+        struct epoll_event event = {};
+        event.events = in_ | out_ | et_;
+        ASSERT_EQ(epoll_ctl(other, EPOLL_CTL_ADD, elsewhere ? a_ : set_, &event), 0);
+        int set = elsewhere ? other : set_;
+        if (elsewhere) {
+            EXPECT_EQ(epoll_wait(set, &event, 1, 0), 1);
+            EXPECT_EQ(event.events, in_ | out_);
+        }
+        EXPECT_EQ(epoll_wait(set, &event, 1, 0), 0);
+        ASSERT_EQ(::shutdown(a_, SHUT_WR), 0);
+        EXPECT_EQ(epoll_wait(set, &event, 1, 0), 1) << elsewhere;
+        EXPECT_EQ(event.events, in_ | out_) << elsewhere;
+        EXPECT_EQ(epoll_wait(set, &event, 1, 0), 0) << elsewhere << " " << event.events;
+        EXPECT_BYTES(R(read(a_, bytes_, 100)), 64);
+    }
+}
+
+TEST_P(MixedLevel, WithRoomForOneEachNumberOfASocketWithBytesHasItsTurn)
+{
+    begin();
+    place(64, Where::library);
+    std::vector<int> told(4, 0);
+    for (int i = 0; i < 3; i++) {
+        int copy = own(dup(a_));
+        struct epoll_event event = {};
+        event.events = in_;
+        event.data.u64 = 1000u + (unsigned)i;
+        ASSERT_EQ(epoll_ctl(set_, EPOLL_CTL_ADD, copy, &event), 0);
+    }
+    for (int i = 0; i < 24; i++) {
+        struct epoll_event event;
+        ASSERT_EQ(epoll_wait(set_, &event, 1, 0), 1);
+        told[event.data.u64 >= 1000 ? event.data.u64 - 1000 : 3]++;
+    }
+    for (int i = 0; i < 4; i++)
+        EXPECT_GE(told[(size_t)i], 3) << i;
+    EXPECT_BYTES(R(read(a_, bytes_, 100)), 64);
 }
 
 /* Two sets; what the first received the second hears of, a one-shot anew with each MOD. */

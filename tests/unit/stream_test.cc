@@ -799,4 +799,51 @@ TEST_F(Adopted, AFlagThatStaysUpIsAskedAboutAFewTimesAndNoMore)
     ringpoll_ctl(set_, EPOLL_CTL_DEL, b_, nullptr);
 }
 
+struct Late { /* writes as soon as the ring has been told to receive no more */
+    int fd = -1;
+    unsigned enters = 0;
+} late;
+int enter_and_write(int fd, unsigned to_submit, unsigned min_complete, unsigned flags, const void *arg, size_t size)
+{
+    int result = rp_sys_kernel.uring_enter(fd, to_submit, min_complete, flags, arg, size);
+    if (late.fd >= 0 && to_submit > 0 && late.enters-- == 0) {
+        EXPECT_EQ(write(late.fd, "late", 4), 4);
+        late.fd = -1;
+    }
+    return result;
+}
+
+/* The poll for OUT beside a receive hears nothing of bytes. */
+TEST_F(Adopted, BytesThatComeDuringAMoveAreReported)
+{
+    for (uint32_t bits : {(uint32_t)EPOLLIN, (uint32_t)(EPOLLIN | EPOLLOUT)})
+        for (unsigned enters = 0; enters < 3; enters++) {
+            TearDown();
+            make(0);
+            struct epoll_event event = {}, events[4];
+            event.events = bits | EPOLLET;
+            struct timespec now = {};
+            ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, a_, &event), 0);
+            ringpoll_wait(set_, events, 4, &now, nullptr);
+            EXPECT_EQ(ringpoll_wait(set_, events, 4, &now, nullptr), 0);
+            struct rp_sys table = rp_sys_kernel;
+            table.uring_enter = enter_and_write;
+            rp_sys = &table;
+            late.fd = b_;
+            late.enters = enters;
+            int copy = dup(a_);
+            ringpoll_fd_duplicated(a_, copy);
+            rp_sys = &rp_sys_kernel;
+            bool came = late.fd < 0;
+            late.fd = -1;
+            if (!came) {
+                ASSERT_EQ(write(b_, "late", 4), 4);
+            }
+            ASSERT_EQ(ringpoll_wait(set_, events, 4, &now, nullptr), 1) << bits << " " << enters << came;
+            EXPECT_EQ(events[0].events, bits);
+            EXPECT_EQ(take(), "late");
+            ringpoll_close(copy);
+        }
+}
+
 } // namespace

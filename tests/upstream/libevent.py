@@ -12,6 +12,7 @@ explains.
 import argparse
 import concurrent.futures
 import fnmatch
+import glob
 import os
 import platform
 import re
@@ -186,6 +187,8 @@ def ways_of(arguments):
     ways = [
         Way("epoll", stock, [own], "stock libevent, its own epoll"),
         Way("startup", stock, [own, lib], "stock, the backend put in by libringpoll-event-startup.so", preload=startup),
+        Way("completion", stock, [own, lib], "the same, its bufferevents and listeners completing on the ring",
+            preload=startup, RINGPOLL_EVENT_COMPLETION="1"),
         Way("uring", uring, [os.path.join(uring, ".libs"), lib], "`--with-uring` tree"),
         Way("replacing", stock, [os.path.join(uring, ".libs"), lib],
             "the stock tree's programs on the `--with-uring` tree's libraries"),
@@ -268,6 +271,13 @@ def main():
     good, differences = compare_libraries(os.path.join(epoll.tree, ".libs"),
                                           os.path.join(os.path.abspath(arguments.uring), ".libs"))
     libraries = good + differences
+    # Those that the machine's own programs use; of an older build of the same version, maybe.
+    directory = subprocess.run(["pkg-config", "--variable=libdir", "libevent_core"], stdout=subprocess.PIPE, check=False)
+    directory = directory.stdout.decode().strip()
+    if directory and glob.glob(os.path.join(directory, "libevent_core-2.1.so.7*")):
+        good, wrong = compare_libraries(directory, os.path.join(os.path.abspath(arguments.uring), ".libs"))
+        libraries += ["beside the installed: " + line for line in good + wrong]
+        differences += ["beside the installed: " + line for line in wrong]
     probe = os.path.join(arguments.prefix, "bin", "ringpoll")
     can = subprocess.run([probe, "probe"], stdout=subprocess.DEVNULL, check=False).returncode == 0
     good, wrong = compare_methods(next(way for way in ways_of(arguments) if way.name == "uring"), can)
