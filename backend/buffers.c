@@ -44,10 +44,20 @@ void rp_pool_put(struct rp_pool *pool)
 
 void rp_pool_return(struct rp_pool *pool, uint32_t number)
 {
-    rp_lock(&pool->lock);
-    pool->segments[number].next = (uint16_t)pool->returned;
-    __atomic_store_n(&pool->returned, number + 1, __ATOMIC_RELAXED);
-    rp_unlock(&pool->lock);
+    struct rp_segment *segment = &pool->segments[number];
+    if (pool->owner == rp_self.id && rp_self.locks_held == 0) {
+        rp_self.locks_held++; /* a signal handler that comes in between takes the other way */
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+        segment->next = (uint16_t)pool->returned_here;
+        pool->returned_here = number + 1;
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+        rp_self.locks_held--;
+    } else {
+        rp_lock(&pool->lock);
+        segment->next = (uint16_t)pool->returned;
+        __atomic_store_n(&pool->returned, number + 1, __ATOMIC_RELAXED);
+        rp_unlock(&pool->lock);
+    }
     rp_pool_put(pool);
 }
 
@@ -100,6 +110,7 @@ int rp_buffers_init(struct rp_buffers *buffers, struct rp_ring *ring, uint32_t c
             rp_sys_pages_free(entries, ring_bytes);
         return error;
     }
+    pool->owner = rp_self.id;
     buffers->pool = pool;
     buffers->ring = entries;
     buffers->ring_bytes = ring_bytes;
@@ -132,20 +143,30 @@ void rp_buffers_abandon(struct rp_buffers *buffers)
     forget(buffers);
 }
 
+static void recycle_all(struct rp_buffers *buffers, struct rp_pool *pool, uint32_t next)
+{
+    while (next) {
+        uint32_t number = next - 1;
+        next = pool->segments[number].next;
+        rp_buffers_recycle(buffers, pool, number);
+    }
+}
+
 static void collect(struct rp_buffers *buffers)
 {
     struct rp_pool *pool = buffers->pool;
+    if (pool->returned_here && pool->owner == rp_self.id) {
+        uint32_t here = pool->returned_here;
+        pool->returned_here = 0;
+        recycle_all(buffers, pool, here);
+    }
     if (!__atomic_load_n(&pool->returned, __ATOMIC_RELAXED))
         return;
     rp_lock(&pool->lock);
     uint32_t next = pool->returned;
     __atomic_store_n(&pool->returned, 0, __ATOMIC_RELAXED);
     rp_unlock(&pool->lock);
-    while (next) {
-        uint32_t number = next - 1;
-        next = pool->segments[number].next;
-        rp_buffers_recycle(buffers, pool, number);
-    }
+    recycle_all(buffers, pool, next);
 }
 
 void rp_buffers_refill_at_length(struct rp_buffers *buffers)

@@ -55,6 +55,8 @@ struct rp_pool {
     size_t mapped;
     struct rp_lock lock; /* leaf: returned */
     uint32_t returned;   /* list of lent buffers that came back, number + 1. Peeked at unlocked */
+    uint32_t returned_here; /* the same, by the thread that has the ring: nobody else touches it */
+    uint64_t owner;      /* rp_self.id of that thread */
     struct rp_segment *segments;
     unsigned char *data;
 };
@@ -105,7 +107,7 @@ static inline void rp_buffers_refill(struct rp_buffers *buffers)
 {
     struct rp_pool *pool = buffers->pool;
     if (pool && ((buffers->free_head && buffers->given < buffers->target) ||
-                 __atomic_load_n(&pool->returned, __ATOMIC_RELAXED)))
+                 pool->returned_here || __atomic_load_n(&pool->returned, __ATOMIC_RELAXED)))
         rp_buffers_refill_at_length(buffers);
 }
 

@@ -116,7 +116,7 @@ static void *backend_init(struct event_base *base)
     } else if (event_state_new(&state) < 0) {
         return NULL;
     }
-    if (left_over.base == base) {
+    if (!event_swap && left_over.base == base) { /* another base may have its address */
         state->outputs = left_over.outputs;
         left_over.base = NULL;
         left_over.outputs = NULL;

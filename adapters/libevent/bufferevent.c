@@ -524,8 +524,8 @@ static bool write_some(struct ring_bufferevent *ring)
     return blocked && !ring->write_error;
 }
 
-/* What was SENT: the bufferevent is held. */
-static void end_write(struct ring_bufferevent *ring, bool blocked)
+/* What was SENT: the bufferevent is held. True: a callback was called. */
+static bool end_write(struct ring_bufferevent *ring, bool blocked)
 {
     struct bufferevent *bev = &ring->inside.bev;
     bool tells = ring->tells;
@@ -534,23 +534,25 @@ static void end_write(struct ring_bufferevent *ring, bool blocked)
     ring->write_error = 0;
     step(ring, OUTPUT_IDLE);
     if (ring->cancelled || fd_of(ring) < 0)
-        return;
+        return false;
     if (error) {
         inside.bev_disable(bev, EV_WRITE);
         errno = error;
         inside.bev_run_event(bev, BEV_EVENT_WRITING | BEV_EVENT_ERROR, 0);
-        return;
+        return true;
     }
-    /* Also where a limit left something: that is for the next turn. */
     size_t left = inside.buffer_length(bev->output);
-    if ((blocked || left > 0) && may_write(ring)) {
-        if (blocked)
-            ringpoll_fd_full(fd_of(ring));
+    if (blocked && may_write(ring)) {
+        ringpoll_fd_full(fd_of(ring));
         if (inside.bev_add_event(&bev->ev_write, &bev->timeout_write) == 0)
             step(ring, OUTPUT_BLOCKED);
+    } else if (left > 0 && may_write(ring)) { /* a limit, or it came later: in the next turn */
+        wait_to_write(ring, false);
     }
-    if (tells && left <= bev->wm_write.low)
-        inside.bev_run_write(bev, 0);
+    if (!tells || left > bev->wm_write.low)
+        return false;
+    inside.bev_run_write(bev, 0);
+    return true;
 }
 
 static void write_now(struct ring_bufferevent *ring)
@@ -595,8 +597,10 @@ static void run_outputs(struct event_callback *callback, void *argument)
             continue;
         if (!all || ring->doubtful)
             ring->doubtful = ring->declared && ringpoll_fd_flush(fd_of(ring)) < 0;
-        end_write(ring, ring->blocked || ring->doubtful);
+        bool called = end_write(ring, ring->blocked || ring->doubtful);
         drop(ring);
+        if (called && inside.got_break(outputs->base)) /* the rest in the next loop */
+            break;
     }
     lock_outputs(outputs, true);
     outputs->runs = false;

@@ -45,6 +45,7 @@ static bool find_symbols(void)
         {"event_deferred_cb_init_", &inside.callback_init},
         {"event_deferred_cb_schedule_", &inside.callback_schedule},
         {"event_callback_activate_later_nolock_", &inside.callback_later},
+        {"event_base_got_break", &inside.got_break},
         {"bufferevent_socket_new", &inside.socket_new},
         {"bufferevent_free", &inside.bev_free},
         {"bufferevent_socket_connect", &inside.bev_connect},

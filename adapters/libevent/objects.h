@@ -31,6 +31,8 @@ struct object_inside {
     int (*callback_schedule)(struct event_base *base, struct event_callback *callback);
     int (*callback_later)(struct event_base *base, struct event_callback *callback); /* base locked; in the next turn */
 
+    int (*got_break)(struct event_base *base);
+
     struct bufferevent *(*socket_new)(struct event_base *base, evutil_socket_t fd, int options);
     void (*bev_free)(struct bufferevent *bev);
     int (*bev_connect)(struct bufferevent *bev, const struct sockaddr *address, int length);

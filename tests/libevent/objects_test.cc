@@ -1053,6 +1053,34 @@ TEST_P(Objects, AnotherThreadWrites)
     other.join();
 }
 
+/* As libevent's loop does between two events. */
+TEST_P(Objects, AfterALoopbreakNoCallbackComes)
+{
+    const int count = 6;
+    std::vector<int> peers;
+    int calls = 0;
+    Callbacks callbacks;
+    callbacks.on_write = [&](struct bufferevent *) {
+        calls++;
+        event_base_loopbreak(base_);
+    };
+    for (int i = 0; i < count; i++) {
+        int fds[2];
+        connected(fds);
+        fds_.push_back(fds[1]);
+        peers.push_back(fds[1]);
+        struct bufferevent *bev = keep(fds[0]);
+        callbacks.set(bev);
+        bufferevent_write(bev, "once", 4);
+    }
+    for (int i = 1; i <= count; i++) {
+        event_base_loop(base_, EVLOOP_ONCE);
+        EXPECT_EQ(calls, i);
+    }
+    for (int peer : peers)
+        EXPECT_EQ(receive(peer, 4), "once");
+}
+
 TEST_P(Objects, AFileGoesOut)
 {
     int fds[2];
