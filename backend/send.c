@@ -812,13 +812,12 @@ static void tell_left_again(struct rp_fd *entry)
 
 /* The call that comes makes the kernel tell whoever watches the socket, once more; a
  * receive does not hear of that. */
-void ringpoll_fd_finish(int fd)
+static void tell_again(int fd)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
-    (void)flush_fd(fd, true);
-    if (entry && rp_fd_flags(entry))
-        rp_fd_set_flags(entry, RP_FD_SHUT, 0);
-    if (entry && __atomic_load_n(&entry->stream, __ATOMIC_RELAXED))
+    if (!entry)
+        return;
+    if (__atomic_load_n(&entry->stream, __ATOMIC_RELAXED))
         tell_left_again(entry);
     struct rp_stream *stream = rp_self.locks_held ? NULL : rp_stream_lock(fd);
     if (!stream)
@@ -829,6 +828,19 @@ void ringpoll_fd_finish(int fd)
         rp_set_dirty(stream->set, watch);
     }
     rp_set_unlock(stream->set);
+}
+
+void ringpoll_fd_shutdown(int fd, int how)
+{
+    if (how == SHUT_RD) { /* TCP: bytes may follow this end, which a receive takes for the last */
+        ringpoll_fd_release(fd, 0);
+    } else {
+        struct rp_fd *entry = rp_fd_peek(fd);
+        (void)flush_fd(fd, true);
+        if (entry && rp_fd_flags(entry))
+            rp_fd_set_flags(entry, RP_FD_SHUT, 0);
+    }
+    tell_again(fd);
 }
 
 void ringpoll_fd_full(int fd)

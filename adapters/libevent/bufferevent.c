@@ -255,14 +255,14 @@ static bool is_waiting_to_be_read(const struct ring_bufferevent *ring)
 }
 
 /* No receive is with the kernel after this, and nothing in the library. */
-static void end_receive(struct ring_bufferevent *ring)
+static void end_receive(struct ring_bufferevent *ring, bool for_good)
 {
     struct ringpoll_buffer buffer;
     evutil_socket_t fd = fd_of(ring);
     long result;
     if (!ring->declared)
         return;
-    ringpoll_fd_release(fd, 0);
+    ringpoll_fd_release(fd, for_good);
     while ((result = ringpoll_borrow(fd, &buffer, MSG_DONTWAIT)) > 0)
         if (!have_ahead(ring) ||
             inside.buffer_refer(ring->ahead, buffer.data, buffer.length, give_back, buffer.pool) < 0) {
@@ -284,21 +284,27 @@ static void end_receive(struct ring_bufferevent *ring)
         ring->error = (int)-result;
 }
 
-/* Neither event is added any more, or they will be in a moment. `closed`: maybe the fd,
- * too: by the program, who did not say so. False: bytes that were taken for written are
- * with the ring yet. */
+/* Neither event is added any more in a moment: the caller deletes them, and then calls
+ * forget(). `closed`: so is the fd, maybe: by the program, who did not say so. False: bytes
+ * that were taken for written are with the ring yet, and the fd stays what it is. */
 static bool let_go(struct ring_bufferevent *ring, bool closed)
 {
     if (!ring->declared)
         return true;
-    end_receive(ring);
+    end_receive(ring, true);
     if (closed)
         ringpoll_fd_opened(fd_of(ring), RINGPOLL_FD_OTHER); /* what is left concerns nobody */
     else if (ringpoll_fd_flush(fd_of(ring)) < 0)
         return false;
-    ringpoll_fd_forget(fd_of(ring));
     ring->declared = false;
     return true;
+}
+
+/* Not where the program has an event of its own on the fd. */
+static void forget(struct ring_bufferevent *ring, bool was_declared)
+{
+    if (was_declared && !ring->declared && !ringpoll_fd_is_stream_on_ring(fd_of(ring)))
+        ringpoll_fd_forget(fd_of(ring));
 }
 
 /* ----------------------------------------------------------------------- reading */
@@ -687,8 +693,9 @@ static int ring_disable(struct bufferevent *bev, short events)
     struct ring_bufferevent *ring = of(bev);
     int result = 0;
     bool ends_write = (events & EV_WRITE) && !ring->inside.connecting;
+    bool was_declared = ring->declared;
     if (events & EV_READ)
-        end_receive(ring);
+        end_receive(ring, false);
     if (ends_write)
         stop_writing(ring);
     bool reads = !(events & EV_READ) && inside.pending(&bev->ev_read, EV_READ, NULL);
@@ -699,6 +706,7 @@ static int ring_disable(struct bufferevent *bev, short events)
     if (ends_write && inside.del(&bev->ev_write) < 0)
         result = -1;
     event_del_keeps = false;
+    forget(ring, was_declared);
     return result;
 }
 
@@ -725,10 +733,12 @@ static void *lookup_of(struct ring_bufferevent *ring)
 static void set_fd(struct bufferevent *bev, evutil_socket_t fd)
 {
     struct ring_bufferevent *ring = of(bev);
+    bool was_declared = ring->declared;
     stop_writing(ring);
     let_go(ring, true);
     inside.del(&bev->ev_read);
     inside.del(&bev->ev_write);
+    forget(ring, was_declared);
     if (ring->ahead)
         inside.buffer_drain(ring->ahead, inside.buffer_length(ring->ahead));
     ring->error = 0;
@@ -744,6 +754,7 @@ static void set_fd(struct bufferevent *bev, evutil_socket_t fd)
 static int ring_control(struct bufferevent *bev, enum bufferevent_control what, union bufferevent_argument *argument)
 {
     struct ring_bufferevent *ring = of(bev);
+    bool was_declared;
     switch (what) {
     case CONTROL_SET_FD:
         object_lock(ring->inside.lock);
@@ -756,10 +767,12 @@ static int ring_control(struct bufferevent *bev, enum bufferevent_control what, 
     case CONTROL_CANCEL_ALL: /* bufferevent_free(): what the program does to its fd next nobody tells us */
         ring->cancelled = true;
         stop_writing(ring);
+        was_declared = ring->declared;
         event_del_keeps = !let_go(ring, false);
         inside.del(&bev->ev_read);
         inside.del(&bev->ev_write);
         event_del_keeps = false;
+        forget(ring, was_declared);
         return -1;
     default:
         return -1;

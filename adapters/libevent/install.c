@@ -179,7 +179,7 @@ int event_know_tree(const struct ringpoll_event_tree *tree)
     if (looking)
         return -ENOTSUP;
     pthread_mutex_lock(&known_lock);
-    int error = known == 0 ? 0 : -pthread_atfork(ringpoll_fork_prepare, ringpoll_fork_parent, ringpoll_fork_child);
+    int error = known == 0 ? 0 : -pthread_atfork(ringpoll_fork_prepare, ringpoll_fork_parent, in_child);
     if (known != 0 && error == 0) {
         have_symbols = find_symbols(); /* a static program shows none: then nothing is installed later */
         layout = (struct event_layout){

@@ -187,7 +187,8 @@ static bool listener_shows(struct event_base *base, struct evconnlistener *liste
 
 static int look(void)
 {
-    if (!find_symbols() || inside.event_size() != sizeof(struct event))
+    if (!find_symbols() || !event_inside.config_free || !event_inside.locks ||
+        inside.event_size() != sizeof(struct event))
         return -ENOTSUP;
     struct event_config *config = event_inside.config_new();
     struct event_base *base = config && event_inside.config_flag(config, EVENT_BASE_FLAG_IGNORE_ENV) == 0

@@ -223,10 +223,8 @@ EXPORT void abort(void)
 EXPORT int shutdown(int fd, int how)
 {
     rp_shim_flush();
-    if (rp_shim_watching() && how != SHUT_RD)
-        ringpoll_fd_finish(fd);
-    if (rp_shim_watching() && how == SHUT_RD) /* TCP: bytes may follow this end, which a receive takes for the last */
-        ringpoll_fd_release(fd, 0);
+    if (rp_shim_watching())
+        ringpoll_fd_shutdown(fd, how);
     if (UNLIKELY(rp_shim.accepts) && rp_shim_watching() && how != SHUT_WR && rp_shim_is_listener(fd))
         rp_shim_before_listener_ends(fd);
     return RP_LATE(shutdown) ? rp_real.shutdown(fd, how) : rp_fail(ENOSYS);

@@ -198,6 +198,34 @@ TEST_P(Base, AnotherThreadAddsAndWakes)
     EXPECT_EQ(calls, 1);
 }
 
+/* event_del() is no close: the connection must not hear of it. */
+TEST_P(Base, AnotherThreadDeletesWhatLivesOn)
+{
+    int fds[2], calls = 0;
+    pair(fds);
+    std::function<void(int, short)> on_read = [&](int fd, short) {
+        char byte;
+        calls += read(fd, &byte, 1) == 1;
+    };
+    struct event *event = watch(fds[0], EV_READ | EV_PERSIST, &on_read);
+    for (int i = 1; i <= 4; i++) {
+        ASSERT_EQ(write(fds[1], "x", 1), 1);
+        event_base_loop(base_, EVLOOP_ONCE);
+        ASSERT_EQ(calls, i);
+    }
+    std::thread other([&] { EXPECT_EQ(event_del(event), 0); }); /* this one is busy */
+    other.join();
+    struct pollfd look = {fds[1], POLLIN | POLLRDHUP, 0};
+    EXPECT_EQ(poll(&look, 1, 0), 0);
+    ASSERT_EQ(write(fds[0], "y", 1), 1);
+    ASSERT_EQ(write(fds[1], "x", 1), 1);
+    event_base_loop(base_, EVLOOP_NONBLOCK);
+    EXPECT_EQ(calls, 4);
+    EXPECT_EQ(event_add(event, nullptr), 0);
+    event_base_loop(base_, EVLOOP_ONCE);
+    EXPECT_EQ(calls, 5);
+}
+
 TEST_P(Base, AChildGoesOnAfterReinit)
 {
     int fds[2], calls = 0;

@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
-#include <event2/bufferevent_ssl.h>
 #include <event2/dns.h>
 #include <event2/event.h>
 #include <event2/http.h>
@@ -25,6 +24,11 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#ifdef HAVE_LIBEVENT_OPENSSL
+#include <event2/bufferevent_ssl.h>
+#include <openssl/ssl.h>
+#include <openssl/x509.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -908,6 +912,34 @@ TEST_P(Objects, DisabledWritingSendsNothing)
     EXPECT_EQ(evbuffer_get_length(bufferevent_get_output(bev)), 1u);
 }
 
+TEST_P(Objects, AnEventOfTheProgramsOwnOnTheFdGoesOn)
+{
+    int fds[2], calls = 0;
+    connected(fds);
+    fds_.push_back(fds[1]);
+    struct bufferevent *bev = keep(fds[0]);
+    size_t read = 0, sent = 0;
+    Callbacks callbacks;
+    callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+    callbacks.set(bev);
+    bufferevent_enable(bev, EV_READ | EV_WRITE);
+    warm_up(fds[1], [&] { return read; }, &sent);
+    struct event *event = event_new(base_, fds[0], EV_READ | EV_PERSIST, [](evutil_socket_t fd, short, void *count) {
+        char byte;
+        *static_cast<int *>(count) += recv(fd, &byte, 1, MSG_DONTWAIT) == 1;
+    }, &calls);
+    event_add(event, nullptr);
+    bufferevent_disable(bev, EV_READ | EV_WRITE);
+    for (int i = 1; i <= 6; i++) {
+        ASSERT_EQ(write(fds[1], "x", 1), 1);
+        run_until([&] { return calls == i; });
+    }
+    event_free(event);
+    bufferevent_enable(bev, EV_READ);
+    ASSERT_EQ(write(fds[1], "back", 4), 4);
+    run_until([&] { return read == sent + 4; });
+}
+
 /* ----------------------------------------------------------- the rest of the calls */
 
 TEST_P(Objects, ItIsOfTypeSocket)
@@ -1423,6 +1455,76 @@ TEST_P(Objects, AFilterOnTop)
     }
     EXPECT_EQ(seen[0], (char)(text(1, 0)[0] ^ 0x20));
 }
+
+#ifdef HAVE_LIBEVENT_OPENSSL
+/* A key and a certificate of our own. */
+SSL_CTX *new_context(bool server)
+{
+    static EVP_PKEY *key;
+    static X509 *certificate;
+    if (!key) {
+        key = EVP_EC_gen("P-256");
+        certificate = X509_new();
+        X509_set_version(certificate, 2);
+        ASN1_INTEGER_set(X509_get_serialNumber(certificate), 1);
+        X509_gmtime_adj(X509_getm_notBefore(certificate), -3600);
+        X509_gmtime_adj(X509_getm_notAfter(certificate), 3600);
+        X509_set_pubkey(certificate, key);
+        X509_NAME *name = X509_get_subject_name(certificate);
+        X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, (const unsigned char *)"here", -1, -1, 0);
+        X509_set_issuer_name(certificate, name);
+        X509_sign(certificate, key, EVP_sha256());
+    }
+    SSL_CTX *context = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
+    if (server) {
+        SSL_CTX_use_certificate(context, certificate);
+        SSL_CTX_use_PrivateKey(context, key);
+    }
+    return context;
+}
+
+TEST_P(Objects, TlsOnTop)
+{
+    int fds[2];
+    connected(fds);
+    SSL_CTX *contexts[2] = {new_context(true), new_context(false)};
+    struct bufferevent *ends[2];
+    Callbacks callbacks[2];
+    std::string got;
+    bool connected_ends[2] = {false, false}, ended = false;
+    for (int i = 0; i < 2; i++) {
+        struct bufferevent *under = make(base_, fds[i]);
+        ends[i] = bufferevent_openssl_filter_new(base_, under, SSL_new(contexts[i]),
+                                                 i == 0 ? BUFFEREVENT_SSL_ACCEPTING : BUFFEREVENT_SSL_CONNECTING,
+                                                 BEV_OPT_CLOSE_ON_FREE);
+        ASSERT_NE(ends[i], nullptr);
+        bufferevent_openssl_set_allow_dirty_shutdown(ends[i], 1);
+        callbacks[i].on_event = [&, i](struct bufferevent *, short what) {
+            connected_ends[i] |= (what & BEV_EVENT_CONNECTED) != 0;
+            ended |= (what & (BEV_EVENT_EOF | BEV_EVENT_ERROR)) != 0;
+        };
+        callbacks[i].set(ends[i]);
+        bufferevent_enable(ends[i], EV_READ | EV_WRITE);
+    }
+    callbacks[0].on_read = [](struct bufferevent *self) { bufferevent_write_buffer(self, bufferevent_get_input(self)); };
+    callbacks[1].on_read = [&](struct bufferevent *self) { got += take(bufferevent_get_input(self)); };
+    run_until([&] { return connected_ends[0] && connected_ends[1]; });
+    for (unsigned i = 0; i < 40; i++) {
+        std::string bytes = text(1 + i * i * 41, i);
+        got.clear();
+        bufferevent_write(ends[1], bytes.data(), bytes.size());
+        run_until([&] { return got.size() >= bytes.size(); });
+        ASSERT_EQ(got, bytes) << i;
+    }
+    EXPECT_FALSE(ended);
+    bufferevent_free(ends[0]);
+    run_until([&] { return ended; });
+    bufferevent_free(ends[1]);
+    run(2);
+    for (auto *context : contexts)
+        SSL_CTX_free(context);
+}
+#endif
 
 /* Both ends with libevent's evhttp: what it does to its bufferevents is its own. */
 TEST_P(Connects, EvhttpServesKeepAliveClients)

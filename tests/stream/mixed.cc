@@ -419,6 +419,24 @@ TEST_P(MixedEdge, AnEndThatAPollToldIsNotToldAgainByAReceive)
     }
 }
 
+TEST_P(MixedEdge, AShutdownOfReadsTellsOfBytesAndTheirEndOnceMore)
+{
+    for (int i = 0; i < 4; i++) {
+        begin(in_);
+        send(7);
+        EXPECT_EQ(wait(20000), in_);
+        ASSERT_EQ(::shutdown(b_, SHUT_WR), 0);
+        end_arrived();
+        EXPECT_EQ(wait(20000), in_);
+        EXPECT_EQ(wait(), 0u);
+        ASSERT_EQ(R(::shutdown(a_, SHUT_RD)), 0);
+        EXPECT_EQ(wait(20000), in_);
+        EXPECT_EQ(wait(), 0u) << "again";
+        EXPECT_BYTES(R(recv(a_, bytes_, 65536, 0)), 7);
+        EXPECT_EQ(R(recv(a_, bytes_, 65536, 0)), 0);
+    }
+}
+
 TEST_P(MixedEdge, BytesDoNotWakeWhoWaitsForOutAlone)
 {
     if (!tcp())

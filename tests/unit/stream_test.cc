@@ -144,6 +144,101 @@ TEST_F(Adopted, ABorrowedBufferOutlivesSetAndSocket)
     std::thread([&] { ringpoll_return(&buffer); }).join();
 }
 
+TEST_F(Adopted, ABufferIsReturnedByAnyAddressInIt)
+{
+    for (int round = 0; round < 100; round++) { /* there are eight */
+        ASSERT_EQ(write(b_, "hello", 5), 5);
+        ASSERT_EQ(wait(1000), 1);
+        struct ringpoll_buffer buffer = {};
+        ASSERT_EQ(ringpoll_borrow(a_, &buffer, 0), 5) << round;
+        ringpoll_return_at(buffer.pool, (char *)buffer.data + round % 5);
+    }
+}
+
+/* Only what is declared is adopted; of the rest nobody need report anything. */
+TEST_F(Adopted, ASetOfDeclaredOnesLeavesAllOthersAlone)
+{
+    struct ringpoll_options options = {};
+    options.size = sizeof options;
+    options.flags = RINGPOLL_DECLARED;
+    EXPECT_EQ(ringpoll_create(&options), -EINVAL) << "of what kind?";
+    options.flags = RINGPOLL_DECLARED | RINGPOLL_TRACKED | RINGPOLL_ADOPT;
+    EXPECT_EQ(ringpoll_create(&options), -EINVAL);
+    options.flags = RINGPOLL_DECLARED | RINGPOLL_BATCH | RINGPOLL_ACCEPT;
+    int set = ringpoll_create(&options);
+    ASSERT_GE(set, 0);
+    for (uint32_t declared : {0u, RINGPOLL_FD_DECLARED}) {
+        int fds[2];
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+        if (declared)
+            ringpoll_fd_opened(fds[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK | declared);
+        struct epoll_event event = {};
+        event.events = EPOLLIN;
+        ASSERT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, fds[0], &event), 0);
+        struct ringpoll_stats stats = {};
+        stats.size = sizeof stats;
+        for (int round = 0; round < 20; round++) {
+            char byte;
+            ASSERT_EQ(write(fds[1], "x", 1), 1);
+            ASSERT_EQ(ringpoll_wait(set, &event, 1, nullptr, nullptr), 1);
+            long got = ringpoll_try_recv(fds[0], &byte, 1, 0);
+            if (got == RINGPOLL_PASS)
+                got = read(fds[0], &byte, 1);
+            ASSERT_EQ(got, 1);
+            ringpoll_fd_read(fds[0], 16, 1);
+        }
+        ASSERT_EQ(ringpoll_get_stats(set, &stats), 0);
+        EXPECT_EQ(stats.adopted, declared ? 1u : 0u);
+        EXPECT_EQ(stats.watches_ring, 1u) << "both are on the ring";
+        EXPECT_EQ(ringpoll_close(fds[0]), 0);
+        close(fds[1]);
+    }
+    EXPECT_EQ(ringpoll_close(set), 0);
+}
+
+/* What it says of closes is not so for one that lives on. */
+TEST_F(Adopted, AForgottenConnectionGoesOn)
+{
+    ASSERT_EQ(write(b_, "unread", 6), 6);
+    ASSERT_EQ(wait(1000), 1);
+    std::thread other([&] { ringpoll_fd_forget(a_); }); /* the owner is busy outside */
+    other.join();
+    EXPECT_EQ(wait(0), 0);
+    ASSERT_EQ(write(b_, "more", 4), 4);
+    char bytes[16];
+    EXPECT_EQ(read(a_, bytes, sizeof bytes), 4);
+    EXPECT_EQ(write(a_, "back", 4), 4);
+    EXPECT_EQ(read(b_, bytes, sizeof bytes), 4);
+    EXPECT_EQ(close(a_), 0);
+    a_ = -1;
+    EXPECT_EQ(read(b_, bytes, sizeof bytes), 0) << "nothing holds it";
+}
+
+TEST_F(Adopted, AFlushSaysWhatDidNotGoOut)
+{
+    ringpoll_close(a_);
+    ringpoll_close(b_);
+    ringpoll_close(set_);
+    make(RINGPOLL_BATCH);
+    EXPECT_EQ(ringpoll_flush(), 0);
+    rp_set_of(set_)->turn_events = 2; /* so that the next write is batched */
+    ASSERT_EQ(ringpoll_try_send(a_, "small", 5, 0), 5);
+    EXPECT_EQ(ringpoll_flush(), 0);
+    char bytes[4096] = {};
+    EXPECT_EQ(read(b_, bytes, sizeof bytes), 5);
+    while (write(a_, bytes, sizeof bytes) > 0) /* full, unseen */
+        continue;
+    rp_set_of(set_)->turn_events = 2;
+    ASSERT_EQ(ringpoll_try_send(a_, "small", 5, 0), 5);
+    EXPECT_EQ(ringpoll_flush(), 1);
+    EXPECT_EQ(ringpoll_fd_flush(a_), -EAGAIN);
+    while (read(b_, bytes, sizeof bytes) > 0)
+        continue;
+    EXPECT_EQ(ringpoll_fd_flush(a_), 0);
+    EXPECT_EQ(ringpoll_flush(), 0);
+    EXPECT_EQ(read(b_, bytes, sizeof bytes), 5);
+}
+
 TEST_F(Adopted, LentBuffersThatComeBackAreUsedAgain)
 {
     for (int round = 0; round < 100; round++) {

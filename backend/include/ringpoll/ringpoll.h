@@ -281,9 +281,11 @@ RINGPOLL_API int ringpoll_flush(void);
 /* The same for one fd, before a call that writes to it by other means: 0, or -EAGAIN
  * where its peer does not take what waits (on a blocking fd after five seconds). */
 RINGPOLL_API int ringpoll_fd_flush(int fd);
-/* No more will be written to it (shutdown): as ringpoll_fd_flush, but it waits for the
- * peer, up to five seconds, whatever O_NONBLOCK says. */
-RINGPOLL_API void ringpoll_fd_finish(int fd);
+/* shutdown(2) will be called with this `how`. Where no more will be written, as
+ * ringpoll_fd_flush, but it waits for the peer, up to five seconds, whatever O_NONBLOCK
+ * says. Where no more will be read, as ringpoll_fd_release. Edges are made anew, as
+ * shutdown(2) makes them. */
+RINGPOLL_API void ringpoll_fd_shutdown(int fd, int how);
 /* A write by other means found its socket full: EPOLLOUT is reported when there is
  * room. */
 RINGPOLL_API void ringpoll_fd_full(int fd);
