@@ -534,7 +534,8 @@ static inline bool completed_as_usual(struct rp_set *set, struct rp_stream *stre
     const uint32_t usual = RP_CQE_F_MORE | RP_CQE_F_BUFFER;
     struct rp_watch *watch = stream->watch;
     if ((flags & usual) != usual || result <= 0 || !rp_stream_is_well(stream) || stream->head || !watch ||
-        watch->unusual || watch->ready != RP_READY_IDLE || watch->home != RP_HOME_RING || (watch->events & RP_POLL_BITS & ~(uint32_t)EPOLLRDHUP) != EPOLLIN)
+        watch->unusual || watch->ready != RP_READY_IDLE || watch->home != RP_HOME_RING ||
+        (watch->events & RP_POLL_BITS & ~(uint32_t)EPOLLRDHUP) != EPOLLIN)
         return false;
     uint32_t number = flags >> RP_CQE_BUFFER_SHIFT, at = 0, length = (uint32_t)result, cost = length;
     if (stream->is_unix) {

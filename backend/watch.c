@@ -375,7 +375,8 @@ static __attribute__((noinline)) void completed_at_length(struct rp_set *set, st
     }
     watch->quiet = watch->single = false;
     switch (result) {
-    case -ECANCELED: /* not by us, else the op had no owner: arm again */
+    case -ECANCELED: /* not by us, else the op had no owner: arm again, and what it was to tell is yet to be told */
+        watch->recheck = true;
         break;
     case -EBADF: /* closed unseen before the SQE was taken: epoll had let it go */
         RP_WRITE_ONCE(watch->deleted, true);
