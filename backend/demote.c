@@ -95,6 +95,7 @@ static bool catch_up(struct rp_set *set)
         return true;
     if (set->owner_inside || (!mine && !(ring->features & RINGPOLL_FEATURE_TASKRUN_FLAG)))
         return false;
+    ring->barren = 0;
     for (int turn = 0; mine && turn < 64; turn++)
         if (rp_set_enter_and_reap(set) < 0 || !rp_ring_wants_enter(ring) || rp_ring_is_up_in_vain(ring))
             break;

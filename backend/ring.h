@@ -132,8 +132,9 @@ static inline bool rp_ring_is_overflown(const struct rp_ring *ring)
 
 /* What comes up while pending work runs (a receive makes room, which wakes the other
  * end's poll on this ring; another CPU queues a piece, and sets the flag only after it
- * has run) leaves TASKRUN up with nothing behind it, until something else happens (6.18). To be asked by who has just entered: twice in
- * vain is enough. */
+ * has run) leaves TASKRUN up with nothing behind it, until something else happens (6.18).
+ * To be asked by who has just entered, and has set `barren` to 0 before where it must be
+ * sure: twice in vain is enough. */
 static inline bool rp_ring_is_up_in_vain(const struct rp_ring *ring)
 {
     return ring->barren >= 2 && !rp_ring_is_overflown(ring);

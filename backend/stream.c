@@ -1078,6 +1078,7 @@ static long receive_rest(int fd, struct place *place, size_t left, int flags)
 static void catch_up(struct rp_set *set, struct rp_stream *stream)
 {
     stream->held++;
+    set->ring.barren = 0; /* enters before this one's question prove nothing */
     for (unsigned turn = 0; turn < 4096 && rp_stream_is_armed(stream); turn++)
         if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) || rp_set_enter_and_reap(set) < 0 ||
             rp_ring_is_up_in_vain(&set->ring))
