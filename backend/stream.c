@@ -24,7 +24,7 @@
 
 static struct rp_lock pool_lock; /* leaf */
 static struct rp_stream *pool;
-#define POOL_GROWTH 32u
+#define POOL_GROWTH 64u /* whole pages */
 
 static const uint8_t edges[RP_STREAM_STATES] = {
     [RP_STREAM_FREE] = 1u << RP_STREAM_PLAIN,

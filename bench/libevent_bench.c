@@ -2,8 +2,8 @@
  *
  * libevent-bench [--quick] [--calls] [NAME…]: libevent's own loads, on its epoll, on our
  * base and, for evhttp, on our base with our bufferevents and listener, in one process
- * that is pinned to a CPU. All sides are open at once and take turns in blocks, in random
- * order; a ratio is the median of those of neighbouring blocks, epoll's cycles over ours:
+ * that is pinned to a CPU. All sides are open at once (if there are fds enough) and take
+ * turns in blocks, in random order; a ratio is the median of those of neighbouring blocks, epoll's cycles over ours:
  * above 1 is cheaper. System calls are counted from outside, in a child
  * for each side; --calls names them.
  *
@@ -93,6 +93,7 @@ static void close_side(struct load *load)
     load->ops->close(load);
     if (load->base)
         event_base_free(load->base);
+    load->base = NULL;
 }
 
 /* Median of `rounds` rounds, per unit; < 0: failed. */
@@ -125,6 +126,7 @@ static double median(double *values, unsigned count)
 }
 
 static bool calls_wanted;
+static unsigned fds_most;
 
 /* System calls per unit by the clock; < 0: not to be had. */
 static double count_calls(const struct shape *shape, unsigned side)
@@ -167,19 +169,26 @@ static int measure(const struct shape *shape, const char *name, unsigned blocks)
     static double values[SIDES][BLOCKS_MAX], ratios[BLOCKS_MAX];
     struct load loads[SIDES];
     double calls[SIDES], ratio = 0;
+    bool one_at_a_time = shape->n * 2 * shape->sides + 100 > fds_most; /* made anew for each block */
     int rc = 0;
     for (unsigned side = 0; side < shape->sides; side++)
         calls[side] = count_calls(shape, side);
     for (unsigned side = 0; side < shape->sides; side++)
         if (open_side(&loads[side], shape, side) != 0)
             rc = -1;
+        else if (one_at_a_time)
+            close_side(&loads[side]);
     for (unsigned i = 0; rc == 0 && i < blocks + 2; i++) {
         unsigned first = (unsigned)random() % shape->sides;
         for (unsigned k = 0; k < shape->sides && rc == 0; k++) {
             unsigned side = (first + k) % shape->sides;
-            double value = block(&loads[side], 7);
+            if (one_at_a_time && (open_side(&loads[side], shape, side) != 0 || block(&loads[side], 2) < 0))
+                rc = -1;
+            double value = rc == 0 ? block(&loads[side], 7) : -1;
             if (value < 0)
                 rc = -1;
+            if (one_at_a_time && rc == 0)
+                close_side(&loads[side]);
             if (i >= 2) /* the first ones warm up */
                 values[side][i - 2] = value;
         }
@@ -187,7 +196,8 @@ static int measure(const struct shape *shape, const char *name, unsigned blocks)
     for (unsigned side = 0; side < shape->sides; side++) {
         if (loads[side].failure[0])
             fprintf(stderr, "%s, %s: %s\n", name, side_names[side], loads[side].failure);
-        close_side(&loads[side]);
+        if (!one_at_a_time || rc != 0)
+            close_side(&loads[side]);
     }
     if (rc != 0)
         return -1;
@@ -252,12 +262,10 @@ int main(int argc, char **argv)
         }
     signal(SIGPIPE, SIG_IGN);
     srandom((unsigned)time(NULL));
-    /* Both sides of 5000 pairs, where we may raise the hard limit, too. */
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-        struct rlimit more = {21000, limit.rlim_max > 21000 ? limit.rlim_max : 21000};
         limit.rlim_cur = limit.rlim_max;
-        if (setrlimit(RLIMIT_NOFILE, &more) != 0)
-            setrlimit(RLIMIT_NOFILE, &limit);
+        setrlimit(RLIMIT_NOFILE, &limit);
+        fds_most = limit.rlim_cur > 1000000 ? 1000000 : (unsigned)limit.rlim_cur;
     }
     if (sched_getaffinity(0, sizeof cpus, &cpus) == 0) {
         for (int i = 0; i < CPU_SETSIZE; i++)

@@ -1092,7 +1092,7 @@ public:
                 one.second.again++;
         if ((verb == "add" || verb == "mod") && (event_bits(events) & (EPOLLET | EPOLLONESHOT)) == EPOLLET)
             edges_[data] = {};
-        if (verb == "set")
+        if (verb == "set" && kernels == "0")
             sets_.insert(set);
         if ((verb == "add" || verb == "mod") && sets_.count(fd) != 0)
             nested_.insert(data);
@@ -1105,7 +1105,7 @@ public:
         if ((verb == "add" || verb == "mod") && (event_bits(events) & EPOLLONESHOT) && streams_.count(fd) != 0)
             once_[data] = {fd};
         if (edges_.count(data) != 0 && (verb == "add" || verb == "mod"))
-            edges_[data].file = sets_.count(fd) != 0 ? a_set : streams_.count(fd) != 0 ? streams_[fd] : 0;
+            edges_[data].file = streams_.count(fd) != 0 ? streams_[fd] : sets_.count(fd) != 0 ? a_set : 0;
         if (verb == "poll" && kernels == "0" && ours == "in")
             return of_a_set;
         /* A write that is batched learns of the peer's end by the next call. */
