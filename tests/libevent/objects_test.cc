@@ -100,6 +100,17 @@ public: /* for callbacks without a class */
         for (int fd : fds_)
             close(fd);
     }
+    /* On the ring, of a kernel whose rings receive, send and accept. */
+    bool completes() const
+    {
+        struct ringpoll_probe probe = {};
+        probe.size = sizeof probe;
+        uint64_t needed = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV |
+                          RINGPOLL_FEATURE_MULTISHOT_ACCEPT;
+        if (family() == AF_UNIX)
+            needed |= RINGPOLL_FEATURE_RECV_END;
+        return on_ring() && ringpoll_get_probe(&probe) == 0 && (probe.usable & needed) == needed;
+    }
     bool on_ring() const { return strcmp(std::get<0>(GetParam()), "ring") == 0; }
     int family() const { return std::get<1>(GetParam()); }
     struct event_base *new_base()
@@ -256,7 +267,7 @@ TEST_P(Objects, AnEchoOfAllSizesComesBackWhole)
         send_all(fds[1], sent);
         ASSERT_EQ(receive(fds[1], sent.size()), sent) << i;
     }
-    if (on_ring()) {
+    if (completes()) {
         EXPECT_GT(stats(base_).received, 0u) << "the ring never received";
     }
 }
@@ -284,7 +295,7 @@ TEST_P(Objects, ManyConnectionsAtOnce)
             ASSERT_EQ(receive(peers[(size_t)i], want.size()), want) << round << " " << i;
         }
     }
-    if (on_ring()) {
+    if (completes()) {
         EXPECT_GT(stats(base_).sends_batched, 0u) << "no write was batched";
     }
 }
@@ -293,6 +304,8 @@ TEST_P(Objects, ManyConnectionsAtOnce)
 TEST_P(Objects, TheInputHasTheReceivedBufferItself)
 {
     RING_ONLY();
+    if (!completes())
+        GTEST_SKIP() << "this kernel's rings do not receive";
     int fds[2];
     connected(fds);
     fds_.push_back(fds[1]);
@@ -1288,7 +1301,7 @@ TEST_P(Connects, ConnectionsComeWithTheirAddresses)
         }
     }
     EXPECT_EQ(seen.bad, 0);
-    if (on_ring()) {
+    if (completes()) {
         EXPECT_GT(stats(base_).accepted, 0u) << "the ring never accepted";
     }
 }
