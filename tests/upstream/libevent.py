@@ -248,7 +248,7 @@ def main():
     parser.add_argument("--page")
     parser.add_argument("--ways", help="some of them, separated by commas")
     parser.add_argument("--tests", help="those that fit this pattern alone")
-    parser.add_argument("--modes", default="plain,debug")
+    parser.add_argument("--modes", default="plain,debug,threads", help="some of plain, debug, threads")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
@@ -300,8 +300,9 @@ def main():
             stories.append(f"{way.name} runs {'with' if ring else 'without'} a ring")
             bad += 1
 
-    modes = [(mode, mode == "debug", [epoll, *ways], tests) for mode in arguments.modes.split(",")]
-    if arguments.tsan:
+    wanted = arguments.modes.split(",")
+    modes = [(mode, mode == "debug", [epoll, *ways], tests) for mode in wanted if mode != "threads"]
+    if arguments.tsan and "threads" in wanted:
         modes.append(("threads", False, sanitized_ways_of(arguments),
                       [test for test in tests if test.split("/")[0] in SANITIZED]))
     for mode, debug, mode_ways, mode_tests in modes:
@@ -310,7 +311,7 @@ def main():
         for test, result in beside.items():
             try_again(epoll, test, debug, result)
         for way in mode_ways:
-            results = beside if way is epoll else run_all(way, tests, debug, arguments.jobs)
+            results = beside if way is epoll else run_all(way, mode_tests, debug, arguments.jobs)
             failed, late, explained, own = [], [], [], []
             for test, result in results.items():
                 if result.state != "failed":
