@@ -242,7 +242,7 @@ static int ctl_in_handler(struct rp_set *set, int epfd, int op, int fd, struct e
     struct rp_fd *entry = rp_fd_peek(fd);
     struct rp_watch *watch = entry ? __atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE) : NULL;
     while (watch && (__atomic_load_n(&watch->set, __ATOMIC_ACQUIRE) != set || RP_READ_ONCE(watch->deleted) ||
-                     watch->deleted_in_handler))
+                     watch->deleted_in_handler || watch->closed_in_handler))
         watch = RP_READ_ONCE(watch->next_of_fd);
     if (!watch || RP_READ_ONCE(watch->home) == RP_HOME_KERNEL || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)
         return rp_set_kernel_ctl(set, epfd, op, fd, event);

@@ -303,6 +303,31 @@ TEST_F(Set, ASetThatAHandlerClosesInsideTheLibraryIsClosedWhenTheLibraryIsDone)
     EXPECT_EQ(ringpoll_close(fd), 0);
 }
 
+/* And what it closes and opens anew there has the number, but nothing else of the old. */
+TEST_F(Set, AHandlerMayAddANumberThatItClosedInsideTheLibrary)
+{
+    int set = new_set(), fd = new_eventfd(1);
+    ASSERT_EQ(add(set, fd), 0);
+    struct epoll_event event = {};
+    ASSERT_EQ(ringpoll_wait(set, &event, 1, nullptr, nullptr), 1);
+    struct rp_set *place = rp_set_of(set);
+    rp_set_lock(place);
+    EXPECT_EQ(ringpoll_close(fd), 0);
+    int again = new_eventfd(0);
+    EXPECT_EQ(again, fd);
+    EXPECT_EQ(add(set, again), 0);
+    EXPECT_EQ(add(set, again), -EEXIST);
+    rp_set_unlock(place);
+    struct timespec now = {0, 0};
+    EXPECT_EQ(ringpoll_wait(set, &event, 1, &now, nullptr), 0);
+    eventfd_write(again, 1);
+    EXPECT_EQ(ringpoll_wait(set, &event, 1, nullptr, nullptr), 1);
+    EXPECT_EQ(ringpoll_ctl(set, EPOLL_CTL_DEL, again, nullptr), 0);
+    EXPECT_EQ(ringpoll_wait(set, &event, 1, &now, nullptr), 0);
+    EXPECT_EQ(ringpoll_close(again), 0);
+    EXPECT_EQ(ringpoll_close(set), 0);
+}
+
 TEST_F(Set, AForkBySomebodyWhoInterruptedALockLeavesItLocked)
 {
     int set = new_set();
