@@ -55,16 +55,19 @@ AS_IF([test "x$with_uring" = xno], [
     test -n "$PKG_CONFIG" || AC_PATH_TOOL([PKG_CONFIG], [pkg-config])
     ringpoll_module=m4_default([$2], [ringpoll])
     ringpoll_path=$PKG_CONFIG_PATH
+    ringpoll_there=yes
     AS_CASE([$with_uring], [/*], [
+        ringpoll_there=no
         for ringpoll_dir in "$with_uring"/share "$with_uring"/lib/* "$with_uring"/lib64 "$with_uring"/lib; do
             AS_IF([test -f "$ringpoll_dir/pkgconfig/$ringpoll_module.pc"],
-                [ringpoll_path=$ringpoll_dir/pkgconfig${ringpoll_path:+:$ringpoll_path}])
+                [ringpoll_there=yes
+                 ringpoll_path=$ringpoll_dir/pkgconfig${ringpoll_path:+:$ringpoll_path}])
         done])
     AC_MSG_CHECKING([for $ringpoll_module])
     ringpoll_run_path=
     AS_IF([test -z "$RINGPOLL_LIBS"], [
         ringpoll_query="env PKG_CONFIG_PATH=$ringpoll_path $PKG_CONFIG"
-        AS_IF([test -n "$PKG_CONFIG" && $ringpoll_query --exists $ringpoll_module], [
+        AS_IF([test -n "$PKG_CONFIG" && test $ringpoll_there = yes && $ringpoll_query --exists $ringpoll_module], [
             RINGPOLL_CFLAGS=`$ringpoll_query --cflags $ringpoll_module`
             RINGPOLL_LIBS=`$ringpoll_query --libs $ringpoll_module`
             ringpoll_libdir=`$ringpoll_query --variable=libdir $ringpoll_module`

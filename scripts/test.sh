@@ -269,7 +269,9 @@ with_uring_and_run() { # PREFIX
 }
 with_uring_is_refused() { # PREFIX
     local tree=$work/with-uring
-    ! (cd "$tree" && ./configure -q --with-uring=perhaps) && ! (cd "$tree" && ./configure -q --with-uring=/nonexistent)
+    # Also where pkg-config would find another one.
+    ! (cd "$tree" && ./configure -q --with-uring=perhaps) &&
+        ! (cd "$tree" && PKG_CONFIG_PATH=$1/lib/pkgconfig ./configure -q --with-uring=/nonexistent)
 }
 
 nothing_is_left() { # PREFIX
