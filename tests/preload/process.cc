@@ -692,9 +692,11 @@ SCENARIO_WITHOUT_RING(AWaitThatIsStoppedAndContinuedIsInterrupted)
     char byte;
     SAME(read(ready[0], &byte, 1), 1);
     /* It may not have been in its wait yet: again, until it was. */
-    for (int status = 0; !WIFEXITED(status);) {
+    for (bool over = false; !over;) {
+        int status = 0;
         SAME(kill(child, SIGSTOP), 0);
         SAME(waitpid(child, &status, WUNTRACED), child);
+        over = WIFEXITED(status);
         if (WIFSTOPPED(status)) {
             SAME(kill(child, SIGCONT), 0);
             poll(nullptr, 0, 1); /* on a busy machine it would never get that far */
