@@ -218,18 +218,19 @@ def sanitized_ways_of(arguments):
             Way("uring", tree, libraries, "the same on the ring", **options)]
 
 
-def page(arguments, table, stories, libraries, took):
-    lines = [f"# libevent's own suite, {time.strftime('%Y-%m-%d', time.gmtime())}", "",
-             f"libevent {arguments.version}, the distribution's source with its patches; Linux {platform.release()}, "
-             f"{platform.machine()}; `scripts/upstream.sh libevent{' --quick' if arguments.quick else ''}`, "
+def page(arguments, table, stories, libraries, took, project="libevent", column="mode",
+         how="Each test in a process of its own. ", built="libraries"):
+    lines = [f"# {project}'s own suite, {time.strftime('%Y-%m-%d', time.gmtime())}", "",
+             f"{project} {arguments.version}, the distribution's source with its patches; Linux {platform.release()}, "
+             f"{platform.machine()}; `scripts/upstream.sh {project}{' --quick' if arguments.quick else ''}`, "
              f"{took:.0f} s.", "",
-             "Each test in a process of its own. *Failed*: also when it was run again, three times. *Late*: passed "
+             f"{how}*Failed*: also when it was run again, three times. *Late*: passed "
              "then. *Epoll fails not*: of the failed, those that pass on epoll, without the explained ones.", "",
-             "| way | mode | run | skipped | failed | late | explained | epoll fails not |",
+             f"| way | {column} | run | skipped | failed | late | explained | epoll fails not |",
              "|---|---|---|---|---|---|---|---|"]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table]
     lines += ["", "## What failed", ""] + [f"- {story}" for story in stories]
-    lines += ["", "## The libraries of the `--with-uring` tree", ""]
+    lines += ["", f"## The {built} of the `--with-uring` tree", ""]
     lines += [f"- {line}" for line in libraries]
     return "\n".join(lines) + "\n"
 

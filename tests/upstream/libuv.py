@@ -11,7 +11,6 @@ explains.
 """
 import argparse
 import os
-import platform
 import pwd
 import re
 import shutil
@@ -21,7 +20,7 @@ import sys
 import tempfile
 import time
 
-from libevent import known_of, soname_of, symbols_of, why_known
+from libevent import known_of, page, soname_of, symbols_of, why_known
 
 AGAIN = 3
 TIME_LIMIT_S = 300
@@ -132,22 +131,6 @@ def ways_of(arguments):
     ]
 
 
-def page(arguments, table, stories, libraries, took):
-    lines = [f"# libuv's own suite, {time.strftime('%Y-%m-%d', time.gmtime())}", "",
-             f"libuv {arguments.version}, the distribution's source with its patches; Linux {platform.release()}, "
-             f"{platform.machine()}; `scripts/upstream.sh libuv{' --quick' if arguments.quick else ''}`, "
-             f"{took:.0f} s.", "",
-             "*Failed*: also when it was run again, three times. *Late*: passed then. *Epoll fails not*: of the "
-             "failed, those that pass on epoll, without the explained ones.", "",
-             "| way | user | run | skipped | failed | late | explained | epoll fails not |",
-             "|---|---|---|---|---|---|---|---|"]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table]
-    lines += ["", "## What failed", ""] + [f"- {story}" for story in stories]
-    lines += ["", "## The library of the `--with-uring` tree", ""]
-    lines += [f"- {line}" for line in libraries]
-    return "\n".join(lines) + "\n"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stock", required=True)
@@ -230,7 +213,8 @@ def main():
         beside_place.end()
     if arguments.page:
         with open(arguments.page, "w", encoding="utf-8") as out:
-            out.write(page(arguments, table, stories, libraries, time.monotonic() - began))
+            out.write(page(arguments, table, stories, libraries, time.monotonic() - began, project="libuv",
+                           column="user", how="", built="library"))
     for story in stories:
         print(story)
     checks = sum(row[2] for row in table) + len(libraries)
