@@ -93,3 +93,14 @@ struct rp_watch *rp_fd_watch_of(struct rp_fd *entry, const struct rp_set *set)
     rp_unlock(&rp_fdtab_lock);
     return watch;
 }
+
+struct rp_set *rp_fd_set_at(const struct rp_fd *entry, unsigned at)
+{
+    rp_lock(&rp_fdtab_lock);
+    const struct rp_watch *watch = entry->watches;
+    for (; watch && at > 0; at--)
+        watch = watch->next_of_fd;
+    struct rp_set *set = watch ? watch->set : NULL;
+    rp_unlock(&rp_fdtab_lock);
+    return set;
+}

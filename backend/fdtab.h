@@ -81,5 +81,8 @@ void rp_fd_internal(int fd, bool on);
 void rp_fd_link(struct rp_fd *entry, struct rp_watch *watch);
 void rp_fd_unlink(struct rp_fd *entry, struct rp_watch *watch);
 struct rp_watch *rp_fd_watch_of(struct rp_fd *entry, const struct rp_set *set);
+/* The set of its watch number `at`, from 0; NULL behind the last. Whether it watches it
+ * yet is asked again under that set's lock. */
+struct rp_set *rp_fd_set_at(const struct rp_fd *entry, unsigned at);
 
 #endif

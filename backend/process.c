@@ -72,16 +72,11 @@ static void leave_rings(struct rp_fd *entry)
         return;
     rp_process_check();
     for (unsigned at = 0;; at++) {
-        rp_lock(&rp_fdtab_lock);
-        struct rp_watch *watch = entry->watches;
-        for (unsigned i = 0; watch && i < at; i++)
-            watch = watch->next_of_fd;
-        struct rp_set *set = watch ? watch->set : NULL;
-        rp_unlock(&rp_fdtab_lock);
+        struct rp_set *set = rp_fd_set_at(entry, at);
         if (!set)
             return;
         rp_set_lock(set);
-        watch = rp_fd_watch_of(entry, set);
+        struct rp_watch *watch = rp_fd_watch_of(entry, set);
         if (watch)
             rp_set_leave_ring(set, watch, false);
         rp_set_unlock(set);
@@ -190,17 +185,13 @@ void ringpoll_fd_closing(int fd)
         } else {
             rp_process_check();
             for (;;) {
-                rp_lock(&rp_fdtab_lock);
-                struct rp_watch *watch = entry->watches;
-                struct rp_set *set = watch ? watch->set : NULL;
-                rp_unlock(&rp_fdtab_lock);
-                if (!watch || !set)
+                struct rp_set *set = rp_fd_set_at(entry, 0);
+                if (!set)
                     break;
                 rp_set_lock(set);
-                if (rp_fd_watch_of(entry, set) != NULL) {
-                    watch = rp_fd_watch_of(entry, set);
+                struct rp_watch *watch = rp_fd_watch_of(entry, set);
+                if (watch)
                     rp_set_fd_closing(set, watch, entry);
-                }
                 rp_set_unlock(set);
             }
         }

@@ -791,16 +791,11 @@ static bool kernel_tells(const struct rp_watch *watch)
 static void tell_left_again(struct rp_fd *entry)
 {
     for (unsigned at = 0; !rp_self.locks_held; at++) {
-        rp_lock(&rp_fdtab_lock);
-        struct rp_watch *watch = entry->watches;
-        for (unsigned i = 0; watch && i < at; i++)
-            watch = watch->next_of_fd;
-        struct rp_set *set = watch ? watch->set : NULL;
-        rp_unlock(&rp_fdtab_lock);
+        struct rp_set *set = rp_fd_set_at(entry, at);
         if (!set)
             return;
         rp_set_lock(set);
-        watch = set->left ? rp_fd_watch_of(entry, set) : NULL;
+        struct rp_watch *watch = set->left ? rp_fd_watch_of(entry, set) : NULL;
         if (watch && watch->left && rp_watch_is_edge(watch) && !kernel_tells(watch)) {
             watch->left_reported = false;
             if (rp_set_left_bits(watch))
