@@ -557,6 +557,20 @@ static bool add_to_arena(struct rp_set *set, struct rp_stream *stream, const str
     return true;
 }
 
+/* A flush did not take what the stream has in the arena: the kernel refused the enter, for
+ * now or for good. */
+static inline bool is_stuck(const struct rp_send *send)
+{
+    return send->state == RP_SEND_BATCHED || send->state == RP_SEND_SENDING;
+}
+
+/* No room: EPOLLOUT tells when there is. */
+static long refuse(struct rp_send *send)
+{
+    send->was_blocked = true;
+    return -EAGAIN;
+}
+
 static long send_locked(struct rp_set *set, struct rp_stream *stream, const struct iovec *iov, size_t count, int flags)
 {
     struct rp_send *send = &stream->send;
@@ -585,10 +599,8 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
         uint32_t room = send->state == RP_SEND_SENDING ? 0 : set->send_limit - send->rest_length;
         if (length > room)
             length = room;
-        if (length == 0) {
-            send->was_blocked = true;
-            return -EAGAIN;
-        }
+        if (length == 0)
+            return refuse(send);
         if (send->rest_at + send->rest_length + length > set->send_limit) {
             memmove(send->rest, send->rest + send->rest_at, send->rest_length);
             send->rest_at = 0;
@@ -602,6 +614,8 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
         length > set->send_limit || (send->state == RP_SEND_IDLE && set->turn_events <= 1)) {
         if (set->batched)
             (void)rp_send_flush(set);
+        if (is_stuck(send))
+            return refuse(send);
         if (send->rest_length > 0 || stream->state != RP_STREAM_ARMED || stream->error)
             return send_locked(set, stream, iov, count, flags);
         size_t asked = 0;
@@ -611,6 +625,8 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
     }
     if (send->length + length > set->send_limit || !add_to_arena(set, stream, iov, length)) {
         (void)rp_send_flush(set);
+        if (is_stuck(send))
+            return refuse(send);
         if (send->rest_length > 0 || send->state != RP_SEND_IDLE || stream->state != RP_STREAM_ARMED || stream->error)
             return send_locked(set, stream, iov, count, flags);
         if (!add_to_arena(set, stream, iov, length))
