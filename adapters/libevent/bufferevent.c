@@ -439,10 +439,6 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
     (void)fd;
 
     hold(ring);
-    if (ring->postponed) { /* its callback runs a loop of its own */
-        settle(ring);
-        goto done;
-    }
     if (events == EV_TIMEOUT) {
         what |= BEV_EVENT_TIMEOUT;
         goto failed;
