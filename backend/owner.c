@@ -372,6 +372,7 @@ void rp_set_end_ring(struct rp_set *set)
     struct rp_ring *ring = &set->ring;
     if (ring->fd < 0)
         return;
+    rp_set_end_outer(set, false);
     rp_stream_end_all(set);
     rp_accept_end_all(set);
     for (struct rp_stream *stream = set->streams, *next_stream; stream; stream = next_stream) {
