@@ -309,6 +309,9 @@ bool rp_set_ask_owner(struct rp_set *set);
  * lists after it (of a ring that tells, as much of it as one enter runs). 0, or a
  * negative errno that means that this ring is of no use any more. Owner thread. */
 int rp_set_enter_and_reap(struct rp_set *set);
+/* It is of no use any more, with that: the set is on kernel epoll after this. Owner thread,
+ * outside of a blocking enter; frees watches. */
+void rp_set_give_up_ring(struct rp_set *set, int error);
 /* The same until no canceled poll is left, so that no file is held. */
 int rp_set_await_orphans(struct rp_set *set, int turns);
 /* stats.c */

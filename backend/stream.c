@@ -1074,15 +1074,19 @@ static long receive_rest(int fd, struct place *place, size_t left, int flags)
     return rp_sys_call(SYS_recvmsg, fd, (long)&message, flags, 0, 0, 0);
 }
 
-/* All that has come for it is in the queue after this, however much else there was. */
+/* All that has come for it is in the queue after this, however much else there was. A ring
+ * that fails at that will not say what it holds: the set goes on without it, as in a wait. */
 static void catch_up(struct rp_set *set, struct rp_stream *stream)
 {
+    int error = 0;
     stream->held++;
     set->ring.barren = 0; /* enters before this one's question prove nothing */
     for (unsigned turn = 0; turn < 4096 && rp_stream_is_armed(stream); turn++)
-        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) || rp_set_enter_and_reap(set) < 0 ||
-            rp_ring_is_up_in_vain(&set->ring))
+        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) ||
+            (error = rp_set_enter_and_reap(set)) < 0 || rp_ring_is_up_in_vain(&set->ring))
             break;
+    if (error < 0)
+        rp_set_give_up_ring(set, error);
     stream->held--;
 }
 

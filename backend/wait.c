@@ -648,7 +648,7 @@ static bool is_no_more(struct rp_set *set)
 }
 
 /* A filter, another kernel's idea: the set goes on without its ring. */
-static void give_up_ring(struct rp_set *set, int error)
+void rp_set_give_up_ring(struct rp_set *set, int error)
 {
     answer_requests(set);
     rp_set_demote(set, error == -EPERM || error == -EACCES ? RINGPOLL_REASON_RESTRICTED : RINGPOLL_REASON_NO_RING,
@@ -856,7 +856,7 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
             return -EINTR;
         set->wait_serial++;
     }
-    give_up_ring(set, result);
+    rp_set_give_up_ring(set, result);
     return AGAIN;
 }
 
@@ -932,7 +932,7 @@ static int wait_on_mute_ring(struct rp_set *set, struct wait *wait)
             left = time_left(wait);
         over = entered == -EINTR || entered == -ETIME || (timeout && is_zero(&left));
     }
-    give_up_ring(set, result);
+    rp_set_give_up_ring(set, result);
     return AGAIN;
 }
 
