@@ -460,7 +460,8 @@ static void receive_ended(struct rp_set *set, struct rp_stream *stream)
     if (!watch)
         return;
     rp_set_dirty(set, watch); /* polls take over */
-    set->handed_back |= watch->ready == RP_READY_IDLE;
+    /* An edge is told with what the poll finds now, not once more after it. */
+    set->handed_back |= watch->ready == RP_READY_IDLE || rp_watch_is_edge(watch);
     /* With batched sends no poll told of OUT, and this one must not tell again. */
     if ((set->flags & RINGPOLL_BATCH) && rp_watch_is_edge(watch) && !watch->recheck && !watch->op &&
         stream->send.state != RP_SEND_BLOCKED)

@@ -437,6 +437,21 @@ TEST_P(MixedEdge, AShutdownOfReadsTellsOfBytesAndTheirEndOnceMore)
     }
 }
 
+TEST_P(MixedEdge, BytesThatComeAsPriIsAskedForAreReportedOnce)
+{
+    for (int i = 0; i < 4; i++) {
+        begin(in_);
+        send(1);
+        EXPECT_EQ(wait(20000), in_);
+        modify(in_ | EPOLLPRI); /* not adopted any more */
+        send(100);
+        EXPECT_EQ(wait(20000), in_);
+        for (int turn = 0; turn < 3; turn++)
+            EXPECT_EQ(wait(), 0u) << "again, wait " << turn;
+        EXPECT_EQ(drain(), -EAGAIN);
+    }
+}
+
 TEST_P(MixedEdge, BytesDoNotWakeWhoWaitsForOutAlone)
 {
     if (!tcp())
