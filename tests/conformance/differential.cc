@@ -22,7 +22,9 @@
  *    full there. Where it batches writes, one to a peer that has gone is taken.
  *
  * Environment: RINGPOLL_TEST_ENGINE (what to compare with the kernel),
- * RINGPOLL_DIFFERENTIAL_SEED, RINGPOLL_DIFFERENTIAL_OPS (50,000 when unset),
+ * RINGPOLL_DIFFERENTIAL_SEED (by the clock when unset; run.sh sets one),
+ * RINGPOLL_DIFFERENTIAL_OPS (50,000 when unset), RINGPOLL_DIFFERENTIAL_RUN (the name of
+ * this run, told when it fails),
  * RINGPOLL_DIFFERENTIAL_SCRIPT (a file with a script, as printed: replayed, and
  * nothing else), RINGPOLL_TEST_PRELOAD (the shim, for the engine "shim"),
  * RINGPOLL_DIFFERENTIAL_WITHOUT ("nesting,threads,dup,VERB…": to look beyond a
@@ -1286,6 +1288,8 @@ private:
     }
 };
 
+LastWords last_words;
+
 } // namespace
 
 TEST(Differential, TheSameScriptHasTheSameAnswers)
@@ -1307,6 +1311,7 @@ TEST(Differential, TheSameScriptHasTheSameAnswers)
     printf("kernel against %s, seed %llu, %llu operations\n", engine.c_str(), (unsigned long long)seed,
            (unsigned long long)wanted);
     fflush(stdout);
+    last_words.begin(seed, wanted);
     Generator generator(seed);
     int differences = 0;
     while (played < wanted && differences < 3) {
@@ -1316,6 +1321,7 @@ TEST(Differential, TheSameScriptHasTheSameAnswers)
         if (comparison.first_difference(script) < 0 || !comparison.real_difference(script))
             continue;
         differences++;
+        last_words.difference(played - script.size() + 1, script, comparison);
         Script small = comparison.minimise(script);
         /* What is left may have become a race of the kernel's own. */
         if (comparison.real_difference(small))
@@ -1348,5 +1354,7 @@ int main(int argc, char **argv)
         return serve([&] { return std::make_unique<World>(*engine); }, [&] { return engine->held(); });
     }
     ::testing::InitGoogleTest(&argc, argv);
-    return RUN_ALL_TESTS();
+    int failed = RUN_ALL_TESTS();
+    last_words.say(failed != 0);
+    return failed;
 }
