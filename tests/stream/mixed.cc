@@ -734,6 +734,26 @@ TEST_P(MixedEdge, BytesAfterTheEndOfReadingAreAnEdgeOfTheirOwn)
     }
 }
 
+TEST_P(MixedTcp, ACloseByAnotherThreadOfWhatTwoSetsWatchResetsThePeerOfUnreadBytes)
+{
+    FOR_EVERYWHERE(where)
+    {
+        begin();
+        place(30, where);
+        int second = own(epoll_create1(EPOLL_CLOEXEC));
+        struct epoll_event event = {}, got = {};
+        event.events = in_;
+        ASSERT_EQ(epoll_ctl(second, EPOLL_CTL_ADD, a_, &event), 0);
+        EXPECT_EQ(epoll_wait(second, &got, 1, 20000), 1);
+        Worker closer([&] { EXPECT_EQ(close_now(a_), 0); });
+        ASSERT_TRUE(closer.join());
+        struct pollfd look = {b_, POLLIN | POLLRDHUP, 0};
+        ASSERT_EQ(past::poll(&look, 1, 20000), 1) << "no end";
+        EXPECT_EQ(R(read(b_, bytes_, 10)), -ECONNRESET);
+        EXPECT_EQ(R(read(b_, bytes_, 10)), 0);
+    }
+}
+
 /* It is nested, so that what it has to say is an edge of another's. */
 TEST_P(Mixed, ASecondSetThatDoesNotAskForBytesIsNotReadyForThem)
 {
