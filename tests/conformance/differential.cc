@@ -1092,8 +1092,12 @@ public:
         if (elsewhere)
             for (auto &one : edges_)
                 one.second.again++;
-        if ((verb == "add" || verb == "mod") && (event_bits(events) & (EPOLLET | EPOLLONESHOT)) == EPOLLET)
+        note_held(elsewhere, verb, set, fd, kernels);
+        if ((verb == "add" || verb == "mod") && (event_bits(events) & (EPOLLET | EPOLLONESHOT)) == EPOLLET) {
             edges_[data] = {};
+            for (auto &one : held_)
+                edges_[data].again += one.second;
+        }
         if (verb == "set" && kernels == "0")
             sets_.insert(set);
         if ((verb == "add" || verb == "mod") && sets_.count(fd) != 0)
@@ -1153,8 +1157,30 @@ public:
 
 private:
     /* A ring that another thread owns holds a closed file until that comes by: what was
-     * registered under several numbers is reported so long. */
+     * registered under several numbers is reported so long; and its end may tell the peer's
+     * edge again, also one that was made meanwhile. */
     bool foreign_ = false;
+    std::map<std::string, std::set<std::string>> sets_of_; /* by slot */
+    std::map<std::string, int> held_;                      /* closed files, by set */
+    void note_held(bool elsewhere, const std::string &verb, const std::string &first, const std::string &second,
+                   const std::string &answer)
+    {
+        if (verb == "wait" || verb == "rounds")
+            held_.erase(first);
+        if (answer != "0")
+            return;
+        if (verb == "add")
+            sets_of_[second].insert(first);
+        else if (verb == "del" && sets_of_.count(second) != 0)
+            sets_of_[second].erase(first);
+        else if (verb == "close" || verb == "reset" || verb == "dup2") {
+            const std::string &closed = verb == "dup2" ? second : first;
+            if (elsewhere)
+                for (auto &set : sets_of_[closed])
+                    held_[set]++;
+            sets_of_.erase(closed);
+        }
+    }
     std::map<std::string, std::string> registered_; /* by data: slot */
     std::set<std::string> closed_;
 
@@ -1222,24 +1248,26 @@ private:
     void note_files(const std::string &verb, const std::string &first, const std::string &second,
                     const std::string &answer)
     {
-        auto file = streams_.find(first);
+        auto file = streams_.find(first), touched = streams_.find(verb == "dup2" ? second : first);
+        if (verb == "dup2" && (answer != "0" || first == second)) /* nothing was closed */
+            touched = streams_.end();
         bool reads = verb == "read" || verb == "rawread" || verb == "recv" || verb == "drain";
         for (auto &one : edges_) {
             one.second.room = one.second.room || (one.second.file == a_set && reads);
             one.second.news = one.second.news || (one.second.file == a_set && !reads && verb != "wait" &&
                                                   verb != "rounds" && verb != "peek" && verb != "poll");
         }
-        if (file != streams_.end() && (reads || verb == "write" || verb == "oob" || verb == "shutdown" ||
+        if (touched != streams_.end() && (reads || verb == "write" || verb == "oob" || verb == "shutdown" ||
                                        verb == "close" || verb == "reset" || verb == "dup2")) {
-            bool ends = verb == "close" || verb == "reset";
-            bool one_of_several = ends && file->second >= 0 &&
+            bool closes = verb == "close" || verb == "reset" || verb == "dup2";
+            bool one_of_several = closes && touched->second >= 0 &&
                                   std::count_if(streams_.begin(), streams_.end(),
-                                                [&](const auto &one) { return one.second == file->second; }) > 1;
+                                                [&](const auto &one) { return one.second == touched->second; }) > 1;
             /* Of a pair 2n and 2n + 1; which ones connect and accept have joined is not known. */
             for (auto &one : edges_) {
-                bool is_peer = (file->second ^ 1) == one.second.file || (file->second < 0 && one.second.file < 0);
+                bool is_peer = (touched->second ^ 1) == one.second.file || (touched->second < 0 && one.second.file < 0);
                 one.second.room = one.second.room || (is_peer && reads);
-                bool own = file->second == one.second.file, closes = verb == "close" || verb == "reset";
+                bool own = touched->second == one.second.file;
                 if (is_peer && verb == "write") { /* behind an end there is nothing new to read */
                     if (!(one.second.told & (EPOLLRDHUP | EPOLLHUP)))
                         one.second.told &= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
@@ -1249,9 +1277,9 @@ private:
                     one.second.told &= quietly ? ~(uint32_t)(EPOLLERR | EPOLLHUP)
                                        : closes && (one.second.told & EPOLLHUP) ? ~(uint32_t)EPOLLERR : 0u;
                 }
-                one.second.wrote = one.second.wrote || (file->second == one.second.file && verb == "write");
+                one.second.wrote = one.second.wrote || (own && verb == "write");
                 one.second.news = one.second.news || (!reads && is_peer && !one_of_several) ||
-                                  (!reads && verb != "write" && file->second == one.second.file);
+                                  (!reads && verb != "write" && own);
             }
         }
         for (auto &one : once_)
