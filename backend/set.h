@@ -83,7 +83,7 @@ struct rp_set {
      * one event; what they saved; turns to go without. */
     uint32_t judged, judged_single, judged_mods, alone_left, alone_gap;
     uint64_t judged_saved;
-    bool no_streams, no_accepts; /* this ring cannot */
+    bool no_streams, no_accepts, no_names; /* this ring cannot */
     /* --- the owner thread's */
     struct rp_ring ring;
     struct rp_op_table ops;
