@@ -11,6 +11,7 @@
 #include "files.h"
 #include "lock.h"
 #include "op.h"
+#include "request.h"
 #include "ring.h"
 #include "ringpoll/ringpoll.h"
 #include "send.h"
@@ -45,6 +46,8 @@ struct rp_set {
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
     bool wake_sent;     /* the owner is being woken */
     bool unpolled;      /* a BLOCKED stream has no poll yet */
+    bool any_requests, request_queued; /* there were some ever; see request.h */
+    bool request_done;  /* * */
     bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
     bool inherited;     /* a fork's child has yet to make it its own */
     bool in_company;    /* the owner's; a wait has found that there are other threads */
@@ -71,6 +74,7 @@ struct rp_set {
     unsigned annex_first; /* whose turn it is */
     struct rp_buffers buffers;
     struct rp_files files;
+    struct rp_requests requested;
     uint32_t buffer_count, stream_bytes; /* options */
     unsigned left;      /* watches with `left` */
     unsigned ghosts;    /* of them, whose number is closed */

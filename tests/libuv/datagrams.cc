@@ -1,0 +1,5 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Datagrams: what programs lean on.
+ */
+#include "support.h"
