@@ -25,7 +25,7 @@ import time
 
 from harness import HERE, PATIENCE_S, Failure, Skipped, Suite, check, check_equal, find_program, wait_until
 
-suite = Suite("terminal", libevent=True)
+suite = Suite("terminal", library="libevent")
 
 
 class Tmux:
@@ -240,7 +240,7 @@ def nvim(run, *words, **options):
     return ["nvim", "-u", "NONE", "-i", "NONE", "-n"] + list(words), env
 
 
-@suite.case(libevent=False)
+@suite.case(library="libuv")
 def nvim_headless_script(run):
     results = os.path.join(run.directory, "results")
     argv, env = nvim(run, "--headless", "-c", "luafile " + os.path.join(HERE, "nvim_cases.lua"),
@@ -253,7 +253,7 @@ def nvim_headless_script(run):
         return file.read().splitlines()
 
 
-@suite.case(libevent=False)
+@suite.case(library="libuv")
 def nvim_driven_by_another(run):
     """A server without a screen; a second nvim sends it expressions and files."""
     path, seen = os.path.join(run.directory, "nvim.sock"), []
@@ -273,7 +273,7 @@ def nvim_driven_by_another(run):
     return seen
 
 
-@suite.case(libevent=False)
+@suite.case(library="libuv")
 def nvim_on_a_terminal(run):
     target = os.path.join(run.directory, "text")
     argv, env = nvim(run, target)
