@@ -233,12 +233,8 @@ class Named:
         self.process.end(number, 0)
         for port in (self.port, self.tls_port, self.control):
             self.run.check_port_is_free(port, reuse=True)
-        self.check_datagrams_are_free()
+        self.run.check_datagram_port_is_free(self.port)
         return [check_ended(conn) for conn in conns]
-
-    def check_datagrams_are_free(self):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind((suite.address, self.port))
 
 
 # ------------------------------------------------------------------------ cases
@@ -408,7 +404,7 @@ def reloads_and_control(run):
     named.process.finish(0)
     seen.append(check_ended(conn))
     run.check_port_is_free(named.port, reuse=True)
-    named.check_datagrams_are_free()
+    run.check_datagram_port_is_free(named.port)
     return seen
 
 
@@ -446,7 +442,7 @@ def ends_and_killed(run):
         check_equal(named.ask("ns.example.test").code, 0, "the code")
         run.look(named.process.pid)
         run.kill_and_rebind(named.process, named.port, conns)
-        named.check_datagrams_are_free()
+        run.check_datagram_port_is_free(named.port)
     return seen
 
 

@@ -243,11 +243,25 @@ def nvim(run, *words, **options):
 @suite.case(library="libuv")
 def nvim_headless_script(run):
     results = os.path.join(run.directory, "results")
-    argv, env = nvim(run, "--headless", "-c", "luafile " + os.path.join(HERE, "nvim_cases.lua"),
+    argv, env = nvim(run, "--headless", "-c", "luafile " + os.path.join(HERE, "nvim_cases.lua"), "-c", "cquit",
                      env={"RESULTS": results})
     process = run.start(argv, env=env)
     process.finish(0)
     run.expect_ring(process)
+    check(os.path.exists(results), "no results: %s", process.errors()[-2000:])
+    with open(results) as file:
+        return file.read().splitlines()
+
+
+@suite.case(library="libuv")
+def nvim_loop(run):
+    """What lua-luv's own test does, on the loop that nvim runs."""
+    results = os.path.join(run.directory, "results")
+    argv, env = nvim(run, "--headless", "-c", "luafile " + os.path.join(HERE, "luv_cases.lua"), "-c", "cquit",
+                     env={"RESULTS": results, "DIRECTORY": run.directory})
+    process = run.start(argv, env=env)
+    process.finish(0)
+    run.expect_ring(process, cqes=1000)
     check(os.path.exists(results), "no results: %s", process.errors()[-2000:])
     with open(results) as file:
         return file.read().splitlines()
