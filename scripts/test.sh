@@ -61,8 +61,8 @@ install_missing wanted '/usr/include/event2/event.h:libevent-dev' '/usr/include/
     '/usr/include/liburing.h:liburing-dev' memcached:memcached redis-server:redis-server \
     redis-benchmark:redis-tools nginx:nginx haproxy:haproxy node:nodejs tmux:tmux wrk:wrk strace:strace \
     tor:tor transmission-daemon:transmission-daemon pgbouncer:pgbouncer sslsplit:sslsplit turnserver:coturn \
-    named:bind9 rndc:bind9-utils dnsperf:dnsperf nvim:neovim lua5.1:lua5.1 '/usr/lib/*/lua/5.1/luv.so:lua-luv' \
-    /usr/lib/python3/dist-packages/uvloop/__init__.py:python3-uvloop \
+    named:bind9 rndc:bind9-utils dnsperf:dnsperf kresd:knot-resolver nvim:neovim lua5.1:lua5.1 \
+    '/usr/lib/*/lua/5.1/luv.so:lua-luv' /usr/lib/python3/dist-packages/uvloop/__init__.py:python3-uvloop \
     '/usr/lib/postgresql/*/bin/postgres:postgresql' openssl:openssl \
     "/usr/lib/python3*/test/test_epoll.py:$(testsuite_of_python)"
 generate_configure

@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: MIT
-"""named (bind9), whose sockets all are libuv's: datagrams, streams with and without TLS, zone
-transfers to a client and to a second named, updates, a forwarder, rndc, reloads, ends."""
+"""Name servers whose sockets all are libuv's. named (bind9): datagrams, streams with and without
+TLS, zone transfers to a client and to a second named, updates, a forwarder, rndc, reloads, ends.
+kresd (knot-resolver): a resolver in front of a named."""
 
 import sys
 
@@ -17,7 +18,7 @@ import socket
 import ssl
 import struct
 
-from harness import (Failure, Suite, check, check_ended, check_equal, find_program, in_threads, read_exactly,
+from harness import (Failure, Skipped, Suite, check, check_ended, check_equal, find_program, in_threads, read_exactly,
                      wait_until)
 
 suite = Suite("named", needs=["named", "rndc"], library="libuv")
@@ -368,6 +369,102 @@ def forwards_and_caches(run):
     results.append(forwarder.ask("host2.example.test", recursion=True).code)
     forwarder.end()
     return results
+
+
+class Kresd:
+    """It asks `named` for all."""
+
+    def __init__(self, run, named, name="kresd"):
+        if not find_program("kresd"):
+            raise Skipped("kresd is not installed (Debian: knot-resolver)")
+        self.run, self.directory = run, os.path.join(run.directory, name)
+        self.port, self.tls_port = free_port(), free_port()
+        os.mkdir(self.directory)
+        with open(os.path.join(self.directory, "config"), "w") as file:
+            file.write("net.listen('%(address)s', %(port)d, { kind = 'dns' })\n"
+                       "net.listen('%(address)s', %(tls)d, { kind = 'tls' })\n"
+                       "cache.size = 10 * MB\nmodules = { 'policy' }\ntrust_anchors.remove('.')\n"
+                       "policy.add(policy.all(policy.STUB('%(address)s@%(named)d')))\n" %
+                       {"address": suite.address, "port": self.port, "tls": self.tls_port, "named": named.port})
+        self.process = run.start(["kresd", "-n", "-c", os.path.join(self.directory, "config"), self.directory], name=name)
+        run.wait_for_listener(self.process, self.port)
+        run.wait_for_listener(self.process, self.tls_port)
+        run.expect_ring(self.process)
+
+    connect = Named.connect
+
+    def talking(self, count):
+        """Connections that have asked: of others it learns nothing (TCP_DEFER_ACCEPT)."""
+        conns = [self.connect() for _ in range(count)]
+        for conn in conns:
+            conn.sendall(framed(message(1, "host1.example.test", recursion=True)))
+            check_equal(Answer(read_message(conn)).code, 0, "the code")
+        return conns
+
+    def command(self, text):
+        """By its control socket."""
+        path = os.path.join(self.directory, "control", str(self.process.pid))
+        wait_until(lambda: os.path.exists(path), "its control socket")
+        conn = self.run.connect(path)
+        conn.sendall(b"__binary\n" + text.encode() + b"\n")
+        check(read_exactly(conn, 2) == b"> ", "no prompt")
+        return read_exactly(conn, struct.unpack(">I", read_exactly(conn, 4))[0]).decode().strip()
+
+
+@suite.case
+def kresd_resolves(run):
+    named = Named(run)
+    kresd = Kresd(run, named)
+
+    def datagrams_of(start):
+        asked, seen = Datagrams(kresd), []
+        for turn in range(12):
+            words = [("host%d.example.test" % ((start + turn * 20 + i) % HOSTS), A) for i in range(18)]
+            words += [("text%d.example.test" % turn, TXT), ("none%d.example.test" % (start + turn), A)]
+            seen += [[answer.code, answer.truncated, sorted(record[3] for record in answer.records)]
+                     for answer in asked.ask(words, recursion=True)]
+        return seen
+
+    def streams_of(start, tls):
+        conn, seen = kresd.connect(tls), []
+        for turn in range(4):
+            words = [("host%d.example.test" % ((start + turn * 10 + i) % HOSTS), A) for i in range(10)]
+            words += [("big%d.example.test" % ((start + turn) % 8), TXT)]
+            conn.sendall(b"".join(framed(message(i, *each, recursion=True)) for i, each in enumerate(words)))
+            answers = {answer.number: answer for answer in (Answer(read_message(conn)) for _ in words)}
+            seen += [[answers[i].code, digest([record[3] for record in answers[i].records])] for i in range(len(words))]
+        conn.shutdown(socket.SHUT_WR)
+        check_ended(conn, 40)
+        return seen
+
+    jobs = [lambda start=start: datagrams_of(start) for start in (0, 0, 700, 1400)]
+    jobs += [lambda start=start: streams_of(start, start % 2) for start in range(2000, 2008)]
+    seen = in_threads(jobs)
+    # Again, out of its cache: its server is asked no more, and gone.
+    named.end()
+    asked = Datagrams(kresd)
+    seen.append([answer.code for answer in asked.ask([("host%d.example.test" % i, A) for i in range(20)], recursion=True)])
+    seen.append([kresd.command("1 + 1"), kresd.command("cache.count() > 100")])
+    conns = kresd.talking(10)
+    seen.append(kresd.process.end(signal.SIGTERM))
+    seen.append([check_ended(conn) for conn in conns])
+    for port in (kresd.port, kresd.tls_port):
+        run.check_port_is_free(port, reuse=True)
+        run.check_datagram_port_is_free(port)
+    return seen
+
+
+@suite.case
+def kresd_killed(run):
+    named = Named(run)
+    for turn in range(2):
+        kresd = Kresd(run, named, "kresd%d" % turn)
+        conns = kresd.talking(10 * turn)
+        check_equal(Datagrams(kresd).ask([("ns.example.test",)] * 3, recursion=True)[0].code, 0, "the code")
+        run.look(kresd.process.pid)
+        run.kill_and_rebind(kresd.process, kresd.port, conns)
+        run.check_datagram_port_is_free(kresd.port)
+    named.end()
 
 
 @suite.case
