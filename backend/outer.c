@@ -85,7 +85,7 @@ void rp_set_outer_after_fork(struct rp_set *set)
 
 static bool has_anything(const struct rp_set *set)
 {
-    return !rp_set_is_at_rest(set) || set->ready_count > 0 || set->hidden_ready || set->sending ||
+    return !rp_set_is_at_rest(set) || set->ready_count > 0 || set->hidden_ready || set->sending || set->request_done ||
            rp_ring_queued(&set->ring) > 0 || rp_ring_peek(&set->ring);
 }
 
@@ -125,7 +125,7 @@ int ringpoll_sleep_fd(int epfd, int woken)
     rp_set_lock(set);
     int result = epfd;
     uint32_t engine = rp_set_engine(set);
-    if (set->inherited || (engine == RINGPOLL_ENGINE_NEW && set->ring_watches > 0) ||
+    if (set->inherited || (engine == RINGPOLL_ENGINE_NEW && (set->ring_watches > 0 || set->request_queued || set->request_done)) ||
         (engine == RINGPOLL_ENGINE_RING && RP_READ_ONCE(rp_process_no_rings)) ||
         (engine == RINGPOLL_ENGINE_KERNEL && set->zombie && rp_set_is_mine(set))) {
         result = -EAGAIN; /* a wait sees to that */

@@ -131,6 +131,7 @@ void rp_set_free(struct rp_set *set)
     rp_set_end_outer(set, true);
     rp_set_close_hidden(set);
     rp_set_close_annexes(set);
+    rp_request_free_all(set);
     RP_WRITE_ONCE(set->owner, 0);
     set->in_use = false;
 }

@@ -11,6 +11,7 @@
 #include "files.h"
 #include "lock.h"
 #include "op.h"
+#include "request.h"
 #include "ring.h"
 #include "ringpoll/ringpoll.h"
 #include "send.h"
@@ -38,7 +39,7 @@ struct rp_set {
     bool sleeps_outside; /* locked; it sleeps by ringpoll_sleep_fd(), or has just woken */
     bool hidden_armed, hidden_ready;          /* the owner's */
     /* --- under `lock`; those marked * are looked at without it, see once.h */
-    /* What a turn of the owner begins with, where there is any of it: see is_at_rest(). */
+    /* What a turn of the owner begins with, where there is any of it: see rp_set_is_at_rest(). */
     struct rp_watch *dirty; /* * */
     struct rp_stream *leaving; /* those whose cancel has yet to go out */
     struct rp_stream *batched, *sending; /* see send.h */
@@ -46,6 +47,8 @@ struct rp_set {
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
     bool wake_sent;     /* the owner is being woken */
     bool unpolled;      /* a BLOCKED stream has no poll yet */
+    bool any_requests, request_queued; /* there were some ever; see request.h */
+    bool request_done;  /* * */
     bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
     bool inherited;     /* a fork's child has yet to make it its own */
     bool in_company;    /* the owner's; a wait has found that there are other threads */
@@ -72,6 +75,7 @@ struct rp_set {
     unsigned annex_first; /* whose turn it is */
     struct rp_buffers buffers;
     struct rp_files files;
+    struct rp_requests requested;
     uint32_t buffer_count, stream_bytes; /* options */
     unsigned left;      /* watches with `left` */
     unsigned ghosts;    /* of them, whose number is closed */
@@ -84,7 +88,7 @@ struct rp_set {
      * one event; what they saved; turns to go without. */
     uint32_t judged, judged_single, judged_mods, alone_left, alone_gap;
     uint64_t judged_saved;
-    bool no_streams, no_accepts; /* this ring cannot */
+    bool no_streams, no_accepts, no_names; /* this ring cannot */
     /* --- the owner thread's */
     struct rp_ring ring;
     struct rp_op_table ops;
@@ -323,8 +327,11 @@ int rp_set_enter_and_reap(struct rp_set *set);
 static inline bool rp_set_is_at_rest(const struct rp_set *set)
 {
     return !set->dirty && !set->leaving && !set->batched && set->accepts_leaving == 0 &&
-           !(set->requests | set->wake_sent | set->unpolled) && (set->hidden_armed | set->hidden_ready);
+           !(set->requests | set->wake_sent | set->unpolled | set->request_queued) && (set->hidden_armed | set->hidden_ready);
 }
+/* It is of no use any more, with that: the set is on kernel epoll after this. Owner thread,
+ * outside of a blocking enter; frees watches. */
+void rp_set_give_up_ring(struct rp_set *set, int error);
 /* The same until no canceled poll is left, so that no file is held. */
 int rp_set_await_orphans(struct rp_set *set, int turns);
 /* stats.c */
