@@ -634,6 +634,7 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
     __atomic_store_n(&set->engine, RINGPOLL_ENGINE_KERNEL, __ATOMIC_RELEASE);
     if (ends_now) {
         rp_set_end_ring(set);
+        rp_request_tell(set);
         rp_set_note_all_left(set);
         rp_set_forget_watches(set);
         if (set->waiters == 0)
@@ -645,6 +646,8 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
             rp_set_wake_owner(set); /* a signal handler: the wait ends by itself */
         else
             rp_set_ask_owner(set);
+    } else {
+        rp_set_nudge(set); /* what it sleeps by is not where events come from now */
     }
 }
 
@@ -715,6 +718,7 @@ void rp_set_after_fork(struct rp_set *set)
     set->accepts_armed = set->accepts_leaving = 0;
     rp_buffers_abandon(&set->buffers);
     rp_files_abandon(&set->files);
+    rp_request_after_fork(set);
     for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
         next = watch->next_of_set;
         rp_watch_to_idle(set, watch);
@@ -725,6 +729,7 @@ void rp_set_after_fork(struct rp_set *set)
             rp_set_forget_watch(set, watch);
     }
     set->left_told = false;
+    rp_set_outer_after_fork(set);
     set->hidden_op = NULL;
     set->hidden_armed = set->hidden_ready = set->wake_sent = set->owner_inside = set->requests = false;
     set->raised = false;

@@ -481,7 +481,8 @@ static void receive_ended(struct rp_set *set, struct rp_stream *stream)
     if (!watch)
         return;
     rp_set_dirty(set, watch); /* polls take over */
-    set->handed_back |= watch->ready == RP_READY_IDLE && !stream->first;
+    /* An edge is told with what the poll finds now, not once more after it. */
+    set->handed_back |= rp_watch_is_edge(watch) || (watch->ready == RP_READY_IDLE && !stream->first);
     /* With batched sends no poll told of OUT, and this one must not tell again. */
     if ((set->flags & RINGPOLL_BATCH) && rp_watch_is_edge(watch) && !watch->recheck && !watch->op &&
         stream->send.state != RP_SEND_BLOCKED)
@@ -1107,15 +1108,19 @@ static long receive_rest(int fd, struct place *place, size_t left, int flags)
     return rp_sys_call(SYS_recvmsg, fd, (long)&message, flags, 0, 0, 0);
 }
 
-/* All that has come for it is in the queue after this, however much else there was. */
+/* All that has come for it is in the queue after this, however much else there was. A ring
+ * that fails at that will not say what it holds: the set goes on without it, as in a wait. */
 static void catch_up(struct rp_set *set, struct rp_stream *stream)
 {
+    int error = 0;
     stream->held++;
     set->ring.barren = 0; /* enters before this one's question prove nothing */
     for (unsigned turn = 0; turn < 4096 && rp_stream_is_armed(stream); turn++)
-        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) || rp_set_enter_and_reap(set) < 0 ||
-            rp_ring_is_up_in_vain(&set->ring))
+        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) ||
+            (error = rp_set_enter_and_reap(set)) < 0 || rp_ring_is_up_in_vain(&set->ring))
             break;
+    if (error < 0)
+        rp_set_give_up_ring(set, error);
     stream->held--;
 }
 
@@ -1460,6 +1465,16 @@ long ringpoll_borrow(int fd, struct ringpoll_buffer *ret_buffer, int flags)
         if (!rp_set_is_mine(__atomic_load_n(&stream->set, __ATOMIC_RELAXED)))
             return RINGPOLL_PASS;
     }
+}
+
+int ringpoll_buffer_new(size_t length, struct ringpoll_buffer *ret_buffer)
+{
+    size_t room;
+    struct rp_pool *lone = rp_pool_lone(length, &room);
+    if (!lone)
+        return -ENOMEM;
+    *ret_buffer = (struct ringpoll_buffer){.data = lone->data, .length = room, .pool = lone};
+    return 0;
 }
 
 void ringpoll_return(struct ringpoll_buffer *buffer)
