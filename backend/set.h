@@ -98,7 +98,8 @@ struct rp_set {
     int outer;          /* the eventfd that an outer loop sleeps by, or -1: see outer.c. Others write to it, locked */
     bool outer_registered; /* with this ring */
     uint64_t outer_enters; /* enters of the ring when it was last emptied */
-    uint32_t unfit_kernel, unfit_total; /* events since the last look */
+    uint32_t unfit_kernel, unfit_total; /* events since the last judgement */
+    uint64_t unfit_looks;               /* stats.rechecks then */
     struct rp_ring_options ring_options;
     struct ringpoll_stats stats; /* waits, events, kernel_waits: also by others, and without the lock */
 } __attribute__((aligned(64)));

@@ -9,9 +9,10 @@
 #include <errno.h>
 #include <limits.h>
 
-/* A set's fds may be better off on kernel epoll: looked at after so many
- * events, if more than three quarters of which came from there. */
+/* A set's fds may be better off on kernel epoll: looked at after so many events, if more
+ * than three quarters of them came from there, or each LOOK_EVENTS of them cost a poll(2). */
 #define UNFIT_WINDOW 4096u
+#define LOOK_EVENTS 8u
 
 static const struct timespec no_time = {0, 0};
 
@@ -962,12 +963,25 @@ static __attribute__((noinline)) void hold_signals(struct wait *wait)
     wait->holds_signals = true;
 }
 
+/* Nobody reports reads, so that level-triggered fds are looked at again by a call of its own
+ * in each turn, which kernel epoll does within its wait; and nothing is there to complete. */
+static bool looks_too_often(const struct rp_set *set)
+{
+    if (!(set->flags & RINGPOLL_DECLARED) || set->stats.rechecks - set->unfit_looks <= UNFIT_WINDOW / LOOK_EVENTS)
+        return false;
+    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (!watch->deleted && (rp_fd_flags(rp_fd_peek(watch->fd)) & RINGPOLL_FD_DECLARED))
+            return false;
+    return true;
+}
+
 static __attribute__((noinline)) void judge_fitness(struct rp_set *set)
 {
-    if (set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
-        mostly_kernel_watches(set))
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
+        ((set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && mostly_kernel_watches(set)) || looks_too_often(set)))
         rp_set_demote(set, RINGPOLL_REASON_UNFIT, 0);
     set->unfit_total = set->unfit_kernel = 0;
+    set->unfit_looks = set->stats.rechecks;
 }
 
 static inline void count_events(struct rp_set *set, int result)
