@@ -12,6 +12,7 @@
 #include "left.h"
 #include "lock.h"
 #include "op.h"
+#include "request.h"
 #include "ring.h"
 #include "ringpoll/ringpoll.h"
 #include "send.h"
@@ -46,6 +47,8 @@ struct rp_set {
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
     bool wake_sent;     /* the owner is being woken */
     bool unpolled;      /* a BLOCKED stream has no poll yet */
+    bool any_requests, request_queued; /* there were some ever; see request.h */
+    bool request_done;  /* * */
     bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
     bool inherited;     /* a fork's child has yet to make it its own */
     bool in_company;    /* the owner's; a wait has found that there are other threads */
@@ -72,6 +75,7 @@ struct rp_set {
     unsigned annex_first; /* whose turn it is */
     struct rp_buffers buffers;
     struct rp_files files;
+    struct rp_requests requested;
     uint32_t buffer_count, stream_bytes; /* options */
     struct rp_watch *left, *left_tail; /* *, see left.h */
     bool left_last;     /* in the next turn they come behind what the kernel says */
@@ -82,7 +86,7 @@ struct rp_set {
      * one event; what they saved; turns to go without. */
     uint32_t judged, judged_single, judged_mods, alone_left, alone_gap;
     uint64_t judged_saved;
-    bool no_streams, no_accepts; /* this ring cannot */
+    bool no_streams, no_accepts, no_names; /* this ring cannot */
     /* --- the owner thread's */
     struct rp_ring ring;
     struct rp_op_table ops;

@@ -278,6 +278,9 @@ const Tree libuv_lines = {
     {"src/unix/stream.c", "  if (QUEUE_EMPTY(&stream->write_completed_queue))\n    return;\nbetween\n"
                           "    /* Write queue drained. */\n    if (QUEUE_EMPTY(&stream->write_queue))\n      uv__drain(stream);\n"
                           "between\n  return uv__try_write(stream, bufs, nbufs, send_handle);\n"},
+    {"src/unix/fs.c", "#define POST  \\\nbetween\n      uv__work_submit(loop,    \\\nbetween\nint uv_fs_access(uv_loop_t* loop,\nbehind\n"},
+    {"src/unix/epoll.c", "      assert(fd >= 0);\n      assert((unsigned) fd < loop->nwatchers);\n\n      w = loop->watchers[fd];\n"},
+    {"src/threadpool.c", "    loop =  ((uv_fs_t*) req)->loop;\nbehind\n"},
 };
 
 class IntegrateLibuv : public Integrate {
