@@ -62,7 +62,10 @@ static __thread struct {
 
 int event_state_new(struct event_state **ret_state)
 {
-    struct ringpoll_options options = {.size = sizeof options, .flags = RINGPOLL_CLOEXEC | RINGPOLL_DECLARED | RINGPOLL_BATCH | RINGPOLL_ACCEPT};
+    struct ringpoll_options options = {
+        .size = sizeof options,
+        .flags = RINGPOLL_CLOEXEC | RINGPOLL_DECLARED | RINGPOLL_BATCH | RINGPOLL_ACCEPT | RINGPOLL_HASTY,
+    };
     struct event_state *state = calloc(1, sizeof *state);
     if (!state)
         return -ENOMEM;
