@@ -63,16 +63,6 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
     return rp_single_threaded() && rp_sys_fstat_mode(fd, &mode) == 0 && S_ISFIFO(mode);
 }
 
-/* RINGPOLL_HASTY, and the socket is one whose readers do not mind. */
-static bool is_hasty(const struct rp_set *set, int fd, uint32_t events, uint8_t kind)
-{
-    int flags;
-    return (set->flags & (RINGPOLL_HASTY | RINGPOLL_TRACKED)) == RINGPOLL_HASTY &&
-           (kind == RINGPOLL_FD_TCP || kind == RINGPOLL_FD_UNIX) && !(events & (EPOLLET | EPOLLONESHOT)) &&
-           !(rp_fd_flags(rp_fd_peek(fd)) & RINGPOLL_FD_DECLARED) &&
-           (flags = rp_sys_fcntl(fd, 3 /* F_GETFL */, 0)) >= 0 && (flags & 04000 /* O_NONBLOCK */);
-}
-
 static int record_kernel_watch(struct rp_set *set, int fd, const struct epoll_event *event)
 {
     struct rp_fd *entry = rp_fd_get(fd);
@@ -144,7 +134,6 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         left_elsewhere = true;
     RP_WRITE_ONCE(watch->kind, kind);
     RP_WRITE_ONCE(watch->deleted, false);
-    watch->hasty = is_hasty(set, fd, event->events, kind);
     watch->disabled = watch->ended = watch->hung = false;
     watch->recheck = true;
     RP_WRITE_ONCE(watch->events, event->events);

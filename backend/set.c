@@ -313,7 +313,7 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         return -EINVAL;
     uint32_t known = RINGPOLL_CLOEXEC | RINGPOLL_KERNEL | RINGPOLL_REQUIRE | RINGPOLL_TRACKED | RINGPOLL_ANY_RING |
                      RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_ACCEPT |
-                     RINGPOLL_FIXED_FILES | RINGPOLL_DECLARED | RINGPOLL_HASTY;
+                     RINGPOLL_FIXED_FILES | RINGPOLL_DECLARED;
     if (options.flags & ~known)
         return -EINVAL;
     if ((options.flags & RINGPOLL_DECLARED) &&

@@ -107,8 +107,6 @@ static inline bool wants_reading_only(const struct rp_watch *watch)
 /* A bare wake-up that comes while QUIET may be believed. */
 static inline bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watch, const struct rp_fd *entry)
 {
-    if (watch->hasty)
-        return set->tells && (RP_READ_ONCE(watch->events) & RP_POLL_BITS) == EPOLLIN;
     if (!set->tells || !entry || RP_READ_ONCE(entry->epoch) != RP_READ_ONCE(rp_fork_epoch))
         return false;
     uint32_t flags = rp_fd_flags(entry);
@@ -116,10 +114,6 @@ static inline bool trusts_wakeups(const struct rp_set *set, const struct rp_watc
         return false;
     return watch->kind == RINGPOLL_FD_TCP || (watch->kind == RINGPOLL_FD_UNIX && (flags & RINGPOLL_FD_NONBLOCK));
 }
-
-/* In turns of no more events a hasty watch is armed by one-shot polls (watch.h). Measured with
- * bench/libevent-bench. */
-#define FEW_EVENTS 3u
 
 /* A read that two spared calls are not worth; the events to go without another one
  * until a receive is tried. What is smaller, and does not pay either, a try finds out. */
@@ -314,8 +308,8 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
     if (wants_reading_only(watch) && !watch->left) {
         if (!bare) /* the state, unless it is the one other wake-up that a reader hears: ERR alone */
             proves = set->tells && bits != EPOLLERR && !(watch->armed & EPOLLOUT);
-        else if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && watch->quiet &&
-                 (!oneshot || watch->hasty) && !watch->hung) /* an end that is known is true as well (shutdown(SHUT_RD): bytes may follow) */
+        else if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && watch->quiet && !oneshot &&
+                 !watch->hung) /* an end that is known is true as well (shutdown(SHUT_RD): bytes may follow) */
             proves = trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
     }
     bool first = watch->ready == RP_READY_IDLE;
@@ -371,7 +365,7 @@ static __attribute__((noinline)) void completed_at_length(struct rp_set *set, st
         watch->op = NULL;
         watch->armed = 0;
         watch->armed_oneshot = false;
-        if (watch->fresh > 0 && !(watch->hasty && set->turn_events <= FEW_EVENTS))
+        if (watch->fresh > 0)
             watch->fresh--;
         rp_set_dirty(set, watch);
     }

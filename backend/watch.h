@@ -48,11 +48,6 @@
  * it fails to help) makes the fd QUIET again. Everything else is looked at by
  * one poll(2) over all CANDIDATEs before the next report.
  *
- * In a RINGPOLL_HASTY set nobody reports reads, and a bare wake-up that comes while QUIET,
- * of a one-shot poll, too, is believed as it is where the program says it can bear a stale
- * one. In turns of a few events such watches stay with one-shot polls: arming one looks at
- * the file within the wait's own enter, which a multishot one's re-check does by a call more.
- *
  * Any bit other than IN (and the PRI of bare wake-ups) in a completion (HUP, ERR, RDHUP, OUT beside IN) makes
  * a CANDIDATE: a wake-up carries only its own bits where epoll reports all.
  *
@@ -124,7 +119,6 @@ struct rp_watch {
     /* The rest: nobody looks at it without the lock. */
     uint8_t bare;        /* TCP: bare wake-ups since a look without PRI */
     bool empty;          /* no bytes since a read found none */
-    bool hasty;          /* see RINGPOLL_HASTY: a bare wake-up is believed though reads are not seen */
     uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
     uint8_t adopt_gap;
     bool dirty;          /* stands in the dirty list */

@@ -99,13 +99,6 @@ RINGPOLL_API const char *ringpoll_version(void);
  * is adopted. The set is not RINGPOLL_TRACKED then: of all other fds nothing need be
  * reported, and they are read and written by plain calls. */
 #define RINGPOLL_DECLARED (1u << 11)
-/* Of fds whose reads nobody reports: an event may come though its bytes were read between
- * their arrival and the wait, by who had not been told of them. A caller that can bear that,
- * as it has to where one of several events of a wait reads what another is about, spares a
- * poll(2) in each wait. It concerns level-triggered connected stream sockets that are
- * watched for EPOLLIN alone and were O_NONBLOCK when they were added: their reader finds
- * EAGAIN. All others, and sets that are RINGPOLL_TRACKED, are exact as ever. */
-#define RINGPOLL_HASTY (1u << 12)
 
 struct ringpoll_options {
     uint32_t size;              /* sizeof(struct ringpoll_options) */
