@@ -119,8 +119,8 @@ say "ringpoll, and the trees of $project"
 began=$SECONDS
 prefix=$shared/prefix
 ringpoll prefix || die "ringpoll does not build"
-tree stock true '-O1 -g' || die "$project does not build"
-tree uring "$prefix/bin/ringpoll integrate $project ." '-O1 -g' "--with-uring=$prefix" ||
+tree stock true "$cflags" || die "$project does not build"
+tree uring "$prefix/bin/ringpoll integrate $project ." "$cflags" "--with-uring=$prefix" ||
     die "$project --with-uring does not build"
 "$prefix/bin/ringpoll" integrate "$project" "$place/uring" | grep 'nothing changed' ||
     die "a tree that was prepared is not known as one"

@@ -141,6 +141,15 @@ static const struct edit libuv_edits[] = {
      "    return err == UV__ERR(ENOBUFS) ? UV_EAGAIN : err;\n"
      "  }\n"
      "#endif\n"},
+    {"src/unix/epoll.c", BEFORE, "    if (w->events == 0)\n      op = EPOLL_CTL_ADD;\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "    if (w->events == w->pevents)\n"
+     "      continue; /* It was started and stopped again. */\n"
+     "#endif\n"},
+    {"src/unix/loop.c", BEFORE, "    if (w->pevents != 0 && QUEUE_EMPTY(&w->watcher_queue)) {\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "    w->events = 0; /* Also where it is queued: uv__io_poll compares. */\n"
+     "#endif\n"},
     {"src/unix/udp.c", BEFORE, "union uv__sockaddr {\n",
      "#ifdef HAVE_RINGPOLL\n"
      "# define uv__udp_inbox(handle) \\\n"
