@@ -17,8 +17,8 @@
 #                   what was installed, one whose configure script has
 #                   --with-uring, make uninstall; what configure refuses
 #   build/upstream  libevent's and libuv's own suites on the ways in, beside epoll:
-#                   scripts/upstream.sh --quick; then the distribution's
-#                   programs on the libevent that this has built --with-uring
+#                   scripts/upstream.sh --quick; then the distribution's programs
+#                   on the libevent and the libuv that this has built --with-uring
 #   and that all this leaves nothing behind in the sources
 #
 #   scripts/test.sh [STAGE…]    only these: plain asan tsan no-uring clang cross
@@ -61,6 +61,8 @@ install_missing wanted '/usr/include/event2/event.h:libevent-dev' '/usr/include/
     '/usr/include/liburing.h:liburing-dev' memcached:memcached redis-server:redis-server \
     redis-benchmark:redis-tools nginx:nginx haproxy:haproxy node:nodejs tmux:tmux wrk:wrk strace:strace \
     tor:tor transmission-daemon:transmission-daemon pgbouncer:pgbouncer sslsplit:sslsplit turnserver:coturn \
+    named:bind9 rndc:bind9-utils dnsperf:dnsperf kresd:knot-resolver nvim:neovim lua5.1:lua5.1 \
+    '/usr/lib/*/lua/5.1/luv.so:lua-luv' /usr/lib/python3/dist-packages/uvloop/__init__.py:python3-uvloop \
     '/usr/lib/postgresql/*/bin/postgres:postgresql' openssl:openssl \
     "/usr/lib/python3*/test/test_epoll.py:$(testsuite_of_python)"
 generate_configure
@@ -339,29 +341,28 @@ if wanted upstream; then
         fi
     done
 
-    # Programs of the distribution, on the libevent that was just built --with-uring.
-    libraries=$work/upstream/libevent/uring/.libs
-    for program in coturn memcached pgbouncer sslsplit terminal tor transmission; do
-        if [ ! -e "$libraries/libevent.so" ]; then
-            count skipped "$program on a libevent --with-uring (it is not built)"
-            continue
-        fi
-        say "$program on a libevent --with-uring"
-        top_builddir=$work/upstream/build-prefix RINGPOLL_LIBEVENT_DIR=$libraries RINGPOLL_TEST_MODES=epoll,built \
+    # Programs of the distribution, on the libraries that were just built --with-uring.
+    export RINGPOLL_LIBEVENT_DIR=$work/upstream/libevent/uring/.libs RINGPOLL_LIBUV_DIR=$work/upstream/libuv/uring/.libs
+    [ -e "$RINGPOLL_LIBEVENT_DIR/libevent.so" ] || unset RINGPOLL_LIBEVENT_DIR
+    [ -e "$RINGPOLL_LIBUV_DIR/libuv.so.1" ] || unset RINGPOLL_LIBUV_DIR
+    for program in coturn memcached pgbouncer sslsplit terminal tor transmission luv named node uvloop; do
+        say "$program on a library --with-uring"
+        top_builddir=$work/upstream/build-prefix RINGPOLL_TEST_MODES=epoll,built,off \
             python3 "$top/tests/programs/${program}_test.py" > "$work/upstream.out" 2>&1
         if [ $? -eq 77 ]; then
-            count skipped "$program on a libevent --with-uring: $(tail -n 1 "$work/upstream.out")"
+            count skipped "$program on a library --with-uring: $(tail -n 1 "$work/upstream.out")"
         elif tail -n 1 "$work/upstream.out" | grep -qE '^[a-z]+: [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$'; then
             read -r _ p _ f _ s _ < <(tail -n 1 "$work/upstream.out")
             tail -n 1 "$work/upstream.out"
             total_passed=$((total_passed + p)) total_failed=$((total_failed + f)) total_skipped=$((total_skipped + s))
-            [ "$f" -eq 0 ] || grep -A 20 FAILED "$work/upstream.out"
-            [ "$f" -eq 0 ] || failures+=("$program on a libevent --with-uring")
+            [ "$f" -eq 0 ] || grep -A 20 -E 'FAILED|differs: ' "$work/upstream.out"
+            [ "$f" -eq 0 ] || failures+=("$program on a library --with-uring")
         else
             tail -n 20 "$work/upstream.out"
-            count failed "$program on a libevent --with-uring"
+            count failed "$program on a library --with-uring"
         fi
     done
+    unset RINGPOLL_LIBEVENT_DIR RINGPOLL_LIBUV_DIR
 fi
 if in_git; then
     litter=$(comm -13 <(echo "$untracked_before") <(untracked))

@@ -107,6 +107,8 @@ static const struct edit libuv_edits[] = {
     {"src/unix/core.c", BEHIND, "int uv_backend_fd(const uv_loop_t* loop) {\n",
      "#ifdef HAVE_RINGPOLL\n"
      "  ((uv_loop_t*) loop)->flags |= RINGPOLL_UV_TREE_ASKED;\n"
+     "  if (uv__has_active_reqs((uv_loop_t*) loop))\n"
+     "    ringpoll_uv_tree_embed(loop->backend_fd);\n"
      "#endif\n"},
     {"src/unix/core.c", BEFORE, "  /* The if statement lets gcc compile it to a conditional store. Avoids\n",
      "#ifdef HAVE_RINGPOLL\n"
@@ -149,6 +151,40 @@ static const struct edit libuv_edits[] = {
     {"src/unix/loop.c", BEFORE, "    if (w->pevents != 0 && QUEUE_EMPTY(&w->watcher_queue)) {\n",
      "#ifdef HAVE_RINGPOLL\n"
      "    w->events = 0; /* Also where it is queued: uv__io_poll compares. */\n"
+     "#endif\n"},
+    {"src/unix/fs.c", BEFORE, "#define POST  ",
+     "#ifdef HAVE_RINGPOLL\n"
+     "static int ringpoll_uv_tree_takes(uv_loop_t* loop, uv_fs_t* req);\n"
+     "#else\n"
+     "# define ringpoll_uv_tree_takes(loop, req) 0\n"
+     "#endif\n"
+     "\n"},
+    {"src/unix/fs.c", BEFORE, "      uv__work_submit(loop,    ",
+     "      if (ringpoll_uv_tree_takes(loop, req))                                  \\\n"
+     "        return 0;                                                             \\\n"},
+    {"src/unix/fs.c", BEFORE, "int uv_fs_access(uv_loop_t* loop,\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "# include <ringpoll/uv-tree-files.h>\n"
+     "#endif\n"
+     "\n\n"},
+    {"src/unix/epoll.c", BEFORE, "      assert(fd >= 0);\n      assert((unsigned) fd < loop->nwatchers);\n\n      w = ",
+     "#ifdef HAVE_RINGPOLL\n"
+     "      if (fd == RINGPOLL_UV_TREE_FILES) {\n"
+     "        uv__metrics_update_idle_time(loop);\n"
+     "        ringpoll_uv_tree_files_done(loop);\n"
+     "        nevents++;\n"
+     "        continue;\n"
+     "      }\n"
+     "#endif\n"
+     "\n"},
+    {"src/threadpool.c", BEFORE, "    loop =  ((uv_fs_t*) req)->loop;\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "    {\n"
+     "      uint64_t id;\n"
+     "      memcpy(&id, req->reserved, sizeof(id));\n"
+     "      if (ringpoll_uv_tree_file_cancel(((uv_fs_t*) req)->loop->backend_fd, id))\n"
+     "        return 0;\n"
+     "    }\n"
      "#endif\n"},
     {"src/unix/udp.c", BEFORE, "union uv__sockaddr {\n",
      "#ifdef HAVE_RINGPOLL\n"

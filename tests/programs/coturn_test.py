@@ -13,7 +13,7 @@ import signal
 
 from harness import Suite, check
 
-suite = Suite("coturn", needs=["turnserver", "turnutils_uclient", "openssl"], libevent=True)
+suite = Suite("coturn", needs=["turnserver", "turnutils_uclient", "openssl"], library="libevent")
 
 
 class Server:

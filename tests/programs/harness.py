@@ -8,13 +8,14 @@ body twice, on plain epoll (the oracle) and with its polls on a ring
 failed a check and both returned the same. So a test can hardly be wrong about
 what a program does: it only has to ask for the same thing twice.
 
-A program that links libevent is asked more often (Suite(libevent=True)): there
-are two more ways onto a ring, without the preload library. The modes are then
+A program that links libevent or libuv is asked more often (Suite(library="libuv")):
+there are more ways onto a ring, without the preload library. The modes are then
    epoll    as it is
    ring     the preload library
    event    the start-up object of libringpoll-event, into the distribution's libevent
-   built    the libevent that was built --with-uring, by LD_LIBRARY_PATH; where
-            RINGPOLL_LIBEVENT_DIR names the directory of its libraries
+   built    the library that was built --with-uring, by LD_LIBRARY_PATH; where
+            RINGPOLL_LIBEVENT_DIR or RINGPOLL_LIBUV_DIR names the directory of its files
+   off      of libuv: the same, switched off: UV_USE_RINGPOLL=0
 and what each returned is compared with what epoll's run did.
 
 What is promised of every case, beside its own checks:
@@ -26,6 +27,7 @@ What is promised of every case, beside its own checks:
  - In ring mode the program's report ($RINGPOLL_STATS) shows that a ring carried
    events, or says why not, where the case asks for that. The libevent modes have
    no such report: `ringpoll stat` looks into the program right before it is ended.
+   A libuv that was built --with-uring writes it, and switched off it must show no ring.
  - A case that hangs is ended by a watchdog, which says what every process
    waited for.
 
@@ -34,8 +36,8 @@ always on 127.0.0.1, so a port that was free stays free, also when several tests
 run at once.
 
 Environment: RINGPOLL_PRELOAD (path of the preload library), RINGPOLL_TEST_CASES
-(comma-separated names: only these), RINGPOLL_TEST_MODES (epoll,ring or, with libevent,
-epoll,ring,event,built), RINGPOLL_LIBEVENT_DIR,
+(comma-separated names: only these), RINGPOLL_TEST_MODES (epoll,ring, with libevent
+epoll,ring,event,built, with libuv epoll,ring,built,off), RINGPOLL_LIBEVENT_DIR, RINGPOLL_LIBUV_DIR,
 RINGPOLL_TEST_KEEP=1 (keep the directories and logs), RINGPOLL_TEST_SEED,
 RINGPOLL_TEST_PATIENCE (seconds to wait for what should come at once),
 RINGPOLL_PROFILE (safe when it is unset) and RINGPOLL_MASK (for the programs on the
@@ -63,6 +65,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # Long enough for a machine that runs eight of these at once, short beside the
 # "for ever" of an event that is lost.
 PATIENCE_S = float(os.environ.get("RINGPOLL_TEST_PATIENCE", "30"))
+# The ways without the preload library, by the library that a program links.
+WAYS = {None: (), "libevent": ("event", "built"), "libuv": ("built", "off")}
 
 
 class Failure(AssertionError):
@@ -225,8 +229,8 @@ class Process:
 class Run:
     """One run of one case's body in one mode."""
 
-    def __init__(self, suite, case, mode):
-        self.suite, self.case, self.mode = suite, case, mode
+    def __init__(self, suite, case, mode, library=None):
+        self.suite, self.case, self.mode, self.library = suite, case, mode, library
         self.directory = tempfile.mkdtemp(prefix="ringpoll-%s-" % suite.name)
         self.processes, self.notes, self.expected_rings = [], [], []
         self.stats_directory = os.path.join(self.directory, "stats")
@@ -244,8 +248,8 @@ class Run:
         elif shim and self.mode == "event":
             env.update(LD_PRELOAD=self.suite.startup,
                        ASAN_OPTIONS="detect_leaks=0:verify_asan_link_order=0")
-        elif shim and self.mode == "built":
-            env.update(LD_LIBRARY_PATH=self.suite.built)
+        elif shim and self.mode in ("built", "off"):
+            env.update(self.built_variables())
         return env
 
     def ring_variables(self):
@@ -254,6 +258,18 @@ class Run:
         return {"LD_PRELOAD": self.suite.preload, "RINGPOLL": word, "RINGPOLL_PROFILE": self.suite.profile,
                 "RINGPOLL_MASK": os.environ.get("RINGPOLL_MASK", ""), "RINGPOLL_STATS": os.path.join(self.stats_directory, "%p"),
                 "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0"}
+
+    def built_variables(self):
+        """Of a program that gets the library that was built --with-uring."""
+        env = {"LD_LIBRARY_PATH": self.suite.built[self.library]}
+        if self.library == "libuv":
+            env["RINGPOLL_STATS"] = os.path.join(self.stats_directory, "%p")
+            # Its own default is no profile of the shim's.
+            if os.environ.get("RINGPOLL_PROFILE"):
+                env["RINGPOLL_PROFILE"] = self.suite.profile
+            if self.mode == "off":
+                env["UV_USE_RINGPOLL"] = "0"
+        return env
 
     def start(self, argv, env=None, shim=True, stdin=subprocess.DEVNULL, cwd=None, name=None, preexec=None):
         program = find_program(argv[0]) or argv[0]
@@ -321,7 +337,8 @@ class Run:
         """The first try to bind must succeed: call it right after the wait. (A killed
         program whose ring accepted, by the profile throughput or by a listener of libevent's
         that completes on it, has the port for some milliseconds longer: design.md, known differences.)"""
-        late = killed and (self.mode == "built" or (self.mode == "ring" and self.suite.profile == "throughput"))
+        late = killed and ((self.mode == "built" and self.library == "libevent") or
+                           (self.mode in ("ring", "built") and self.suite.profile == "throughput"))
         with socket.socket() as probe:
             if reuse:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -345,6 +362,17 @@ class Run:
                     except OSError:
                         select.select([], [], [], 0.001)
                 raise Failure("the port cannot be bound again: %s" % error.strerror) from None
+
+    def check_datagram_port_is_free(self, port):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((self.suite.address, port))
+
+    def ask_datagram(self, port, question, answer):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as conn:
+            conn.settimeout(PATIENCE_S)
+            conn.connect((self.suite.address, port))
+            conn.send(question)
+            check_equal(conn.recv(65536), answer, "the answer")
 
     def kill_and_rebind(self, process, port, conns=()):
         """SIGKILL of a program and all its children; the listener's port must be
@@ -443,6 +471,10 @@ class Run:
                           if report.get("reason") not in (None, "", "none", "-", 0)})
         self.summary = "%d reports, %s%s" % (len(reports), " ".join("%s=%d" % item for item in summary.items()),
                                              ("; reasons: " + ", ".join(reasons)) if reasons else "")
+        if self.mode == "off":
+            if any(report.get("rings_made") for report in reports.values()):
+                raise Failure("switched off, there is a ring: %s" % self.summary)
+            return
         for pid, rings, cqes in self.expected_rings:
             chosen = [report for key, report in reports.items() if pid in (None, key)]
             if not chosen:
@@ -590,26 +622,27 @@ def in_threads(jobs):
 
 
 class Suite:
-    def __init__(self, name, needs=(), profile="safe", libevent=False):
-        self.name, self.needs, self.cases, self.libevent = name, needs, [], libevent
+    def __init__(self, name, needs=(), profile="safe", library=None):
+        self.name, self.needs, self.cases, self.library = name, needs, [], library
         self.profile = os.environ.get("RINGPOLL_PROFILE", profile)
-        self.preload = self.startup = self.built = None
+        self.preload = self.startup = None
+        self.built = {}
         self.command = find_built("tools", "ringpoll")
         pid = os.getpid()
         self.address = "127.%d.%d.%d" % (16 + (pid >> 14 & 0x3f), pid >> 7 & 0x7f, 1 + (pid & 0x7f))
         self.seed = int(os.environ.get("RINGPOLL_TEST_SEED", "1"))
 
-    def case(self, function=None, *, timeout=60, libevent=None):
-        """`libevent`: whether the program of this case links it, where the suite has several."""
+    def case(self, function=None, *, timeout=60, library=""):
+        """`library`: which one the program of this case links (None: neither), where the suite has several."""
         def add(body):
-            body.timeout, body.libevent = timeout, self.libevent if libevent is None else libevent
+            body.timeout, body.library = timeout, self.library if library == "" else library
             self.cases.append(body)
             return body
         return add(function) if function else add
 
     def run_once(self, body, mode):
         """('pass', value, run) · ('fail', text, run) · ('skip', text, run)"""
-        run = Run(self, body.__name__, mode)
+        run = Run(self, body.__name__, mode, body.library)
         run.summary, SLOWEST_END[0] = "", 0.0
 
         def on_alarm(_number, _frame):
@@ -658,12 +691,23 @@ class Suite:
             if "libtsan" in self.startup:
                 return "the programs' own locks are not instrumented, so ThreadSanitizer would report them"
             return None
-        self.built = os.environ.get("RINGPOLL_LIBEVENT_DIR")
-        if not self.built:
-            return "RINGPOLL_LIBEVENT_DIR does not name the libraries of a libevent that was built --with-uring"
-        if not any(name.startswith("libevent") for name in os.listdir(self.built)):
-            raise SystemExit("RINGPOLL_LIBEVENT_DIR=%s has no libevent" % self.built)
-        return None
+        reasons = []
+        for library in sorted({body.library for body in self.cases if mode in WAYS[body.library]}):
+            variable = "RINGPOLL_%s_DIR" % library.upper()
+            directory = os.environ.get(variable)
+            if not directory:
+                reasons.append("%s does not name the libraries of a %s that was built --with-uring" % (variable, library))
+            elif not any(name.startswith(library) for name in os.listdir(directory)):
+                raise SystemExit("%s=%s has no %s" % (variable, directory, library))
+            else:
+                self.built[library] = directory
+        return "; ".join(reasons) if not self.built else None
+
+    def takes(self, body, mode):
+        """Whether this case has this way, and it can be taken here."""
+        if mode in ("epoll", "ring"):
+            return True
+        return mode in WAYS[body.library] and (mode == "event" or body.library in self.built)
 
     def main(self):
         sys.stdout.reconfigure(line_buffering=True)
@@ -673,7 +717,8 @@ class Suite:
                 self.finish(0, 0, len(self.cases))
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        modes = os.environ.get("RINGPOLL_TEST_MODES", "epoll,ring" + (",event,built" if self.libevent else "")).split(",")
+        ways = [way for library in sorted({str(body.library) for body in self.cases}) for way in WAYS.get(library, ())]
+        modes = os.environ.get("RINGPOLL_TEST_MODES", ",".join(dict.fromkeys(["epoll", "ring"] + ways))).split(",")
         if "ring" in modes:
             self.preload = find_preload()
             reason = None
@@ -686,19 +731,25 @@ class Suite:
             if reason:
                 print("%s: skipped: %s" % (self.name, reason))
                 self.finish(0, 0, len(self.cases))
-        for mode in ("event", "built"):
+        alone = modes == ["epoll"]
+        for mode in ("event", "built", "off"):
             reason = self.prepare(mode) if mode in modes else None
             if reason:
                 print("%s: the way by %s is skipped: %s" % (self.name, mode, reason))
                 modes.remove(mode)
+        if modes == ["epoll"] and not alone:
+            print("%s: skipped: there is nothing to compare epoll with" % self.name)
+            self.finish(0, 0, len(self.cases))
         chosen = os.environ.get("RINGPOLL_TEST_CASES")
         passed = failed = skipped = 0
         for body in self.cases:
             if chosen and body.__name__ not in chosen.split(","):
                 continue
+            if not alone and not any(self.takes(body, mode) for mode in modes if mode != "epoll"):
+                continue
             values, verdict = {}, "passed"
             for mode in modes:
-                if mode in ("event", "built") and not body.libevent:
+                if not self.takes(body, mode):
                     continue
                 began = time.monotonic()
                 outcome, value, run = self.run_once(body, mode)

@@ -29,7 +29,7 @@ suite = Suite("node")
 
 ENTER = r"""
 mount --make-rprivate / && mount -t overlay -o "lowerdir=$ROOT/usr/share:/usr/share" overlay /usr/share || exit 99
-export LD_LIBRARY_PATH="$(dirname "$ROOT"/usr/lib/*/libnode.so.*)"
+export LD_LIBRARY_PATH="$(dirname "$ROOT"/usr/lib/*/libnode.so.*)${INNER_LIBRARIES:+:$INNER_LIBRARIES}"
 export LD_PRELOAD="$INNER_PRELOAD"; [ -n "$LD_PRELOAD" ] || unset LD_PRELOAD
 exec "$ROOT/usr/bin/node" "$@"
 """
@@ -101,7 +101,8 @@ class Node:
             raise Skipped("Debian's node does not run here (a mount namespace with an overlay is needed)")
 
     def variables(self, preload):
-        return dict(os.environ, ROOT=os.path.abspath(self.root), INNER_PRELOAD=preload or "", LD_PRELOAD="")
+        return dict(os.environ, ROOT=os.path.abspath(self.root), INNER_PRELOAD=preload or "", INNER_LIBRARIES="",
+                    LD_PRELOAD="")
 
     def start(self, run, *words):
         self.find()
@@ -110,11 +111,14 @@ class Node:
         env = {"UV_THREADPOOL_SIZE": "4", "NODE_OPTIONS": "", "NODE_DISABLE_COLORS": "1"}
         if not self.root:
             return run.start([self.program] + script, env=env, name="node")
-        env.update(ROOT=os.path.abspath(self.root), INNER_PRELOAD="")
+        env.update(ROOT=os.path.abspath(self.root), INNER_PRELOAD="", INNER_LIBRARIES="")
         if run.mode == "ring":
             # Only the last program of the chain is to be preloaded.
             env.update(run.ring_variables())
             env["INNER_PRELOAD"] = env.pop("LD_PRELOAD")
+        elif run.mode in ("built", "off"):
+            env.update(run.built_variables())
+            env["INNER_LIBRARIES"] = env.pop("LD_LIBRARY_PATH")
         return run.start(["unshare", "-m", "sh", "-c", ENTER, "sh"] + script, env=env, shim=False, name="node")
 
 
@@ -122,9 +126,10 @@ def run_case(node, run, name):
     files = os.path.join(run.directory, "files")
     os.makedirs(files)
     process = node.start(run, name, suite.address, files)
-    out = process.finish(0, 45)
+    out = json.loads(process.finish(0, 45))
+    run.notes.append("%(node)s with libuv %(uv)s" % out["versions"])
     run.expect_ring(process)
-    return json.loads(out)
+    return out["seen"]
 
 
 def served_from_outside(node, run):
@@ -144,6 +149,7 @@ def served_from_outside(node, run):
             conn.sendall(b"GET /bytes/10 HTTP/1.1\r\nHost: x\r\n\r\n")
             check(conn.recv(4096).startswith(b"HTTP/1.1 200"), "no reply")
         if number == signal.SIGKILL:
+            run.look(process.pid)
             run.kill_and_rebind(process, port, conns)
         else:
             seen.append(process.end(number))
@@ -152,23 +158,25 @@ def served_from_outside(node, run):
     return seen
 
 
-CASES = ("http_keep_alive", "http_close", "files", "children", "net_echo", "dns_and_udp", "timers_and_workers",
-         "standard_streams", "cluster")
+CASES = ("http_keep_alive", "http_close", "http_streaming", "files", "file_streams", "children", "passed_handles", "net_echo",
+         "half_open", "tls", "dns_and_udp", "datagrams", "timers_and_workers", "standard_streams", "cluster")
 
 
 def add_cases():
     for which in ("installed", "debian"):
         node = Node(which)
+        # Another source's has a libuv of its own inside.
+        linked = "libuv" if which == "debian" or is_debians(find_program("node") or "/none") else None
         for name in CASES:
             def body(run, node=node, name=name):
                 return run_case(node, run, name)
             body.__name__ = "%s_%s" % (which, name)
-            suite.case(body)
+            suite.case(body, library=linked)
 
         def outside(run, node=node):
             return served_from_outside(node, run)
         outside.__name__ = "%s_served_from_outside" % which
-        suite.case(outside)
+        suite.case(outside, library=linked)
 
 
 if __name__ == "__main__":

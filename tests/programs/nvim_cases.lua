@@ -59,8 +59,42 @@ for i = 1, 10 do
   end)
 end
 assert(vim.wait(20000, function() return ended == 10 end, 5))
-server:close()
 note('echoed', ended)
+
+-- Channels to another nvim: its standard streams, a socket with a path, TCP; raw bytes to the echo.
+do
+  local path = os.getenv('RESULTS') .. '.sock'
+  local job = vim.fn.jobstart({ vim.v.progpath, '-u', 'NONE', '-i', 'NONE', '-n', '--embed', '--headless', '--listen', path },
+    { rpc = true })
+  local port = vim.rpcrequest(job, 'nvim_call_function', 'serverstart', { os.getenv('ADDRESS') .. ':0' })
+  local channels = { job, vim.fn.sockconnect('pipe', path, { rpc = true }), vim.fn.sockconnect('tcp', port, { rpc = true }) }
+  for i, channel in ipairs(channels) do
+    local total = 0
+    for turn = 1, 200 do total = total + vim.rpcrequest(channel, 'nvim_eval', turn .. ' * 2') end
+    for turn = 1, 100 do vim.rpcnotify(channel, 'nvim_set_var', 'told', turn) end
+    note('channel', i, total, vim.rpcrequest(channel, 'nvim_get_var', 'told'))
+    vim.rpcnotify(channel, 'nvim_set_var', 'large', string.rep('r', 700000))
+    note('large', #vim.rpcrequest(channel, 'nvim_get_var', 'large'))
+  end
+  vim.fn.chanclose(channels[3])
+  vim.rpcnotify(job, 'nvim_command', 'qall!')
+  note('ended', vim.fn.jobwait({ job }, 20000)[1])
+end
+do
+  local back = ''
+  local channel = vim.fn.sockconnect('tcp', os.getenv('ADDRESS') .. ':' .. server:getsockname().port, {
+    on_data = function(_, data) back = back .. table.concat(data, '\n') end,
+  })
+  local sent = ''
+  for i = 1, 200 do
+    vim.fn.chansend(channel, 'line ' .. i .. '\n')
+    sent = sent .. 'line ' .. i .. '\n'
+  end
+  assert(vim.wait(20000, function() return back == sent end, 1), 'the echo of a channel')
+  vim.fn.chanclose(channel)
+  note('channel', #back)
+end
+server:close()
 
 -- Files through the thread pool.
 local file = os.getenv('RESULTS') .. '.data'

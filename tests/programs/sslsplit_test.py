@@ -18,7 +18,7 @@ import threading
 
 from harness import Suite, check, check_equal, in_threads, read_exactly
 
-suite = Suite("sslsplit", needs=["sslsplit", "openssl"], libevent=True)
+suite = Suite("sslsplit", needs=["sslsplit", "openssl"], library="libevent")
 
 
 def certificate(run, name, *options):

@@ -25,7 +25,7 @@ import time
 
 from harness import HERE, PATIENCE_S, Failure, Skipped, Suite, check, check_equal, find_program, wait_until
 
-suite = Suite("terminal", libevent=True)
+suite = Suite("terminal", library="libevent")
 
 
 class Tmux:
@@ -240,10 +240,10 @@ def nvim(run, *words, **options):
     return ["nvim", "-u", "NONE", "-i", "NONE", "-n"] + list(words), env
 
 
-@suite.case(libevent=False)
+@suite.case(library="libuv")
 def nvim_headless_script(run):
     results = os.path.join(run.directory, "results")
-    argv, env = nvim(run, "--headless", "-c", "luafile " + os.path.join(HERE, "nvim_cases.lua"),
+    argv, env = nvim(run, "--headless", "-c", "luafile " + os.path.join(HERE, "nvim_cases.lua"), "-c", "cquit",
                      env={"RESULTS": results})
     process = run.start(argv, env=env)
     process.finish(0)
@@ -253,7 +253,21 @@ def nvim_headless_script(run):
         return file.read().splitlines()
 
 
-@suite.case(libevent=False)
+@suite.case(library="libuv")
+def nvim_loop(run):
+    """What lua-luv's own test does, on the loop that nvim runs."""
+    results = os.path.join(run.directory, "results")
+    argv, env = nvim(run, "--headless", "-c", "luafile " + os.path.join(HERE, "luv_cases.lua"), "-c", "cquit",
+                     env={"RESULTS": results, "DIRECTORY": run.directory})
+    process = run.start(argv, env=env)
+    process.finish(0)
+    run.expect_ring(process, cqes=1000)
+    check(os.path.exists(results), "no results: %s", process.errors()[-2000:])
+    with open(results) as file:
+        return file.read().splitlines()
+
+
+@suite.case(library="libuv")
 def nvim_driven_by_another(run):
     """A server without a screen; a second nvim sends it expressions and files."""
     path, seen = os.path.join(run.directory, "nvim.sock"), []
@@ -273,7 +287,7 @@ def nvim_driven_by_another(run):
     return seen
 
 
-@suite.case(libevent=False)
+@suite.case(library="libuv")
 def nvim_on_a_terminal(run):
     target = os.path.join(run.directory, "text")
     argv, env = nvim(run, target)

@@ -20,7 +20,7 @@ import struct
 
 from harness import Suite, check, check_ended, check_equal, in_threads, read_exactly, wait_until
 
-suite = Suite("transmission", needs=["transmission-daemon"], libevent=True)
+suite = Suite("transmission", needs=["transmission-daemon"], library="libevent")
 PIECE, BLOCK = 32768, 16384
 
 
