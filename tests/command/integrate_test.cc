@@ -277,6 +277,7 @@ const Tree libuv_lines = {
                         "  /* The if statement lets gcc compile it to a conditional store. Avoids\nbehind\n"},
     {"src/unix/stream.c", "  if (QUEUE_EMPTY(&stream->write_completed_queue))\n    return;\nbetween\n"
                           "    /* Write queue drained. */\n    if (QUEUE_EMPTY(&stream->write_queue))\n      uv__drain(stream);\n"
+                          "between\n  if (!(stream->flags & UV_HANDLE_READING))\n    return 0;\n"
                           "between\n  return uv__try_write(stream, bufs, nbufs, send_handle);\n"},
     {"src/unix/udp.c",
      "union uv__sockaddr {\nbetween\nvoid uv__udp_close(uv_udp_t* handle) {\nbetween\n"
@@ -288,7 +289,7 @@ const Tree libuv_lines = {
      "  uv__io_init(&handle->io_watcher, uv__udp_io, fd);\nbetween\n"
      "  uv__io_start(handle->loop, &handle->io_watcher, POLLIN);\nbehind\n"},
     {"src/unix/fs.c", "#define POST  \\\nbetween\n      uv__work_submit(loop,    \\\nbetween\nint uv_fs_access(uv_loop_t* loop,\nbehind\n"},
-    {"src/unix/epoll.c", "    if (w->events == 0)\n      op = EPOLL_CTL_ADD;\nbetween\n"
+    {"src/unix/epoll.c", "  while (!QUEUE_EMPTY(&loop->watcher_queue)) {\nbetween\n    if (w->events == 0)\n      op = EPOLL_CTL_ADD;\nbetween\n"
                          "      assert(fd >= 0);\n      assert((unsigned) fd < loop->nwatchers);\n\n      w = loop->watchers[fd];\n"},
     {"src/threadpool.c", "    loop =  ((uv_fs_t*) req)->loop;\nbehind\n"},
 };
