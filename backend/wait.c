@@ -840,12 +840,17 @@ static int wait_on_mute_ring(struct rp_set *set, struct wait *wait)
 }
 
 /* Not a server that has only begun to accept. */
+/* Eventfds and pipes are no reason to keep a ring: many a loop has some to be woken by, and
+ * hears nothing of them for long. */
 static bool mostly_kernel_watches(const struct rp_set *set)
 {
-    unsigned kernel = 0;
-    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+    unsigned kernel = 0, wakers = 0;
+    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         kernel += watch->home == RP_HOME_KERNEL && !watch->deleted;
-    return kernel > set->ring_watches;
+        wakers += watch->home == RP_HOME_RING && !watch->deleted &&
+                  (watch->kind == RINGPOLL_FD_EVENTFD || watch->kind == RINGPOLL_FD_PIPE);
+    }
+    return kernel + wakers > set->ring_watches;
 }
 
 /* SQPOLL: a fence may sleep. A signal that comes meanwhile is kept for the sleep
