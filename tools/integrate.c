@@ -127,6 +127,12 @@ static const struct edit libuv_edits[] = {
      "    /* Write queue drained. */\n"
      "    if (QUEUE_EMPTY(&stream->write_queue) &&\n"
      "        QUEUE_EMPTY(&stream->write_completed_queue))\n"},
+    {"src/unix/stream.c", BEFORE, "\n  stream->read_cb = NULL;\n  stream->alloc_cb = NULL;\n  return 0;\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  if (!uv__io_active(&stream->io_watcher, POLLIN | POLLOUT))\n"
+     "    ringpoll_uv_tree_read_stopped(stream->loop->backend_fd,\n"
+     "                                  uv__stream_fd(stream));\n"
+     "#endif\n"},
     {"src/unix/stream.c", BEFORE, "  return uv__try_write(stream, bufs, nbufs, send_handle);\n",
      "#ifdef HAVE_RINGPOLL\n"
      "  if (send_handle == NULL) {\n"

@@ -8,6 +8,10 @@
  * returned, and the kernel's once they are flushed. A program that finds
  * write_queue_size 0 may write to the fd by itself (uvloop does), so the callbacks wait
  * for the flush: one for all streams of a turn, since the first that asks flushes all.
+ *
+ * libuv itself tells epoll nothing when a stream's reads are stopped, only when it is told
+ * of more bytes. By then the ring would have taken them, and the program may read the fd
+ * by itself or pass it to another process: those bytes are the kernel's to keep.
  */
 #include "preload.h"
 
@@ -18,6 +22,12 @@ const char rp_shim_inside_switch[] = "UV_USE_RINGPOLL";
 int ringpoll_uv_tree_embed(int backend_fd)
 {
     return rp_shim_watching() ? ringpoll_demote(backend_fd) : 0;
+}
+
+void ringpoll_uv_tree_read_stopped(int backend_fd, int fd)
+{
+    if (rp_shim_watching() && ringpoll_fd_is_stream_on_ring(fd))
+        (void)ringpoll_ctl(backend_fd, EPOLL_CTL_DEL, fd, NULL);
 }
 
 int ringpoll_uv_tree_written(int fd)

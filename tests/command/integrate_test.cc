@@ -277,7 +277,8 @@ const Tree libuv_lines = {
                         "  /* The if statement lets gcc compile it to a conditional store. Avoids\nbehind\n"},
     {"src/unix/stream.c", "  if (QUEUE_EMPTY(&stream->write_completed_queue))\n    return;\nbetween\n"
                           "    /* Write queue drained. */\n    if (QUEUE_EMPTY(&stream->write_queue))\n      uv__drain(stream);\n"
-                          "between\n  return uv__try_write(stream, bufs, nbufs, send_handle);\n"},
+                          "between\n  return uv__try_write(stream, bufs, nbufs, send_handle);\nbetween\n"
+                          "\n  stream->read_cb = NULL;\n  stream->alloc_cb = NULL;\n  return 0;\n"},
 };
 
 class IntegrateLibuv : public Integrate {

@@ -632,9 +632,11 @@ class Suite:
         self.address = "127.%d.%d.%d" % (16 + (pid >> 14 & 0x3f), pid >> 7 & 0x7f, 1 + (pid & 0x7f))
         self.seed = int(os.environ.get("RINGPOLL_TEST_SEED", "1"))
 
-    def case(self, function=None, *, timeout=60, library=""):
-        """`library`: which one the program of this case links (None: neither), where the suite has several."""
+    def case(self, function=None, *, timeout=60, library="", but=()):
+        """`library`: which one the program of this case links (None: neither), where the suite has several.
+        `but`: the ways that are known to differ (design.md)."""
         def add(body):
+            body.but = but
             body.timeout, body.library = timeout, self.library if library == "" else library
             self.cases.append(body)
             return body
@@ -705,6 +707,8 @@ class Suite:
 
     def takes(self, body, mode):
         """Whether this case has this way, and it can be taken here."""
+        if mode in body.but:
+            return False
         if mode in ("epoll", "ring"):
             return True
         return mode in WAYS[body.library] and (mode == "event" or body.library in self.built)
