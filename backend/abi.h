@@ -215,6 +215,10 @@ struct rp_sqe {
     union {
         uint64_t addr;
         uint64_t splice_off_in;
+        struct {
+            uint32_t level; /* URING_CMD, RP_SOCKET_GETSOCKOPT */
+            uint32_t optname;
+        };
     };
     uint32_t len; /* poll: RP_POLL_ADD_*, RP_POLL_UPDATE_* */
     union {
@@ -239,7 +243,7 @@ struct rp_sqe {
     union {
         int32_t splice_fd_in;
         uint32_t file_index;
-        uint32_t optlen; /* multishot receive: bytes after which it ends */
+        uint32_t optlen; /* multishot receive: bytes after which it ends; GETSOCKOPT: of what is at addr3 */
         struct {
             uint16_t addr_len;
             uint16_t pad3;
@@ -253,6 +257,8 @@ RP_STATIC_ASSERT(offsetof(struct rp_sqe, ioprio) == 2);
 RP_STATIC_ASSERT(offsetof(struct rp_sqe, fd) == 4);
 RP_STATIC_ASSERT(offsetof(struct rp_sqe, off) == 8);
 RP_STATIC_ASSERT(offsetof(struct rp_sqe, addr) == 16);
+RP_STATIC_ASSERT(offsetof(struct rp_sqe, level) == 16);
+RP_STATIC_ASSERT(offsetof(struct rp_sqe, optname) == 20);
 RP_STATIC_ASSERT(offsetof(struct rp_sqe, len) == 24);
 RP_STATIC_ASSERT(offsetof(struct rp_sqe, poll32_events) == 28);
 RP_STATIC_ASSERT(offsetof(struct rp_sqe, user_data) == 32);
@@ -298,6 +304,8 @@ static inline uint32_t rp_poll_word(uint32_t events)
 #define RP_RECVSEND_BUNDLE (1u << 4)
 #define RP_SEND_VECTORIZED (1u << 5)
 #define RP_NOTIF_USAGE_ZC_COPIED (1u << 31)
+/* URING_CMD of a socket: sqe->cmd_op (6.7; SOL_SOCKET alone) */
+#define RP_SOCKET_GETSOCKOPT 2u
 /* ASYNC_CANCEL: sqe->cancel_flags; SYNC_CANCEL: flags */
 #define RP_ASYNC_CANCEL_ALL (1u << 0)
 #define RP_ASYNC_CANCEL_FD (1u << 1)

@@ -23,6 +23,9 @@
 #define SPARE_FDS 64u
 #define ACCEPT_FLAGS (SOCK_NONBLOCK | SOCK_CLOEXEC)
 #define SO_PEERNAME_ 28
+/* Peers' addresses that the ring is asked for at once; fewer are worth their calls. */
+#define ASKED_MOST 64u
+#define ASKED_LEAST 3u
 
 /* ----------------------------------------------------------------- records */
 
@@ -848,11 +851,62 @@ static int peer_address(struct rp_acceptor *acceptor, int fd, struct sockaddr_st
     return error < 0 ? (int)error : (int)length;
 }
 
+/* What the ring answered for this place in the queue, or NULL. */
+static const struct rp_peer_name *name_at(const struct rp_acceptor *acceptor, uint32_t at)
+{
+    const struct rp_peer_name *name = at - acceptor->asked_from < acceptor->asked
+                                          ? &acceptor->names[at - acceptor->asked_from] : NULL;
+    static const struct rp_peer_name none;
+    return name && memcmp(name, &none, sizeof ((struct sockaddr *)0)->sa_family) != 0 ? name : NULL;
+}
+
+/* The addresses of all that stand in the queue, by one enter: a call for each would be the
+ * one that accepting costs. */
+static void ask_names(struct rp_set *set, struct rp_acceptor *acceptor)
+{
+    struct rp_ring *ring = &set->ring;
+    uint32_t count = queued(acceptor) < ASKED_MOST ? queued(acceptor) : ASKED_MOST, first = ring->sqe_tail, n = 0;
+    struct rp_sqe *sqe;
+    if (!acceptor->names && !(acceptor->names = rp_sys_pages(ASKED_MOST * sizeof *acceptor->names)))
+        return;
+    memset(acceptor->names, 0, ASKED_MOST * sizeof *acceptor->names);
+    for (; n < count && (sqe = rp_ring_get_sqe(ring)) != NULL; n++) {
+        int fd = acceptor->queue[(acceptor->head + n) & (acceptor->room - 1)].fd;
+        sqe->opcode = fd < 0 ? RP_IORING_OP_NOP : RP_IORING_OP_URING_CMD;
+        if (ring->features & RINGPOLL_FEATURE_CQE_SKIP)
+            sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
+        if (fd < 0)
+            continue;
+        sqe->fd = fd;
+        sqe->cmd_op = RP_SOCKET_GETSOCKOPT;
+        sqe->level = SOL_SOCKET;
+        sqe->optname = SO_PEERNAME_;
+        sqe->optlen = acceptor->inet_length;
+        sqe->addr3 = (uint64_t)(uintptr_t)&acceptor->names[n];
+    }
+    (void)rp_set_enter_and_reap(set);
+    for (uint32_t at = first; at != first + n; at++)
+        if ((int32_t)(at - ring->sqe_head) >= 0) { /* refused: they shall not write there later */
+            memset(&ring->sqes[at & ring->sq_mask], 0, sizeof *sqe);
+            ring->sqes[at & ring->sq_mask].opcode = RP_IORING_OP_NOP;
+        }
+    acceptor->asked_from = acceptor->head;
+    acceptor->asked = n;
+    set->no_names = true; /* an older kernel answers none */
+    for (uint32_t i = 0; i < n && set->no_names; i++)
+        set->no_names = name_at(acceptor, acceptor->head + i) == NULL;
+}
+
 /* The first in the queue becomes the program's. Locked. */
 static long hand_out(struct rp_set *set, struct rp_acceptor *acceptor, bool mine, struct sockaddr *address,
                      unsigned *length, int flags, bool *ret_shared)
 {
     bool known = mine && acceptor->known_length > 0 && acceptor->addressed == acceptor->head;
+    if (address && !known && mine && !set->no_names && acceptor->inet_length > 0 &&
+        acceptor->inet_length <= sizeof(struct rp_peer_name) && acceptor->head - acceptor->asked_from >= acceptor->asked &&
+        queued(acceptor) >= ASKED_LEAST)
+        ask_names(set, acceptor);
+    const struct rp_peer_name *name = known ? NULL : name_at(acceptor, acceptor->head);
     struct rp_connection connection = pop(acceptor);
     int fd = connection.fd, asked_before = acceptor->flags;
     set->stats.calls_saved++;
@@ -861,9 +915,12 @@ static long hand_out(struct rp_set *set, struct rp_acceptor *acceptor, bool mine
         return fd;
     if (address) {
         struct sockaddr_storage peer;
-        const struct sockaddr_storage *from = &acceptor->address;
+        const void *from = &acceptor->address;
         int have = (int)acceptor->known_length, room = (uintptr_t)length < 4096 ? -1 : (int)*length;
-        if (!known) {
+        if (name) {
+            from = name;
+            have = (int)acceptor->inet_length;
+        } else if (!known) {
             from = &peer;
             have = room < 0 ? 0 : peer_address(acceptor, fd, &peer);
         }

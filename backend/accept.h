@@ -69,6 +69,10 @@ struct rp_connection {
     bool shared;    /* it stood in the queue when a child was made */
 };
 
+struct rp_peer_name {
+    unsigned char bytes[28]; /* struct sockaddr_in6 */
+};
+
 struct rp_acceptor {
     /* What others look at before they have the lock: changed by one store each. */
     struct rp_set *set;
@@ -79,6 +83,7 @@ struct rp_acceptor {
     /* Memory that stays when the record is used again. */
     struct rp_connection *queue;
     uint32_t room;          /* a power of two */
+    struct rp_peer_name *names; /* of `asked`; NULL: not made */
     /* From here on a new one begins with zeroes. */
     uint8_t held;           /* callers that hold on to it while it may end */
     struct rp_op *op;       /* the accept; NULL when LEARNING */
@@ -97,6 +102,9 @@ struct rp_acceptor {
     unsigned address_length, known_length;
     unsigned inet_length;   /* of a TCP listener's addresses, once known */
     uint32_t addressed, in_enter;
+    /* Those of the others the ring is asked for, all in one enter: for so many from here on in
+     * the queue. What it had no answer for has no family. */
+    uint32_t asked_from, asked;
     uint64_t came_at;       /* enters of the ring when it came */
 };
 

@@ -145,6 +145,11 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
         return;
     rp_set_unlock(set);
     unregister(fd);
+    struct rp_stream *elsewhere = rp_stream_lock(fd); /* bytes that another set received */
+    if (elsewhere) {
+        unread = unread || elsewhere->head;
+        rp_set_unlock(elsewhere->set);
+    }
     rp_set_lock(set);
     end_connection(fd, kind, unread);
 }

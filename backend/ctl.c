@@ -118,9 +118,9 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
             RP_WRITE_ONCE(entry->epoch, RP_READ_ONCE(rp_fork_epoch));
         RP_WRITE_ONCE(watch->fd, fd);
         RP_WRITE_ONCE(watch->home, RP_HOME_RING);
-        watch->fresh = 2;
+        watch->fresh = RP_WATCH_FRESH;
         if (set->flags & RINGPOLL_ADOPT) {
-            watch->adopt_in = 2; /* a request and the end of its connection: not worth it */
+            watch->adopt_in = RP_WATCH_ADOPT_IN;
             watch->adopt_gap = 1;
         }
         rp_set_link_watch(set, watch, entry);

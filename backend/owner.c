@@ -197,7 +197,7 @@ void rp_set_raise(struct rp_set *set)
 
 void rp_set_lower(struct rp_set *set)
 {
-    if (!set->raised || set->wake_sent || set->left_told)
+    if (!set->raised || set->wake_sent || set->left_told || set->requested.told)
         return;
     rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, rp_wake_fd, NULL);
     set->raised = false;
@@ -370,6 +370,7 @@ void rp_set_has_company(struct rp_set *set)
 void rp_set_end_ring(struct rp_set *set)
 {
     struct rp_ring *ring = &set->ring;
+    rp_request_end_all(set);
     if (ring->fd < 0)
         return;
     rp_stream_end_all(set);
@@ -442,6 +443,7 @@ void rp_set_end_zombies(void)
         if (set->in_use && set->zombie && rp_set_is_mine(set) && !set->owner_inside) {
             __atomic_fetch_sub(&rp_zombies, 1, __ATOMIC_RELAXED);
             rp_set_end_ring(set);
+            rp_request_tell(set);
             rp_set_note_all_left(set);
             rp_set_forget_watches(set);
             if (set->waiters == 0)

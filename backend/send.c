@@ -587,7 +587,7 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
         return RINGPOLL_PASS;
     /* The owner, outside: everything else drains and calls the kernel. */
     if (!rp_set_is_mine(set) || set->owner_inside || set->ring.fd < 0 || !nonblocking ||
-        (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) || stream->state != RP_STREAM_ARMED ||
+        (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) || !rp_stream_batches(stream) ||
         (rp_fd_flags(entry) & RP_FD_SHUT)) {
         if (!rp_send_is_idle(send) && !rp_send_drain(set, stream, !nonblocking))
             return -EAGAIN;
@@ -616,7 +616,7 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
             (void)rp_send_flush(set);
         if (is_stuck(send))
             return refuse(send);
-        if (send->rest_length > 0 || stream->state != RP_STREAM_ARMED || stream->error)
+        if (send->rest_length > 0 || !rp_stream_batches(stream) || stream->error)
             return send_locked(set, stream, iov, count, flags);
         size_t asked = 0;
         for (size_t i = 0; i < count; i++)
@@ -627,7 +627,7 @@ static long send_locked(struct rp_set *set, struct rp_stream *stream, const stru
         (void)rp_send_flush(set);
         if (is_stuck(send))
             return refuse(send);
-        if (send->rest_length > 0 || send->state != RP_SEND_IDLE || stream->state != RP_STREAM_ARMED || stream->error)
+        if (send->rest_length > 0 || send->state != RP_SEND_IDLE || !rp_stream_batches(stream) || stream->error)
             return send_locked(set, stream, iov, count, flags);
         if (!add_to_arena(set, stream, iov, length))
             return send_now(set, stream, iov, count, length, flags);

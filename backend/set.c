@@ -130,6 +130,7 @@ void rp_set_free(struct rp_set *set)
     rp_accept_to_limbo(set);
     rp_set_close_hidden(set);
     rp_set_close_annexes(set);
+    rp_request_free_all(set);
     RP_WRITE_ONCE(set->owner, 0);
     set->in_use = false;
 }

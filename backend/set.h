@@ -11,6 +11,7 @@
 #include "files.h"
 #include "lock.h"
 #include "op.h"
+#include "request.h"
 #include "ring.h"
 #include "ringpoll/ringpoll.h"
 #include "send.h"
@@ -45,6 +46,8 @@ struct rp_set {
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
     bool wake_sent;     /* the owner is being woken */
     bool unpolled;      /* a BLOCKED stream has no poll yet */
+    bool any_requests, request_queued; /* there were some ever; see request.h */
+    bool request_done;  /* * */
     bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
     bool inherited;     /* a fork's child has yet to make it its own */
     bool in_company;    /* the owner's; a wait has found that there are other threads */
@@ -71,6 +74,7 @@ struct rp_set {
     unsigned annex_first; /* whose turn it is */
     struct rp_buffers buffers;
     struct rp_files files;
+    struct rp_requests requested;
     uint32_t buffer_count, stream_bytes; /* options */
     unsigned left;      /* watches with `left` */
     unsigned ghosts;    /* of them, whose number is closed */
@@ -83,7 +87,7 @@ struct rp_set {
      * one event; what they saved; turns to go without. */
     uint32_t judged, judged_single, judged_mods, alone_left, alone_gap;
     uint64_t judged_saved;
-    bool no_streams, no_accepts; /* this ring cannot */
+    bool no_streams, no_accepts, no_names; /* this ring cannot */
     /* --- the owner thread's */
     struct rp_ring ring;
     struct rp_op_table ops;
@@ -309,6 +313,9 @@ bool rp_set_ask_owner(struct rp_set *set);
  * lists after it (of a ring that tells, as much of it as one enter runs). 0, or a
  * negative errno that means that this ring is of no use any more. Owner thread. */
 int rp_set_enter_and_reap(struct rp_set *set);
+/* It is of no use any more, with that: the set is on kernel epoll after this. Owner thread,
+ * outside of a blocking enter; frees watches. */
+void rp_set_give_up_ring(struct rp_set *set, int error);
 /* The same until no canceled poll is left, so that no file is held. */
 int rp_set_await_orphans(struct rp_set *set, int turns);
 /* stats.c */

@@ -186,7 +186,7 @@ static void stream_free(struct rp_set *set, struct rp_stream *stream)
  * was that. Not while somebody waits for its end: he looks at it yet. */
 static bool end_if_empty(struct rp_set *set, struct rp_stream *stream)
 {
-    if (stream->state != RP_STREAM_PLAIN || stream->head || stream->error || stream->held ||
+    if (stream->state != RP_STREAM_PLAIN || stream->first || stream->head || stream->error || stream->held ||
         !rp_send_is_idle(&stream->send) || stream->send.op)
         return false;
     if (stream->lingers) {
@@ -317,9 +317,20 @@ bool rp_stream_may_stay(const struct rp_watch *watch)
            !(watch->events & (EPOLLPRI | EPOLLRDBAND | EPOLLMSG | EPOLLWRNORM | EPOLLWRBAND));
 }
 
+/* Reads and sends alone, of a connection that nothing has come by yet, and that the caller
+ * declared: no other reader is to be feared, and a program that speaks first, or waits for
+ * room, has other wishes. */
+static bool is_first(const struct rp_set *set, const struct rp_watch *watch)
+{
+    return (set->flags & RINGPOLL_DECLARED) && watch->fresh == RP_WATCH_FRESH && watch->kind == RINGPOLL_FD_TCP &&
+           watch->adopt_in == RP_WATCH_ADOPT_IN && !watch->stream && !watch->op && watch->ready == RP_READY_IDLE &&
+           !(watch->events & (EPOLLET | EPOLLONESHOT)) &&
+           (watch->events & RP_POLL_BITS & ~(uint32_t)EPOLLRDHUP) == EPOLLIN;
+}
+
 bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch)
 {
-    if (!(set->flags & RINGPOLL_ADOPT) || watch->adopt_in > 0 || watch->ended || watch->hung || set->alone_left || set->no_streams ||
+    if (!(set->flags & RINGPOLL_ADOPT) || (watch->adopt_in > 0 && !is_first(set, watch)) || watch->ended || watch->hung || set->alone_left || set->no_streams ||
         !set->tells ||
         (watch->kind != RINGPOLL_FD_TCP && watch->kind != RINGPOLL_FD_UNIX) || !(watch->events & EPOLLIN) ||
         !rp_stream_may_stay(watch))
@@ -410,6 +421,7 @@ int rp_stream_arm(struct rp_set *set, struct rp_watch *watch)
     int error = prepare(set);
     if (error < 0)
         return error;
+    bool first = watch->adopt_in > 0;
     struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
     if (!sqe)
         return -EBUSY;
@@ -435,14 +447,23 @@ int rp_stream_arm(struct rp_set *set, struct rp_watch *watch)
         sqe->opcode = RP_IORING_OP_RECV;
     }
     sqe->fd = watch->fd;
-    sqe->ioprio = RP_RECV_MULTISHOT;
+    sqe->ioprio = first ? 0 : RP_RECV_MULTISHOT;
     sqe->flags = RP_SQE_BUFFER_SELECT;
     sqe->buf_group = RP_BUFFERS_GROUP;
     sqe->user_data = rp_op_user_data(&set->ops, op);
     stream->op = op;
+    stream->first = first;
     stream->sqe_at = set->ring.sqe_tail - 1;
     step(stream, RP_STREAM_ARMED);
     return 0;
+}
+
+void rp_stream_turn_over(struct rp_set *set, struct rp_stream *stream)
+{
+    if (!stream->first || stream->state != RP_STREAM_PLAIN)
+        return;
+    stream->first = false;
+    end_if_empty(set, stream);
 }
 
 static inline bool in_flight(const struct rp_set *set, const struct rp_stream *stream)
@@ -460,7 +481,8 @@ static void receive_ended(struct rp_set *set, struct rp_stream *stream)
     if (!watch)
         return;
     rp_set_dirty(set, watch); /* polls take over */
-    set->handed_back |= watch->ready == RP_READY_IDLE;
+    /* An edge is told with what the poll finds now, not once more after it. */
+    set->handed_back |= rp_watch_is_edge(watch) || (watch->ready == RP_READY_IDLE && !stream->first);
     /* With batched sends no poll told of OUT, and this one must not tell again. */
     if ((set->flags & RINGPOLL_BATCH) && rp_watch_is_edge(watch) && !watch->recheck && !watch->op &&
         stream->send.state != RP_SEND_BLOCKED)
@@ -580,9 +602,14 @@ static __attribute__((noinline)) void completed_at_length(struct rp_set *set, st
     }
     if (final) {
         rp_op_step(&set->ops, op, RP_OP_FREE);
-        if (stream->state == RP_STREAM_ARMED)
+        stream->first = stream->first && came;
+        if (stream->state == RP_STREAM_ARMED && !stream->first)
             set->stats.receives_ended++;
         receive_ended(set, stream);
+        if (stream->first && stream->watch) { /* as a poll that told of bytes */
+            stream->watch->fresh--;
+            stream->watch->adopt_in--;
+        }
     }
     if (came) {
         struct rp_watch *watch = stream->watch;
@@ -678,6 +705,7 @@ bool rp_stream_any_leaves_silently(const struct rp_set *set)
 
 void rp_stream_leave(struct rp_set *set, struct rp_stream *stream)
 {
+    stream->first = false;
     if (stream->state == RP_STREAM_ARMED)
         step(stream, RP_STREAM_LEAVING);
     (void)set;
@@ -706,9 +734,9 @@ static void steal_completions(struct rp_set *set, struct rp_stream *stream)
 
 void rp_stream_end_receive(struct rp_set *set, struct rp_stream *stream)
 {
+    rp_stream_leave(set, stream);
     if (!rp_stream_is_armed(stream))
         return;
-    rp_stream_leave(set, stream);
     stream->held++;
     if (rp_set_is_mine(set) && set->ring.fd >= 0) {
         for (int turn = 0; turn < 1024 && rp_stream_is_armed(stream); turn++)
@@ -729,8 +757,11 @@ void rp_stream_end_all(struct rp_set *set)
 {
     if (set->batched || set->sending)
         (void)rp_send_flush(set);
-    for (struct rp_stream *stream = set->streams; stream; stream = stream->next)
+    for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
+        next = stream->next;
         rp_stream_leave(set, stream);
+        end_if_empty(set, stream);
+    }
     for (int turn = 0; turn < 4096; turn++) {
         bool any = false;
         for (struct rp_stream *stream = set->streams; stream && !any; stream = stream->next)
@@ -744,6 +775,7 @@ void rp_stream_abandon_receives(struct rp_set *set)
 {
     for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
         next = stream->next;
+        stream->first = false;
         if (rp_stream_is_armed(stream)) {
             stream->op = NULL;
             stream->slot = 0;
@@ -842,6 +874,7 @@ void rp_stream_after_fork(struct rp_set *set)
 {
     for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
         next = stream->next;
+        stream->first = false;
         stream->op = NULL;
         stream->slot = 0;
         stream->held = 0;
@@ -866,6 +899,7 @@ void rp_stream_to_limbo(struct rp_set *set)
     rp_lock(&limbo.lock);
     for (struct rp_stream *stream = set->streams, *next; stream; stream = next) {
         next = stream->next;
+        stream->first = false;
         stream->watch = NULL;
         stream->prev = NULL;
         stream->next = limbo.streams;
@@ -912,7 +946,7 @@ static bool is_nonblocking(int fd, int flags)
 static inline void note_drained(struct rp_set *set, struct rp_stream *stream)
 {
     struct rp_watch *watch = stream->watch;
-    if (watch && stream->state == RP_STREAM_ARMED && watch->ready != RP_READY_IDLE &&
+    if (watch && rp_stream_batches(stream) && watch->ready != RP_READY_IDLE &&
         (watch->events & RP_POLL_BITS & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDHUP)) == 0) {
         rp_ready_remove(set, watch);
         RP_WRITE_ONCE(watch->ready, RP_READY_IDLE);
@@ -1074,15 +1108,19 @@ static long receive_rest(int fd, struct place *place, size_t left, int flags)
     return rp_sys_call(SYS_recvmsg, fd, (long)&message, flags, 0, 0, 0);
 }
 
-/* All that has come for it is in the queue after this, however much else there was. */
+/* All that has come for it is in the queue after this, however much else there was. A ring
+ * that fails at that will not say what it holds: the set goes on without it, as in a wait. */
 static void catch_up(struct rp_set *set, struct rp_stream *stream)
 {
+    int error = 0;
     stream->held++;
     set->ring.barren = 0; /* enters before this one's question prove nothing */
     for (unsigned turn = 0; turn < 4096 && rp_stream_is_armed(stream); turn++)
-        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) || rp_set_enter_and_reap(set) < 0 ||
-            rp_ring_is_up_in_vain(&set->ring))
+        if ((!rp_ring_wants_enter(&set->ring) && !rp_ring_peek(&set->ring)) ||
+            (error = rp_set_enter_and_reap(set)) < 0 || rp_ring_is_up_in_vain(&set->ring))
             break;
+    if (error < 0)
+        rp_set_give_up_ring(set, error);
     stream->held--;
 }
 

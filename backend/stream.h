@@ -32,6 +32,13 @@
  * the rest to polls and plain calls: the kernel repeats an end for ever. Only an
  * error has to be kept (`error`), since the completion took it away.
  *
+ * The first bytes of a connection that the caller declared (RINGPOLL_DECLARED) are
+ * received, too, where a poll would tell of them: by a receive that is not multishot, and
+ * so needs no cancel where the connection lives for one request. It is over with what it
+ * brings, and the stream is PLAIN, but stays (`first`) until the next wait arms the poll:
+ * in that turn its sends are batched as those of an ARMED one, since nothing else is
+ * armed that could tell of OUT.
+ *
  * Whether it pays: a receive spares a call and costs a copy, as a batched send
  * does. A call is worth the copy of so many bytes (measured, see
  * rp_stream_worth()). A stream keeps the sum, `gain`: each call that was answered
@@ -102,6 +109,7 @@ struct rp_stream {
     uint16_t slot;          /* ARMED to CANCELING: in the table of files, number + 1; 0: none */
     bool is_unix;
     bool pays;              /* `gain` was at its most */
+    bool first;             /* see above; ARMED: that receive; PLAIN: in its turn */
     /* what every write does, another. */
     struct rp_send send;
     bool holds_pool;        /* its own reference: the ring has gone */
@@ -137,6 +145,12 @@ static inline bool rp_stream_is_well(const struct rp_stream *stream)
     return stream->mood == well.mood;
 }
 
+/* Its writes may be batched: no poll is armed, or none that tells of more than bytes. */
+static inline bool rp_stream_batches(const struct rp_stream *stream)
+{
+    return stream->state == RP_STREAM_ARMED || (stream->first && stream->state == RP_STREAM_PLAIN);
+}
+
 /* Whether this watch's fd should be adopted, now that it is armed anew. */
 bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch);
 /* Whether an adopted one may stay so. */
@@ -144,6 +158,8 @@ bool rp_stream_may_stay(const struct rp_watch *watch);
 /* Adopts it (first making what the set needs for that) and queues the receive. 0;
  * -EBUSY: the SQ is full, enter and call again; another errno: stay with polls. */
 int rp_stream_arm(struct rp_set *set, struct rp_watch *watch);
+/* Its poll will be armed: no more `first`. May end the stream. */
+void rp_stream_turn_over(struct rp_set *set, struct rp_stream *stream);
 /* At the end of each wait that had `events`: a loop that does nothing for its one
  * event but to read it once is cheaper off by polls. */
 void rp_stream_judge(struct rp_set *set, int events);

@@ -30,6 +30,8 @@ static __attribute__((noinline)) void completed(struct rp_set *set, uint64_t use
         rp_send_completed(set, op, result, flags);
     } else if (op->kind == RP_OP_ACCEPT) {
         rp_accept_completed(set, op, result, flags);
+    } else if (op->kind == RP_OP_REQUEST) {
+        rp_request_completed(set, op, result);
     } else if (op->kind == RP_OP_KERNEL) {
         rp_op_step(&set->ops, op, RP_OP_FREE);
         set->hidden_op = NULL;
@@ -68,6 +70,7 @@ static unsigned reap(struct rp_set *set)
 static void recheck_all(struct rp_set *set)
 {
     set->stats.cq_overflows++;
+    rp_request_lost_one(set);
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         watch->recheck = true;
         rp_set_dirty(set, watch);
@@ -648,7 +651,7 @@ static bool is_no_more(struct rp_set *set)
 }
 
 /* A filter, another kernel's idea: the set goes on without its ring. */
-static void give_up_ring(struct rp_set *set, int error)
+void rp_set_give_up_ring(struct rp_set *set, int error)
 {
     answer_requests(set);
     rp_set_demote(set, error == -EPERM || error == -EACCES ? RINGPOLL_REASON_RESTRICTED : RINGPOLL_REASON_NO_RING,
@@ -660,7 +663,7 @@ static void give_up_ring(struct rp_set *set, int error)
 static inline bool is_at_rest(const struct rp_set *set)
 {
     return !set->dirty && !set->leaving && !set->batched && set->accepts_leaving == 0 &&
-           !(set->requests | set->wake_sent | set->unpolled) && (set->hidden_armed | set->hidden_ready);
+           !(set->requests | set->wake_sent | set->unpolled | set->request_queued) && (set->hidden_armed | set->hidden_ready);
 }
 
 /* What was left to do goes out, or is queued for the enter that comes. 0, AGAIN (the set
@@ -690,6 +693,8 @@ static __attribute__((noinline)) int begin_turn(struct rp_set *set)
     }
     while (result == 0 && set->batched && rp_send_submit(set) < 0)
         result = rp_set_enter_and_reap(set);
+    if (result == 0 && set->request_queued)
+        result = rp_request_flush(set);
     return result < 0 ? result : arm_hidden(set);
 }
 
@@ -793,7 +798,7 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
             break;
         }
         rp_buffers_refill(&set->buffers);
-        bool looks = set->ready_count || (set->hidden_ready | poll_only | interrupted);
+        bool looks = set->ready_count || (set->hidden_ready | poll_only | interrupted | set->request_done);
         if (looks ? rp_ring_queued(ring) || rp_ring_wants_enter(ring) : set->sending && rp_ring_peek(ring)) {
             if ((result = look_in_ring(set, &reaped)) < 0)
                 break;
@@ -835,6 +840,8 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
         unsigned count = collect(set, wait->events, (unsigned)wait->max);
         if (RP_LIKELY(count > 0))
             return (int)count;
+        if (set->request_done) /* which the caller adds */
+            return 0;
         if (poll_only) {
             if (!set->dirty || looked_again)
                 return 0;
@@ -856,7 +863,7 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
             return -EINTR;
         set->wait_serial++;
     }
-    give_up_ring(set, result);
+    rp_set_give_up_ring(set, result);
     return AGAIN;
 }
 
@@ -932,7 +939,7 @@ static int wait_on_mute_ring(struct rp_set *set, struct wait *wait)
             left = time_left(wait);
         over = entered == -EINTR || entered == -ETIME || (timeout && is_zero(&left));
     }
-    give_up_ring(set, result);
+    rp_set_give_up_ring(set, result);
     return AGAIN;
 }
 
@@ -983,10 +990,14 @@ static inline void count_events(struct rp_set *set, int result)
  * kernel's own. Events, 0, a negative errno, or AGAIN when it is on another engine now. */
 static __attribute__((noinline)) int wait_without_ring(struct rp_set *set, struct wait *wait)
 {
-    if (rp_set_engine(set) == RINGPOLL_ENGINE_NEW && set->ring_watches > 0) {
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_NEW && (set->ring_watches > 0 || set->request_queued)) {
         int error = rp_set_make_ring(set);
         if (error < 0)
             rp_set_demote(set, error == -EOPNOTSUPP ? RINGPOLL_REASON_OLD_KERNEL : RINGPOLL_REASON_NO_RING, error);
+        else if (!set->tells)
+            rp_request_end_all(set);
+        if (set->request_done)
+            wait->timeout = &no_time;
         return AGAIN;
     }
     if (rp_set_is_ending(set))
@@ -1000,7 +1011,8 @@ static __attribute__((noinline)) int wait_without_ring(struct rp_set *set, struc
         rp_set_take_wake(set);
     rp_set_unlock(set);
     rp_set_end_zombies();
-    int result = wait_in_kernel(set, wait->epfd, wait->events, wait->max, wait->timeout ? &left : NULL, wait->sigmask);
+    const struct timespec *timeout = RP_READ_ONCE(set->request_done) ? &no_time : wait->timeout ? &left : NULL;
+    int result = wait_in_kernel(set, wait->epfd, wait->events, wait->max, timeout, wait->sigmask);
     rp_set_lock(set);
     if (wakes_outer && set->zombie && set->owner_inside)
         rp_set_wake_owner(set);
@@ -1019,6 +1031,30 @@ static __attribute__((noinline)) void take_in(struct rp_set *set)
         rp_set_demote(set, RINGPOLL_REASON_WAITERS, 0);
 }
 
+/* File requests are there: a wait keeps room for the event that tells of them, and does not
+ * sleep where some are done. True: that event is all this time, since there is room for one
+ * only, and the turn is its. */
+static __attribute__((noinline)) bool make_room(struct rp_set *set, struct wait *wait)
+{
+    if (set->request_done)
+        wait->timeout = &no_time;
+    if (wait->max > 1)
+        wait->max--;
+    else if (set->request_done)
+        return set->requested.first_turn = !set->requested.first_turn;
+    return false;
+}
+
+static __attribute__((noinline)) int add_request_event(struct rp_set *set, struct wait *wait, int count, int max)
+{
+    if (count == max || (count < 0 && count != -EINTR))
+        return count;
+    count = count < 0 ? 0 : count;
+    wait->events[count].events = EPOLLIN;
+    wait->events[count].data = set->requested.data;
+    return count + 1;
+}
+
 static int wait_on(struct rp_set *set, struct wait *wait)
 {
     int result = AGAIN;
@@ -1030,6 +1066,9 @@ static int wait_on(struct rp_set *set, struct wait *wait)
     if (RP_UNLIKELY((set->inherited | RP_READ_ONCE(rp_process_no_rings)) || set->waiters > 0 || !rp_set_is_mine(set)))
         take_in(set);
     set->waiters++;
+    int max = wait->max;
+    if (RP_UNLIKELY(set->any_requests) && make_room(set, wait))
+        result = 0;
     while (result == AGAIN) {
         if (RP_UNLIKELY(rp_set_engine(set) != RINGPOLL_ENGINE_RING))
             result = wait_without_ring(set, wait);
@@ -1039,6 +1078,8 @@ static int wait_on(struct rp_set *set, struct wait *wait)
             result = wait_on_mute_ring(set, wait);
     }
     set->waiters--;
+    if (RP_UNLIKELY(set->request_done))
+        result = add_request_event(set, wait, result, max);
     if (RP_UNLIKELY(rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) && set->waiters == 0 && !set->zombie &&
         set->hidden >= 0) {
         rp_set_take_wake(set);
@@ -1080,7 +1121,8 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     if (RP_UNLIKELY(!set))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     /* What is left there, see set.h, comes along. */
-    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !RP_READ_ONCE(set->zombie))
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !RP_READ_ONCE(set->zombie) &&
+        !RP_READ_ONCE(set->request_done))
         return wait_as_kernel(set, epfd, events, max, timeout, sigmask);
     if (timeout && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000))
         return -EINVAL;

@@ -578,6 +578,8 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
     bool recheck = watch->recheck;
     bool edge = rp_watch_is_edge(watch);
 
+    if (watch->stream)
+        rp_stream_turn_over(set, watch->stream);
     if (watch->home == RP_HOME_KERNEL && (set->flags & RINGPOLL_ACCEPT) && rp_accept_wanted(set, watch)) {
         int error = rp_accept_arm(set, watch);
         if (error == 0 || error == -EBUSY)
@@ -603,6 +605,10 @@ int rp_watch_arm(struct rp_set *set, struct rp_watch *watch)
         int error = adopt(set, watch);
         if (error == -EBUSY)
             return error;
+        if (error == 0 && watch->stream->first) { /* looks at the file itself */
+            watch->recheck = false;
+            return 0;
+        }
         /* A level-triggered one counts on its next poll to look; a receive looks for
          * bytes alone. */
         if (error == 0 && !edge && (watch->events & (EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND)))

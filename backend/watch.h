@@ -160,6 +160,11 @@ static inline bool rp_watch_is_edge(const struct rp_watch *watch)
     return (watch->events & EPOLLET) != 0;
 }
 
+/* One-shot polls of a new one (`fresh`), and events to go until it is adopted (`adopt_in`):
+ * a request and the end of its connection are not worth it. */
+#define RP_WATCH_FRESH 2u
+#define RP_WATCH_ADOPT_IN 2u
+
 /* A zeroed record, or NULL. Any thread. */
 struct rp_watch *rp_watch_alloc(void);
 void rp_watch_release(struct rp_watch *watch);

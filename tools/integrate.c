@@ -94,8 +94,10 @@ static const struct edit libuv_edits[] = {
      "} uv_loop_option;\n"},
     {"src/unix/loop.c", BEFORE, "  if (option != UV_LOOP_BLOCK_SIGNAL)\n    return UV_ENOSYS;\n",
      "#ifdef HAVE_RINGPOLL\n"
-     "  if (option == UV_LOOP_EPOLL)\n"
+     "  if (option == UV_LOOP_EPOLL) {\n"
+     "    loop->flags |= RINGPOLL_UV_TREE_EPOLL;\n"
      "    return ringpoll_uv_tree_embed(loop->backend_fd) < 0 ? UV_EINVAL : 0;\n"
+     "  }\n"
      "#endif\n"
      "\n"},
     {"src/unix/internal.h", BEHIND, "#include \"uv-common.h\"\n",
@@ -105,6 +107,8 @@ static const struct edit libuv_edits[] = {
     {"src/unix/core.c", BEHIND, "int uv_backend_fd(const uv_loop_t* loop) {\n",
      "#ifdef HAVE_RINGPOLL\n"
      "  ((uv_loop_t*) loop)->flags |= RINGPOLL_UV_TREE_ASKED;\n"
+     "  if (uv__has_active_reqs((uv_loop_t*) loop))\n"
+     "    ringpoll_uv_tree_embed(loop->backend_fd);\n"
      "#endif\n"},
     {"src/unix/core.c", BEFORE, "  /* The if statement lets gcc compile it to a conditional store. Avoids\n",
      "#ifdef HAVE_RINGPOLL\n"
@@ -144,6 +148,97 @@ static const struct edit libuv_edits[] = {
      "    while (err == UV__ERR(EINTR));\n"
      "    return err == UV__ERR(ENOBUFS) ? UV_EAGAIN : err;\n"
      "  }\n"
+     "#endif\n"},
+    {"src/unix/fs.c", BEFORE, "#define POST  ",
+     "#ifdef HAVE_RINGPOLL\n"
+     "static int ringpoll_uv_tree_takes(uv_loop_t* loop, uv_fs_t* req);\n"
+     "#else\n"
+     "# define ringpoll_uv_tree_takes(loop, req) 0\n"
+     "#endif\n"
+     "\n"},
+    {"src/unix/fs.c", BEFORE, "      uv__work_submit(loop,    ",
+     "      if (ringpoll_uv_tree_takes(loop, req))                                  \\\n"
+     "        return 0;                                                             \\\n"},
+    {"src/unix/fs.c", BEFORE, "int uv_fs_access(uv_loop_t* loop,\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "# include <ringpoll/uv-tree-files.h>\n"
+     "#endif\n"
+     "\n\n"},
+    {"src/unix/epoll.c", BEFORE, "      assert(fd >= 0);\n      assert((unsigned) fd < loop->nwatchers);\n\n      w = ",
+     "#ifdef HAVE_RINGPOLL\n"
+     "      if (fd == RINGPOLL_UV_TREE_FILES) {\n"
+     "        uv__metrics_update_idle_time(loop);\n"
+     "        ringpoll_uv_tree_files_done(loop);\n"
+     "        nevents++;\n"
+     "        continue;\n"
+     "      }\n"
+     "#endif\n"
+     "\n"},
+    {"src/threadpool.c", BEFORE, "    loop =  ((uv_fs_t*) req)->loop;\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "    {\n"
+     "      uint64_t id;\n"
+     "      memcpy(&id, req->reserved, sizeof(id));\n"
+     "      if (ringpoll_uv_tree_file_cancel(((uv_fs_t*) req)->loop->backend_fd, id))\n"
+     "        return 0;\n"
+     "    }\n"
+     "#endif\n"},
+    {"src/unix/udp.c", BEFORE, "union uv__sockaddr {\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "# define uv__udp_inbox(handle) \\\n"
+     "  ((struct ringpoll_uv_tree_inbox**) &(handle)->u.reserved[1])\n"
+     "#endif\n"
+     "\n"},
+    {"src/unix/udp.c", BEHIND, "void uv__udp_close(uv_udp_t* handle) {\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  ringpoll_uv_tree_inbox_free(uv__udp_inbox(handle));\n"
+     "#endif\n"},
+    {"src/unix/udp.c", INSTEAD, "  if (revents & POLLIN)\n    uv__udp_recvmsg(handle);\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  if (ringpoll_uv_tree_unread(*uv__udp_inbox(handle)) &&\n"
+     "      uv__io_active(w, POLLIN))\n"
+     "    revents |= POLLIN;\n"
+     "#endif\n"
+     "  if (revents & POLLIN)\n"
+     "    uv__udp_recvmsg(handle);\n"
+     "#ifdef HAVE_RINGPOLL\n"
+     "  if (ringpoll_uv_tree_received(*uv__udp_inbox(handle)) &&\n"
+     "      uv__io_active(w, POLLIN))\n"
+     "    uv__io_feed(loop, w);\n"
+     "#endif\n"},
+    {"src/unix/udp.c", BEHIND, "  count = 32;\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  if (!uv_udp_using_recvmmsg(handle))\n"
+     "    count = ringpoll_uv_tree_receives(uv__udp_inbox(handle),\n"
+     "                                      handle->io_watcher.fd,\n"
+     "                                      handle->loop->flags,\n"
+     "                                      count);\n"
+     "#endif\n"},
+    {"src/unix/udp.c", INSTEAD, "      nread = recvmsg(handle->io_watcher.fd, &h, 0);\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "      nread = ringpoll_uv_tree_receive(*uv__udp_inbox(handle),\n"
+     "                                       handle->io_watcher.fd,\n"
+     "                                       &h);\n"
+     "#else\n"
+     "      nread = recvmsg(handle->io_watcher.fd, &h, 0);\n"
+     "#endif\n"},
+    {"src/unix/udp.c", BEFORE, "static void uv__udp_sendmmsg(uv_udp_t* handle) {\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "# undef UV__MMSG_MAXWIDTH\n"
+     "# define UV__MMSG_MAXWIDTH RINGPOLL_UV_TREE_DATAGRAMS\n"
+     "#endif\n"},
+    {"src/unix/udp.c", BEFORE, "    for (i = 0, q = QUEUE_HEAD(&handle->write_queue);\n         i < pkts && q != &handle->write_queue;\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "    pkts = 1; /* the error is that of the first */\n"
+     "#endif\n"},
+    {"src/unix/udp.c", BEHIND, "  uv__io_init(&handle->io_watcher, uv__udp_io, fd);\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  *uv__udp_inbox(handle) = NULL;\n"
+     "#endif\n"},
+    {"src/unix/udp.c", BEHIND, "  uv__io_start(handle->loop, &handle->io_watcher, POLLIN);\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  if (ringpoll_uv_tree_unread(*uv__udp_inbox(handle)))\n"
+     "    uv__io_feed(handle->loop, &handle->io_watcher);\n"
      "#endif\n"},
 };
 

@@ -20,6 +20,12 @@
  * program may close without a word to us (evhttp does). An error that came along is kept in
  * `error`.
  *
+ * One end of reading can wait: a callback of this very bufferevent disables reading alone.
+ * evhttp does so in each request, and enables it again with its answer; a receive that
+ * ended each time would be armed and cancelled for ever. It is `postponed` until reading
+ * is enabled (then nothing happened), writing is disabled too, somebody asks for the fd,
+ * or the callback returns. Nothing is received meanwhile, since the loop does not run.
+ *
  * Output. Nothing is written where the bytes are added, and no event is added for them:
  *
  *   IDLE ──bytes, or enable──→ WAITING ──given to the ring──→ SENT ──taken──→ IDLE
@@ -66,7 +72,11 @@ struct ring_bufferevent {
     bool doubtful;                    /* what was taken from it may not have gone out yet */
     bool listed;                      /* under the lists' lock. WAITING or SENT and not listed: run_outputs() has it */
     bool cancelled;                   /* bufferevent_free() was called */
+    bool postponed;                   /* the end of reading is, see above; ev_read is added yet */
 };
+
+/* Whose callback this thread is in. */
+static __thread struct ring_bufferevent *called;
 
 /* So much is read or written at once where the program has set no limit. */
 #define READ_LEAST 4096u
@@ -379,6 +389,42 @@ static long read_next(struct ring_bufferevent *ring, size_t most, bool *ret_more
     return to == input ? result : inside.buffer_move(ring->ahead, input, most);
 }
 
+static int disable_now(struct ring_bufferevent *ring, short events);
+
+static void settle(struct ring_bufferevent *ring)
+{
+    if (ring->postponed)
+        disable_now(ring, EV_READ);
+}
+
+/* The three calls of the program's callbacks. */
+static void call_read(struct ring_bufferevent *ring)
+{
+    struct ring_bufferevent *outer = called;
+    called = ring;
+    inside.bev_run_read(&ring->inside.bev, 0);
+    called = outer;
+    settle(ring);
+}
+
+static void call_write(struct ring_bufferevent *ring)
+{
+    struct ring_bufferevent *outer = called;
+    called = ring;
+    inside.bev_run_write(&ring->inside.bev, 0);
+    called = outer;
+    settle(ring);
+}
+
+static void call_event(struct ring_bufferevent *ring, short what)
+{
+    struct ring_bufferevent *outer = called;
+    called = ring;
+    inside.bev_run_event(&ring->inside.bev, what, 0);
+    called = outer;
+    settle(ring);
+}
+
 static void write_now(struct ring_bufferevent *ring);
 static void write_waiting(struct event_outputs *outputs);
 
@@ -422,7 +468,7 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
             ring->error = (int)-result; /* the bytes before it come first */
         inside.bev_was_read(&ring->inside, total);
         if (inside.buffer_length(bev->input) >= bev->wm_read.low)
-            inside.bev_run_read(bev, 0);
+            call_read(ring);
         read_on(ring);
         if (ring->output == OUTPUT_WAITING && ring->listed)
             write_now(ring);
@@ -440,7 +486,7 @@ failed:
     inside.bev_disable(bev, EV_READ);
     if (result < 0)
         errno = (int)-result;
-    inside.bev_run_event(bev, what, 0);
+    call_event(ring, what);
 done:
     drop(ring);
     if (outputs->waiting.count > 0)
@@ -538,7 +584,7 @@ static bool end_write(struct ring_bufferevent *ring, bool blocked)
     if (error) {
         inside.bev_disable(bev, EV_WRITE);
         errno = error;
-        inside.bev_run_event(bev, BEV_EVENT_WRITING | BEV_EVENT_ERROR, 0);
+        call_event(ring, BEV_EVENT_WRITING | BEV_EVENT_ERROR);
         return true;
     }
     size_t left = inside.buffer_length(bev->output);
@@ -551,7 +597,7 @@ static bool end_write(struct ring_bufferevent *ring, bool blocked)
     }
     if (!tells || left > bev->wm_write.low)
         return false;
-    inside.bev_run_write(bev, 0);
+    call_write(ring);
     return true;
 }
 
@@ -597,9 +643,9 @@ static void run_outputs(struct event_callback *callback, void *argument)
             continue;
         if (!all || ring->doubtful)
             ring->doubtful = ring->declared && ringpoll_fd_flush(fd_of(ring)) < 0;
-        bool called = end_write(ring, ring->blocked || ring->doubtful);
+        bool told = end_write(ring, ring->blocked || ring->doubtful);
         drop(ring);
-        if (called && inside.got_break(outputs->base)) /* the rest in the next loop */
+        if (told && inside.got_break(outputs->base)) /* the rest in the next loop */
             break;
     }
     lock_outputs(outputs, true);
@@ -622,7 +668,7 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
     hold(ring);
     if (events == EV_TIMEOUT) {
         inside.bev_disable(bev, EV_WRITE);
-        inside.bev_run_event(bev, BEV_EVENT_WRITING | BEV_EVENT_TIMEOUT, 0);
+        call_event(ring, BEV_EVENT_WRITING | BEV_EVENT_TIMEOUT);
         goto done;
     }
     if (ring->inside.connecting) {
@@ -639,12 +685,12 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
             inside.del(&bev->ev_write);
             inside.del(&bev->ev_read);
             errno = error;
-            inside.bev_run_event(bev, BEV_EVENT_ERROR, 0);
+            call_event(ring, BEV_EVENT_ERROR);
             goto done;
         }
         connected = true;
         inside.bev_set_address_of(bev, fd);
-        inside.bev_run_event(bev, BEV_EVENT_CONNECTED, 0);
+        call_event(ring, BEV_EVENT_CONNECTED);
     }
     inside.del(&bev->ev_write);
     if (connected)
@@ -679,6 +725,7 @@ static int ring_enable(struct bufferevent *bev, short events)
     if ((events & (EV_READ | EV_WRITE)) && fd_of(ring) >= 0)
         declare(ring);
     if (events & EV_READ) {
+        ring->postponed = false;
         if (inside.bev_add_event(&bev->ev_read, &bev->timeout_read) < 0)
             return -1;
         if (is_waiting_to_be_read(ring))
@@ -692,10 +739,13 @@ static int ring_enable(struct bufferevent *bev, short events)
     return 0;
 }
 
-static int ring_disable(struct bufferevent *bev, short events)
+static int disable_now(struct ring_bufferevent *ring, short events)
 {
-    struct ring_bufferevent *ring = of(bev);
+    struct bufferevent *bev = &ring->inside.bev;
     int result = 0;
+    if (ring->postponed)
+        events |= EV_READ;
+    ring->postponed = false;
     bool ends_write = (events & EV_WRITE) && !ring->inside.connecting;
     bool was_declared = ring->declared;
     if (events & EV_READ)
@@ -712,6 +762,16 @@ static int ring_disable(struct bufferevent *bev, short events)
     event_del_keeps = false;
     forget(ring, was_declared);
     return result;
+}
+
+static int ring_disable(struct bufferevent *bev, short events)
+{
+    struct ring_bufferevent *ring = of(bev);
+    if (called == ring && ring->declared && !(events & EV_WRITE) && inside.pending(&bev->ev_read, EV_READ, NULL)) {
+        ring->postponed = true;
+        return 0;
+    }
+    return disable_now(ring, events);
 }
 
 static void assign(struct ring_bufferevent *ring, evutil_socket_t fd)
@@ -738,6 +798,7 @@ static void set_fd(struct bufferevent *bev, evutil_socket_t fd)
 {
     struct ring_bufferevent *ring = of(bev);
     bool was_declared = ring->declared;
+    ring->postponed = false;
     stop_writing(ring);
     let_go(ring, true);
     inside.del(&bev->ev_read);
@@ -765,11 +826,14 @@ static int ring_control(struct bufferevent *bev, enum bufferevent_control what, 
         set_fd(bev, argument->fd);
         object_unlock(ring->inside.lock);
         return 0;
-    case CONTROL_GET_FD:
+    case CONTROL_GET_FD: /* who asks may close it */
+        if (called == ring)
+            settle(ring);
         argument->fd = fd_of(ring);
         return 0;
     case CONTROL_CANCEL_ALL: /* bufferevent_free(): what the program does to its fd next nobody tells us */
         ring->cancelled = true;
+        ring->postponed = false;
         stop_writing(ring);
         was_declared = ring->declared;
         event_del_keeps = !let_go(ring, false);

@@ -235,6 +235,8 @@ static void compose(struct text *text)
     NUMBER(accepting);
     NUMBER(listeners_adopted);
     NUMBER(accepted);
+    NUMBER(requests);
+    NUMBER(requests_at_once);
 #undef NUMBER
     number_line(text, "kernel_sets", stats.kernel_sets[0]);
     for (unsigned reason = 1; reason < RINGPOLL_REASON_SLOTS; reason++) {

@@ -279,6 +279,18 @@ const Tree libuv_lines = {
                           "    /* Write queue drained. */\n    if (QUEUE_EMPTY(&stream->write_queue))\n      uv__drain(stream);\n"
                           "between\n  return uv__try_write(stream, bufs, nbufs, send_handle);\nbetween\n"
                           "\n  stream->read_cb = NULL;\n  stream->alloc_cb = NULL;\n  return 0;\n"},
+    {"src/unix/udp.c",
+     "union uv__sockaddr {\nbetween\nvoid uv__udp_close(uv_udp_t* handle) {\nbetween\n"
+     "  if (revents & POLLIN)\n    uv__udp_recvmsg(handle);\nbetween\n  count = 32;\nbetween\n"
+     "      nread = recvmsg(handle->io_watcher.fd, &h, 0);\nbetween\n"
+     "static void uv__udp_sendmmsg(uv_udp_t* handle) {\nbetween\n"
+     "    for (i = 0, q = QUEUE_HEAD(&handle->write_queue);\n"
+     "         i < pkts && q != &handle->write_queue;\nbetween\n"
+     "  uv__io_init(&handle->io_watcher, uv__udp_io, fd);\nbetween\n"
+     "  uv__io_start(handle->loop, &handle->io_watcher, POLLIN);\nbehind\n"},
+    {"src/unix/fs.c", "#define POST  \\\nbetween\n      uv__work_submit(loop,    \\\nbetween\nint uv_fs_access(uv_loop_t* loop,\nbehind\n"},
+    {"src/unix/epoll.c", "      assert(fd >= 0);\n      assert((unsigned) fd < loop->nwatchers);\n\n      w = loop->watchers[fd];\n"},
+    {"src/threadpool.c", "    loop =  ((uv_fs_t*) req)->loop;\nbehind\n"},
 };
 
 class IntegrateLibuv : public Integrate {

@@ -22,7 +22,9 @@
  *    full there. Where it batches writes, one to a peer that has gone is taken.
  *
  * Environment: RINGPOLL_TEST_ENGINE (what to compare with the kernel),
- * RINGPOLL_DIFFERENTIAL_SEED, RINGPOLL_DIFFERENTIAL_OPS (50,000 when unset),
+ * RINGPOLL_DIFFERENTIAL_SEED (by the clock when unset; run.sh sets one),
+ * RINGPOLL_DIFFERENTIAL_OPS (50,000 when unset), RINGPOLL_DIFFERENTIAL_RUN (the name of
+ * this run, told when it fails),
  * RINGPOLL_DIFFERENTIAL_SCRIPT (a file with a script, as printed: replayed, and
  * nothing else), RINGPOLL_TEST_PRELOAD (the shim, for the engine "shim"),
  * RINGPOLL_DIFFERENTIAL_WITHOUT ("nesting,threads,dup,VERB…": to look beyond a
@@ -1090,8 +1092,12 @@ public:
         if (elsewhere)
             for (auto &one : edges_)
                 one.second.again++;
-        if ((verb == "add" || verb == "mod") && (event_bits(events) & (EPOLLET | EPOLLONESHOT)) == EPOLLET)
+        note_held(elsewhere, verb, set, fd, kernels);
+        if ((verb == "add" || verb == "mod") && (event_bits(events) & (EPOLLET | EPOLLONESHOT)) == EPOLLET) {
             edges_[data] = {};
+            for (auto &one : held_)
+                edges_[data].again += one.second;
+        }
         if (verb == "set" && kernels == "0")
             sets_.insert(set);
         if ((verb == "add" || verb == "mod") && sets_.count(fd) != 0)
@@ -1151,8 +1157,30 @@ public:
 
 private:
     /* A ring that another thread owns holds a closed file until that comes by: what was
-     * registered under several numbers is reported so long. */
+     * registered under several numbers is reported so long; and its end may tell the peer's
+     * edge again, also one that was made meanwhile. */
     bool foreign_ = false;
+    std::map<std::string, std::set<std::string>> sets_of_; /* by slot */
+    std::map<std::string, int> held_;                      /* closed files, by set */
+    void note_held(bool elsewhere, const std::string &verb, const std::string &first, const std::string &second,
+                   const std::string &answer)
+    {
+        if (verb == "wait" || verb == "rounds")
+            held_.erase(first);
+        if (answer != "0")
+            return;
+        if (verb == "add")
+            sets_of_[second].insert(first);
+        else if (verb == "del" && sets_of_.count(second) != 0)
+            sets_of_[second].erase(first);
+        else if (verb == "close" || verb == "reset" || verb == "dup2") {
+            const std::string &closed = verb == "dup2" ? second : first;
+            if (elsewhere)
+                for (auto &set : sets_of_[closed])
+                    held_[set]++;
+            sets_of_.erase(closed);
+        }
+    }
     std::map<std::string, std::string> registered_; /* by data: slot */
     std::set<std::string> closed_;
 
@@ -1220,24 +1248,26 @@ private:
     void note_files(const std::string &verb, const std::string &first, const std::string &second,
                     const std::string &answer)
     {
-        auto file = streams_.find(first);
+        auto file = streams_.find(first), touched = streams_.find(verb == "dup2" ? second : first);
+        if (verb == "dup2" && (answer != "0" || first == second)) /* nothing was closed */
+            touched = streams_.end();
         bool reads = verb == "read" || verb == "rawread" || verb == "recv" || verb == "drain";
         for (auto &one : edges_) {
             one.second.room = one.second.room || (one.second.file == a_set && reads);
             one.second.news = one.second.news || (one.second.file == a_set && !reads && verb != "wait" &&
                                                   verb != "rounds" && verb != "peek" && verb != "poll");
         }
-        if (file != streams_.end() && (reads || verb == "write" || verb == "oob" || verb == "shutdown" ||
+        if (touched != streams_.end() && (reads || verb == "write" || verb == "oob" || verb == "shutdown" ||
                                        verb == "close" || verb == "reset" || verb == "dup2")) {
-            bool ends = verb == "close" || verb == "reset";
-            bool one_of_several = ends && file->second >= 0 &&
+            bool closes = verb == "close" || verb == "reset" || verb == "dup2";
+            bool one_of_several = closes && touched->second >= 0 &&
                                   std::count_if(streams_.begin(), streams_.end(),
-                                                [&](const auto &one) { return one.second == file->second; }) > 1;
+                                                [&](const auto &one) { return one.second == touched->second; }) > 1;
             /* Of a pair 2n and 2n + 1; which ones connect and accept have joined is not known. */
             for (auto &one : edges_) {
-                bool is_peer = (file->second ^ 1) == one.second.file || (file->second < 0 && one.second.file < 0);
+                bool is_peer = (touched->second ^ 1) == one.second.file || (touched->second < 0 && one.second.file < 0);
                 one.second.room = one.second.room || (is_peer && reads);
-                bool own = file->second == one.second.file, closes = verb == "close" || verb == "reset";
+                bool own = touched->second == one.second.file;
                 if (is_peer && verb == "write") { /* behind an end there is nothing new to read */
                     if (!(one.second.told & (EPOLLRDHUP | EPOLLHUP)))
                         one.second.told &= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
@@ -1247,9 +1277,9 @@ private:
                     one.second.told &= quietly ? ~(uint32_t)(EPOLLERR | EPOLLHUP)
                                        : closes && (one.second.told & EPOLLHUP) ? ~(uint32_t)EPOLLERR : 0u;
                 }
-                one.second.wrote = one.second.wrote || (file->second == one.second.file && verb == "write");
+                one.second.wrote = one.second.wrote || (own && verb == "write");
                 one.second.news = one.second.news || (!reads && is_peer && !one_of_several) ||
-                                  (!reads && verb != "write" && file->second == one.second.file);
+                                  (!reads && verb != "write" && own);
             }
         }
         for (auto &one : once_)
@@ -1286,6 +1316,8 @@ private:
     }
 };
 
+LastWords last_words;
+
 } // namespace
 
 TEST(Differential, TheSameScriptHasTheSameAnswers)
@@ -1307,6 +1339,7 @@ TEST(Differential, TheSameScriptHasTheSameAnswers)
     printf("kernel against %s, seed %llu, %llu operations\n", engine.c_str(), (unsigned long long)seed,
            (unsigned long long)wanted);
     fflush(stdout);
+    last_words.begin(seed, wanted);
     Generator generator(seed);
     int differences = 0;
     while (played < wanted && differences < 3) {
@@ -1316,6 +1349,7 @@ TEST(Differential, TheSameScriptHasTheSameAnswers)
         if (comparison.first_difference(script) < 0 || !comparison.real_difference(script))
             continue;
         differences++;
+        last_words.difference(played - script.size() + 1, script, comparison);
         Script small = comparison.minimise(script);
         /* What is left may have become a race of the kernel's own. */
         if (comparison.real_difference(small))
@@ -1348,5 +1382,7 @@ int main(int argc, char **argv)
         return serve([&] { return std::make_unique<World>(*engine); }, [&] { return engine->held(); });
     }
     ::testing::InitGoogleTest(&argc, argv);
-    return RUN_ALL_TESTS();
+    int failed = RUN_ALL_TESTS();
+    last_words.say(failed != 0);
+    return failed;
 }

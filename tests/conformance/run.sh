@@ -11,6 +11,8 @@ program=$1 engine=$2 mask=${3-}
 shift 2
 [ $# -gt 0 ] && shift
 unset RINGPOLL RINGPOLL_STATS RINGPOLL_PROFILE
+RINGPOLL_DIFFERENTIAL_RUN=tests/conformance/differential-$engine--${mask:-full}.run
+export RINGPOLL_DIFFERENTIAL_RUN
 case $engine in
 shim-*)
     RINGPOLL_PROFILE=${engine#shim-} engine=shim
@@ -49,16 +51,10 @@ case $program in
         RINGPOLL_DIFFERENTIAL_RECEIVES=yes
         export RINGPOLL_DIFFERENTIAL_RECEIVES
     fi
-    # New scripts in each run where a million or more operations were silent; elsewhere the
-    # same ones, so that a test fails for what was changed. By hand:
-    # RINGPOLL_DIFFERENTIAL_SEED=$RANDOM.
-    case $engine/${RINGPOLL_PROFILE-} in
-    native/* | shim/readiness | anyring/*) ;;
-    *)
-        RINGPOLL_DIFFERENTIAL_SEED=${RINGPOLL_DIFFERENTIAL_SEED-20261126}
-        export RINGPOLL_DIFFERENTIAL_SEED
-        ;;
-    esac
+    # The same scripts in each run, so that a test fails for what was changed. New ones, by
+    # hand: RINGPOLL_DIFFERENTIAL_SEED=$RANDOM before any of these runs.
+    RINGPOLL_DIFFERENTIAL_SEED=${RINGPOLL_DIFFERENTIAL_SEED-20261126}
+    export RINGPOLL_DIFFERENTIAL_SEED
     RINGPOLL_DIFFERENTIAL_WITHOUT=${RINGPOLL_DIFFERENTIAL_WITHOUT-$without}
     export RINGPOLL_DIFFERENTIAL_WITHOUT
     ;;

@@ -902,6 +902,131 @@ TEST_P(Objects, DisabledReadingDeliversNothingAndLosesNothing)
     EXPECT_EQ(got, want);
 }
 
+/* evhttp does so in each request, and enables it again with its answer, or later. */
+TEST_P(Objects, ReadingDisabledInACallbackStaysSoAfterIt)
+{
+    int fds[2];
+    connected(fds);
+    fds_.push_back(fds[1]);
+    struct bufferevent *bev = keep(fds[0]);
+    std::string got, want;
+    size_t sent = 0;
+    Callbacks callbacks;
+    callbacks.on_read = [&](struct bufferevent *self) { got += take(bufferevent_get_input(self)); };
+    callbacks.set(bev);
+    bufferevent_enable(bev, EV_READ | EV_WRITE);
+    warm_up(fds[1], [&] { return got.size(); }, &sent);
+    got.clear();
+    bool enables = false;
+    callbacks.on_read = [&](struct bufferevent *self) {
+        got += take(bufferevent_get_input(self));
+        bufferevent_disable(self, EV_READ);
+        if (enables)
+            bufferevent_enable(self, EV_READ);
+    };
+    for (unsigned i = 0; i < 60; i++) {
+        std::string bytes = text(1 + i * 97, i);
+        enables = i % 3 == 0;
+        want += bytes;
+        send_all(fds[1], bytes);
+        run_until([&] { return got.size() >= want.size() || !(bufferevent_get_enabled(bev) & EV_READ); });
+        if (!enables) {
+            size_t before = got.size();
+            want += "more";
+            send_all(fds[1], "more");
+            run(3);
+            EXPECT_EQ(got.size(), before) << i;
+            EXPECT_EQ(evbuffer_get_length(bufferevent_get_input(bev)), 0u) << i;
+            enables = true;
+            bufferevent_enable(bev, EV_READ);
+        }
+        run_until([&] { return got.size() >= want.size(); });
+        ASSERT_EQ(got, want) << i;
+    }
+}
+
+TEST_P(Objects, AReadTimeoutRestsWhileACallbackHasReadingDisabled)
+{
+    int fds[2];
+    connected(fds);
+    fds_.push_back(fds[1]);
+    struct bufferevent *bev = keep(fds[0]);
+    size_t read = 0, sent = 0;
+    int timeouts = 0;
+    struct timeval soon = {0, 20000};
+    Callbacks callbacks;
+    callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+    callbacks.on_event = [&](struct bufferevent *, short what) { timeouts += (what & BEV_EVENT_TIMEOUT) != 0; };
+    callbacks.set(bev);
+    bufferevent_enable(bev, EV_READ | EV_WRITE);
+    warm_up(fds[1], [&] { return read; }, &sent);
+    callbacks.on_read = [&](struct bufferevent *self) {
+        read += take(bufferevent_get_input(self)).size();
+        bufferevent_set_timeouts(self, &soon, nullptr);
+        bufferevent_disable(self, EV_READ);
+    };
+    ASSERT_EQ(write(fds[1], "last", 4), 4);
+    run_until([&] { return read == sent + 4; });
+    bool passed = false;
+    struct timeval later = {0, 80000};
+    event_base_once(base_, -1, EV_TIMEOUT, [](evutil_socket_t, short, void *flag) { *static_cast<bool *>(flag) = true; },
+                    &passed, &later);
+    run_until([&] { return passed; });
+    EXPECT_EQ(timeouts, 0);
+    bufferevent_enable(bev, EV_READ);
+    run_until([&] { return timeouts > 0; });
+}
+
+TEST_P(Objects, ThePeerSeesACloseInACallbackThatDisabledReading)
+{
+    for (int how = 0; how < 6; how++) {
+        int fds[2];
+        connected(fds);
+        struct bufferevent *bev = make(base_, fds[0], 0);
+        size_t read = 0, sent = 0;
+        bool closed = false;
+        Callbacks callbacks;
+        callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+        callbacks.set(bev);
+        bufferevent_enable(bev, EV_READ | EV_WRITE);
+        warm_up(fds[1], [&] { return read; }, &sent);
+        callbacks.on_read = [&](struct bufferevent *self) {
+            bufferevent_disable(self, EV_READ);
+            switch (how) {
+            case 0:
+                bufferevent_free(self);
+                break;
+            case 1:
+                bufferevent_setfd(self, -1);
+                break;
+            case 2:
+                bufferevent_disable(self, EV_WRITE);
+                break;
+            case 3:
+                bufferevent_disable(self, EV_READ | EV_WRITE);
+                break;
+            case 4:
+                EXPECT_EQ(bufferevent_getfd(self), fds[0]);
+                break;
+            default: /* in two halves */
+                bufferevent_enable(self, EV_READ);
+                bufferevent_disable(self, EV_WRITE);
+                bufferevent_disable(self, EV_READ);
+                bufferevent_disable(self, EV_WRITE);
+            }
+            close(fds[0]);
+            EXPECT_TRUE(sees_end(fds[1])) << how;
+            closed = true;
+        };
+        ASSERT_EQ(write(fds[1], "last", 4), 4);
+        run_until([&] { return closed; });
+        if (how > 0)
+            bufferevent_free(bev);
+        run(2);
+        close(fds[1]);
+    }
+}
+
 TEST_P(Objects, DisabledWritingSendsNothing)
 {
     int fds[2];
@@ -1657,6 +1782,59 @@ TEST_P(Connects, EvhttpClosesItsOwnFdWithSendsInFlight)
             char byte;
             EXPECT_EQ(read(fd, &byte, 1), 0);
             close(fd);
+        }
+    }
+    evhttp_free(http);
+}
+
+/* What it has not given to the kernel yet when it closes would be lost. */
+TEST_P(Connects, EvhttpAnswersOfAllSizesAreWholeWhenItCloses)
+{
+    if (family() == AF_UNIX)
+        GTEST_SKIP() << "TCP";
+    struct evhttp *http = evhttp_new(base_);
+    struct Tools {
+        Connects *test;
+        size_t length = 0;
+    } tools;
+    tools.test = this;
+    evhttp_set_bevcb(http, [](struct event_base *base, void *argument) {
+        return static_cast<Tools *>(argument)->test->make(base, -1, 0);
+    }, &tools);
+    evhttp_set_gencb(http, [](struct evhttp_request *request, void *argument) {
+        struct evbuffer *reply = evbuffer_new();
+        std::string body = text(static_cast<Tools *>(argument)->length, 3);
+        evbuffer_add(reply, body.data(), body.size());
+        evhttp_add_header(evhttp_request_get_output_headers(request), "Connection", "close");
+        evhttp_send_reply(request, 200, "OK", reply);
+        evbuffer_free(reply);
+    }, &tools);
+    server_.listener = listen_on(LEV_OPT_CLOSE_ON_FREE, nullptr, nullptr);
+    ASSERT_NE(evhttp_bind_listener(http, server_.listener), nullptr);
+    server_.listener = nullptr;
+    for (size_t length : {1u, 1024u, 1900u, 2100u, 20000u, 70000u, 3000000u}) {
+        tools.length = length;
+        for (unsigned round = 0; round < 6; round++) {
+            std::vector<int> clients;
+            for (unsigned i = 0; i < 1 + round; i++) {
+                clients.push_back(dial());
+                std::string request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+                /* Sometimes in two pieces: the second finds a poll. */
+                size_t piece = round % 2 ? 9 : request.size();
+                ASSERT_EQ(write(clients.back(), request.data(), piece), (ssize_t)piece);
+                if (piece < request.size()) {
+                    run(3);
+                    ASSERT_GT(write(clients.back(), request.data() + piece, request.size() - piece), 0);
+                }
+            }
+            for (int fd : clients) {
+                std::string got = receive(fd, 1u << 30); /* to its end */
+                ASSERT_GE(got.size(), length);
+                EXPECT_EQ(got.compare(got.size() - length, length, text(length, 3)), 0) << length << ", " << round;
+                char byte;
+                EXPECT_EQ(read(fd, &byte, 1), 0);
+                close(fd);
+            }
         }
     }
     evhttp_free(http);

@@ -14,7 +14,8 @@ there are more ways onto a ring, without the preload library. The modes are then
    ring     the preload library
    event    the start-up object of libringpoll-event, into the distribution's libevent
    built    the library that was built --with-uring, by LD_LIBRARY_PATH; where
-            RINGPOLL_LIBEVENT_DIR or RINGPOLL_LIBUV_DIR names the directory of its files
+            RINGPOLL_LIBEVENT_DIR or RINGPOLL_LIBUV_DIR names its directory
+            (the built tree, or where the libraries are)
    off      of libuv: the same, switched off: UV_USE_RINGPOLL=0
 and what each returned is compared with what epoll's run did.
 
@@ -697,6 +698,8 @@ class Suite:
         for library in sorted({body.library for body in self.cases if mode in WAYS[body.library]}):
             variable = "RINGPOLL_%s_DIR" % library.upper()
             directory = os.environ.get(variable)
+            if directory and os.path.isdir(os.path.join(directory, ".libs")):
+                directory = os.path.join(directory, ".libs")
             if not directory:
                 reasons.append("%s does not name the libraries of a %s that was built --with-uring" % (variable, library))
             elif not any(name.startswith(library) for name in os.listdir(directory)):

@@ -1726,6 +1726,8 @@ uint64_t reported(const std::string &path, const std::string &key)
     return sum;
 }
 
+LastWords last_words;
+
 } // namespace
 
 TEST(Differential, TheSameCallsHaveTheSameAnswers)
@@ -1754,6 +1756,7 @@ TEST(Differential, TheSameCallsHaveTheSameAnswers)
     printf("kernel against the shim, profile %s, seed %llu, %llu operations\n", profile ? profile : "(none)",
            (unsigned long long)seed, (unsigned long long)wanted);
     fflush(stdout);
+    last_words.begin(seed, wanted);
     Generator generator(seed);
     int differences = 0;
     while (played < wanted && differences < 3) {
@@ -1770,6 +1773,7 @@ TEST(Differential, TheSameCallsHaveTheSameAnswers)
         if (!comparison.real_difference(script))
             continue;
         differences++;
+        last_words.difference(played - script.size() + 1, script, comparison);
         Script small = comparison.minimise(script);
         if (comparison.real_difference(small))
             script = small;
@@ -1807,5 +1811,7 @@ int main(int argc, char **argv)
     }
     signal(SIGPIPE, SIG_IGN);
     ::testing::InitGoogleTest(&argc, argv);
-    return RUN_ALL_TESTS();
+    int failed = RUN_ALL_TESTS();
+    last_words.say(failed != 0);
+    return failed;
 }

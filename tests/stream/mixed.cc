@@ -437,6 +437,21 @@ TEST_P(MixedEdge, AShutdownOfReadsTellsOfBytesAndTheirEndOnceMore)
     }
 }
 
+TEST_P(MixedEdge, BytesThatComeAsPriIsAskedForAreReportedOnce)
+{
+    for (int i = 0; i < 4; i++) {
+        begin(in_);
+        send(1);
+        EXPECT_EQ(wait(20000), in_);
+        modify(in_ | EPOLLPRI); /* not adopted any more */
+        send(100);
+        EXPECT_EQ(wait(20000), in_);
+        for (int turn = 0; turn < 3; turn++)
+            EXPECT_EQ(wait(), 0u) << "again, wait " << turn;
+        EXPECT_EQ(drain(), -EAGAIN);
+    }
+}
+
 TEST_P(MixedEdge, BytesDoNotWakeWhoWaitsForOutAlone)
 {
     if (!tcp())
@@ -716,6 +731,26 @@ TEST_P(MixedEdge, BytesAfterTheEndOfReadingAreAnEdgeOfTheirOwn)
                 EXPECT_BYTES(R(recv(a_, bytes_, 64, 0)), 64);
             }
         }
+    }
+}
+
+TEST_P(MixedTcp, ACloseByAnotherThreadOfWhatTwoSetsWatchResetsThePeerOfUnreadBytes)
+{
+    FOR_EVERYWHERE(where)
+    {
+        begin();
+        place(30, where);
+        int second = own(epoll_create1(EPOLL_CLOEXEC));
+        struct epoll_event event = {}, got = {};
+        event.events = in_;
+        ASSERT_EQ(epoll_ctl(second, EPOLL_CTL_ADD, a_, &event), 0);
+        EXPECT_EQ(epoll_wait(second, &got, 1, 20000), 1);
+        Worker closer([&] { EXPECT_EQ(close_now(a_), 0); });
+        ASSERT_TRUE(closer.join());
+        struct pollfd look = {b_, POLLIN | POLLRDHUP, 0};
+        ASSERT_EQ(past::poll(&look, 1, 20000), 1) << "no end";
+        EXPECT_EQ(R(read(b_, bytes_, 10)), -ECONNRESET);
+        EXPECT_EQ(R(read(b_, bytes_, 10)), 0);
     }
 }
 

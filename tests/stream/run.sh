@@ -10,6 +10,8 @@ program=$1 engine=$2 mask=${3-}
 shift 2
 [ $# -gt 0 ] && shift
 unset RINGPOLL RINGPOLL_STATS RINGPOLL_PROFILE RINGPOLL_MASK
+RINGPOLL_DIFFERENTIAL_RUN=tests/stream/differential-$engine--${mask:-full}.run
+export RINGPOLL_DIFFERENTIAL_RUN
 
 # A ring without DEFER_TASKRUN adopts nothing.
 profile=safe
@@ -41,8 +43,8 @@ RINGPOLL=auto
 [ "$expect" != kernel ] && RINGPOLL=require
 case $program in
 *differential) # it starts one process under the shim and one without
-    # The same scripts in each run, until millions are silent. By hand:
-    # RINGPOLL_DIFFERENTIAL_SEED=$RANDOM.
+    # The same scripts in each run, so that a test fails for what was changed. New ones, by
+    # hand: RINGPOLL_DIFFERENTIAL_SEED=$RANDOM before any of these runs.
     RINGPOLL_DIFFERENTIAL_SEED=${RINGPOLL_DIFFERENTIAL_SEED-20261126}
     export RINGPOLL_DIFFERENTIAL_SEED
     RINGPOLL_TEST_PRELOAD=$preload RINGPOLL_TEST_MODE=$RINGPOLL

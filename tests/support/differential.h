@@ -272,7 +272,7 @@ public:
         other.send(script);
         kernel_log = kernel.receive();
         other_log = other.receive();
-        return compare(script, kernel_log, other_log);
+        return differs_at = compare(script, kernel_log, other_log);
     }
 
     /* A difference that the kernel has with itself is none. */
@@ -331,6 +331,7 @@ public:
 
     Remote kernel, other;
     Log kernel_log, other_log;
+    long differs_at = -1; /* in them */
     uint64_t unsettled = 0, explained = 0;
 
 private:
@@ -356,6 +357,40 @@ inline uint64_t number_from(const char *name, uint64_t otherwise)
     const char *text = getenv(name);
     return text != nullptr && *text != 0 ? strtoull(text, nullptr, 0) : otherwise;
 }
+
+/* What a run that fails ends with, behind all that GoogleTest has to say: a log that is cut
+ * shows its last lines. */
+class LastWords {
+public:
+    void begin(uint64_t seed, uint64_t operations)
+    {
+        const char *run = getenv("RINGPOLL_DIFFERENTIAL_RUN");
+        again_ = "RINGPOLL_DIFFERENTIAL_SEED=" + std::to_string(seed) + " RINGPOLL_DIFFERENTIAL_OPS=";
+        run_ = run != nullptr ? run : "the same run";
+        operations_ = operations;
+    }
+    /* Of the `first` … operations that were played last, the first that differs. */
+    void difference(uint64_t first, const Script &script, const Comparison &comparison)
+    {
+        size_t at = comparison.differs_at < 0 ? 0 : (size_t)comparison.differs_at;
+        auto of = [at](const std::vector<std::string> &lines) {
+            return at < lines.size() ? lines[at].substr(0, 100) : std::string("-");
+        };
+        words_ += "operation " + std::to_string(first + at) + ": " + of(script) + "\n  the kernel: " +
+                  of(comparison.kernel_log) + "\n  ours:       " + of(comparison.other_log) + "\n";
+        operations_ = std::min(operations_, first + script.size());
+    }
+    void say(bool failed) const
+    {
+        if (failed && !again_.empty())
+            printf("\n%splay it again: %s%llu \\\n  %s\n", words_.c_str(), again_.c_str(),
+                   (unsigned long long)operations_, run_.c_str());
+    }
+
+private:
+    std::string again_, run_, words_;
+    uint64_t operations_ = 0;
+};
 
 /* A script as show() prints it. */
 inline Script script_from(const char *file)

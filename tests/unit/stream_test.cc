@@ -2,6 +2,7 @@
  *
  * Adopted sockets by the library's own API: what the shim's tests cannot reach.
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -194,6 +195,353 @@ TEST_F(Adopted, ASetOfDeclaredOnesLeavesAllOthersAlone)
         close(fds[1]);
     }
     EXPECT_EQ(ringpoll_close(set), 0);
+}
+
+/* A connection that nothing has come by, declared, in a set that batches. */
+class First : public testing::Test {
+protected:
+    void SetUp() override
+    {
+        struct ringpoll_probe probe = {};
+        probe.size = sizeof probe;
+        uint64_t needed = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV;
+        if (ringpoll_get_probe(&probe) != 0 || (probe.usable & needed) != needed)
+            GTEST_SKIP() << "this kernel adopts nothing";
+        struct ringpoll_options options = {};
+        options.size = sizeof options;
+        options.flags = RINGPOLL_DECLARED | RINGPOLL_BATCH | RINGPOLL_ACCEPT;
+        set_ = ringpoll_create(&options);
+        ASSERT_GE(set_, 0);
+        struct sockaddr_in address = {};
+        socklen_t length = sizeof address;
+        address.sin_family = AF_INET;
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        ASSERT_EQ(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+        ASSERT_EQ(listen(listener, 1), 0);
+        getsockname(listener, (struct sockaddr *)&address, &length);
+        b_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        ASSERT_EQ(connect(b_, (struct sockaddr *)&address, sizeof address), 0);
+        a_ = accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        fcntl(b_, F_SETFL, O_NONBLOCK);
+        close(listener);
+        ringpoll_fd_opened(a_, RINGPOLL_FD_TCP | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK | RINGPOLL_FD_DECLARED);
+        watch(EPOLL_CTL_ADD, EPOLLIN);
+        EXPECT_EQ(wait(0), 0);
+        EXPECT_EQ(stats().adopted, 1u);
+    }
+    void TearDown() override
+    {
+        for (int fd : {a_, b_, set_})
+            if (fd >= 0)
+                ringpoll_close(fd);
+    }
+    void watch(int op, uint32_t events)
+    {
+        struct epoll_event event = {};
+        event.events = events;
+        ASSERT_EQ(ringpoll_ctl(set_, op, a_, &event), 0);
+    }
+    uint32_t wait(int ms)
+    {
+        struct timespec time = {ms / 1000, ms % 1000 * 1000000};
+        struct epoll_event event = {};
+        return ringpoll_wait(set_, &event, 1, &time, nullptr) == 1 ? event.events : 0;
+    }
+    struct ringpoll_stats stats()
+    {
+        struct ringpoll_stats stats = {};
+        stats.size = sizeof stats;
+        EXPECT_EQ(ringpoll_get_stats(set_, &stats), 0);
+        return stats;
+    }
+    /* One read, as a program makes it; -errno. */
+    long read_one(char *bytes, size_t size)
+    {
+        long got = ringpoll_try_recv(a_, bytes, size, 0);
+        if (got != RINGPOLL_PASS)
+            return got;
+        got = read(a_, bytes, size);
+        got = got < 0 ? -errno : got;
+        ringpoll_fd_read(a_, size, got);
+        return got;
+    }
+    std::string take()
+    {
+        std::string all;
+        char bytes[8192];
+        for (long got; (got = read_one(bytes, sizeof bytes)) > 0;)
+            all.append(bytes, (size_t)got);
+        return all;
+    }
+    long put(const std::string &bytes)
+    {
+        struct iovec iov = {const_cast<char *>(bytes.data()), bytes.size()};
+        rp_set_of(set_)->turn_events = 2; /* so that it is batched */
+        long sent = ringpoll_try_sendv(a_, &iov, 1, 0);
+        if (sent != RINGPOLL_PASS)
+            return sent;
+        sent = write(a_, bytes.data(), bytes.size());
+        return sent < 0 ? -errno : sent;
+    }
+    int set_ = -1, a_ = -1, b_ = -1;
+};
+
+TEST_F(First, BytesAreReceivedAndTheAnswerIsBatchedWithNothingLeftArmed)
+{
+    char bytes[64] = {};
+    ASSERT_EQ(write(b_, "hello", 5), 5);
+    ASSERT_EQ(wait(1000), (uint32_t)EPOLLIN);
+    EXPECT_EQ(stats().received, 1u);
+    ASSERT_EQ(ringpoll_try_recv(a_, bytes, sizeof bytes, 0), 5);
+    EXPECT_STREQ(bytes, "hello");
+    EXPECT_EQ(put("world"), 5);
+    EXPECT_EQ(read(b_, bytes, sizeof bytes), -1) << "with the next wait, or a flush";
+    EXPECT_EQ(ringpoll_flush(), 0);
+    EXPECT_EQ(read(b_, bytes, sizeof bytes), 5);
+    EXPECT_EQ(stats().sends_batched, 1u);
+    struct ringpoll_stats before = stats();
+    EXPECT_EQ(ringpoll_close(a_), 0);
+    a_ = -1;
+    EXPECT_EQ(stats().enters, before.enters) << "there was nothing to cancel";
+    EXPECT_EQ(read(b_, bytes, sizeof bytes), 0);
+    EXPECT_EQ(stats().adopted, 0u);
+}
+
+TEST_F(First, WhatComesLaterComesWhole)
+{
+    std::string got, want;
+    for (int round = 0; round < 20; round++) {
+        std::string text(1 + (size_t)round * 37, (char)('a' + round));
+        want += text;
+        ASSERT_EQ(write(b_, text.data(), text.size()), (ssize_t)text.size());
+        ASSERT_EQ(wait(1000), (uint32_t)EPOLLIN) << round;
+        got += take();
+        EXPECT_EQ(wait(0), 0u) << round << ": it was drained";
+        ASSERT_EQ(put(text), (long)text.size());
+        ringpoll_flush();
+        std::string back(text.size(), ' ');
+        ASSERT_EQ(read(b_, back.data(), back.size()), (ssize_t)text.size());
+        EXPECT_EQ(back, text);
+    }
+    EXPECT_EQ(got, want);
+}
+
+TEST_F(First, MoreThanABufferIsReportedUntilItWasRead)
+{
+    std::string got, want(100000, ' ');
+    for (size_t i = 0; i < want.size(); i++)
+        want[i] = (char)('a' + i % 23 + i / 1000 % 3);
+    ASSERT_EQ(write(b_, want.data(), want.size()), (ssize_t)want.size());
+    while (got.size() < want.size()) {
+        char bytes[777];
+        ASSERT_EQ(wait(1000), (uint32_t)EPOLLIN) << "after " << got.size();
+        long count = read_one(bytes, sizeof bytes);
+        ASSERT_GT(count, 0);
+        got.append(bytes, (size_t)count);
+    }
+    EXPECT_EQ(got, want);
+    EXPECT_EQ(wait(0), 0u);
+}
+
+TEST_F(First, AnEndWithoutBytesIsReportedUntilItIsSeen)
+{
+    char byte;
+    shutdown(b_, SHUT_WR);
+    for (int i = 0; i < 3; i++)
+        EXPECT_EQ(wait(1000) & (EPOLLIN | EPOLLHUP), (uint32_t)EPOLLIN);
+    EXPECT_EQ(read_one(&byte, 1), 0);
+}
+
+TEST_F(First, AnEndBehindTheBytesComesAfterThem)
+{
+    char byte;
+    ASSERT_EQ(write(b_, "last", 4), 4);
+    shutdown(b_, SHUT_WR);
+    ASSERT_TRUE(wait(1000) & EPOLLIN);
+    EXPECT_EQ(take(), "last");
+    ASSERT_TRUE(wait(1000) & EPOLLIN);
+    EXPECT_EQ(read_one(&byte, 1), 0);
+}
+
+TEST_F(First, AResetIsTheReadsError)
+{
+    struct linger at_once = {1, 0};
+    char byte;
+    setsockopt(b_, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    close(b_);
+    b_ = -1;
+    EXPECT_TRUE(wait(1000) & EPOLLIN);
+    EXPECT_EQ(read_one(&byte, 1), -ECONNRESET);
+}
+
+TEST_F(First, RemovedBeforeAnythingCameItIsThePrograms)
+{
+    char bytes[16];
+    watch(EPOLL_CTL_DEL, 0);
+    ringpoll_fd_forget(a_);
+    ASSERT_EQ(write(b_, "plain", 5), 5);
+    EXPECT_EQ(wait(0), 0u);
+    EXPECT_EQ(read(a_, bytes, sizeof bytes), 5);
+}
+
+TEST_F(First, RemovedInItsTurnWithAnAnswerWaitingNothingIsLost)
+{
+    char bytes[16];
+    ASSERT_EQ(write(b_, "hello", 5), 5);
+    ASSERT_TRUE(wait(1000) & EPOLLIN);
+    EXPECT_EQ(take(), "hello");
+    EXPECT_EQ(put("answer"), 6);
+    watch(EPOLL_CTL_DEL, 0);
+    EXPECT_EQ(ringpoll_fd_flush(a_), 0);
+    EXPECT_EQ(read(b_, bytes, sizeof bytes), 6);
+    EXPECT_EQ(wait(0), 0u);
+}
+
+TEST_F(First, AnAnswerThatFindsNoRoomGoesOutInOrder)
+{
+    char bytes[65536];
+    std::string got;
+    ASSERT_EQ(write(b_, "hello", 5), 5);
+    ASSERT_TRUE(wait(1000) & EPOLLIN);
+    EXPECT_EQ(take(), "hello");
+    memset(bytes, 'x', sizeof bytes);
+    size_t filled = 0;
+    for (ssize_t sent; (sent = write(a_, bytes, sizeof bytes)) > 0;) /* full, unseen */
+        filled += (size_t)sent;
+    EXPECT_EQ(put("answer"), 6);
+    EXPECT_EQ(ringpoll_flush(), 1);
+    watch(EPOLL_CTL_MOD, EPOLLIN | EPOLLOUT);
+    EXPECT_EQ(wait(0), 0u) << "no room, no bytes";
+    for (int turn = 0; turn < 10000 && got.size() < filled + 6; turn++) {
+        ssize_t count = read(b_, bytes, sizeof bytes);
+        if (count > 0)
+            got.append(bytes, (size_t)count);
+        wait(0);
+    }
+    ASSERT_EQ(got.size(), filled + 6);
+    EXPECT_EQ(got.substr(filled), "answer");
+    EXPECT_EQ(wait(1000), (uint32_t)EPOLLOUT);
+    EXPECT_EQ(ringpoll_fd_flush(a_), 0);
+}
+
+TEST_F(First, AWriteBehindABatchedOneStaysBehindIt)
+{
+    ASSERT_EQ(write(b_, "hello", 5), 5);
+    ASSERT_TRUE(wait(1000) & EPOLLIN);
+    EXPECT_EQ(take(), "hello");
+    EXPECT_EQ(put("one "), 4);
+    EXPECT_EQ(put("two "), 4);
+    std::string big(5000, 'b');
+    EXPECT_EQ(put(big), (long)big.size());
+    EXPECT_EQ(wait(0), 0u); /* the poll takes over; what waited has gone */
+    EXPECT_EQ(put("three"), 5);
+    ringpoll_flush();
+    std::string got(8192, ' ');
+    ssize_t count = read(b_, got.data(), got.size());
+    got.resize(count > 0 ? (size_t)count : 0);
+    EXPECT_EQ(got, "one two " + big + "three");
+}
+
+TEST_F(First, DemotionInItsTurnLosesNothing)
+{
+    char bytes[16];
+    ASSERT_EQ(write(b_, "hello", 5), 5);
+    ASSERT_TRUE(wait(1000) & EPOLLIN);
+    EXPECT_EQ(put("answer"), 6);
+    ringpoll_demote(set_);
+    EXPECT_TRUE(wait(1000) & EPOLLIN);
+    EXPECT_EQ(take(), "hello");
+    EXPECT_EQ(read(b_, bytes, sizeof bytes), 6);
+    ASSERT_EQ(write(b_, "more", 4), 4);
+    EXPECT_TRUE(wait(1000) & EPOLLIN);
+    EXPECT_EQ(take(), "more");
+}
+
+TEST_F(First, AnotherThreadReadsAndWritesInOrder)
+{
+    ASSERT_EQ(write(b_, "hello", 5), 5);
+    ASSERT_TRUE(wait(1000) & EPOLLIN);
+    EXPECT_EQ(put("one "), 4);
+    std::thread([&] {
+        EXPECT_EQ(take(), "hello");
+        EXPECT_EQ(put("two"), 3);
+    }).join();
+    char bytes[16] = {};
+    EXPECT_EQ(read(b_, bytes, sizeof bytes), 7);
+    EXPECT_STREQ(bytes, "one two");
+}
+
+/* Their addresses come by one enter, not by a call for each. */
+TEST_F(First, ManyAcceptedConnectionsHaveTheirAddresses)
+{
+    struct ringpoll_probe probe = {};
+    probe.size = sizeof probe;
+    if (ringpoll_get_probe(&probe) != 0 || !(probe.usable & RINGPOLL_FEATURE_MULTISHOT_ACCEPT))
+        GTEST_SKIP() << "this kernel's rings accept nothing";
+    for (int family : {AF_INET, AF_INET6}) {
+        struct sockaddr_storage address = {};
+        socklen_t length = family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+        address.ss_family = (sa_family_t)family;
+        if (family == AF_INET)
+            ((struct sockaddr_in *)&address)->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        else
+            ((struct sockaddr_in6 *)&address)->sin6_addr = in6addr_loopback;
+        int listener = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        if (listener < 0 || bind(listener, (struct sockaddr *)&address, length) != 0) {
+            close(listener);
+            continue; /* no IPv6 here */
+        }
+        ASSERT_EQ(listen(listener, 128), 0);
+        getsockname(listener, (struct sockaddr *)&address, &length);
+        ringpoll_fd_opened(listener, RINGPOLL_FD_TCP | RINGPOLL_FD_NONBLOCK | RINGPOLL_FD_DECLARED);
+        ringpoll_fd_listening(listener, 128);
+        struct epoll_event event = {};
+        event.events = EPOLLIN;
+        ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, listener, &event), 0);
+        for (unsigned round = 0; round < 12; round++) {
+            const unsigned most = 1 + round * 9; /* more than one enter asks for, at last */
+            std::vector<int> clients, taken;
+            for (unsigned i = 0; i < most; i++) {
+                clients.push_back(socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+                ASSERT_EQ(connect(clients.back(), (struct sockaddr *)&address, length), 0);
+            }
+            /* One has gone by then: its address is the kernel's to tell, or it is not given at all. */
+            if (round % 3 == 2) {
+                struct linger at_once = {1, 0};
+                setsockopt(clients[most / 2], SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+                close(clients[most / 2]);
+                clients[most / 2] = -1;
+            }
+            for (unsigned turn = 0; turn < 1000 && taken.size() < most; turn++) {
+                struct timespec now = {0, 1000000};
+                if (ringpoll_wait(set_, &event, 1, &now, nullptr) <= 0)
+                    continue;
+                for (;;) {
+                    struct sockaddr_storage peer, real;
+                    socklen_t size = sizeof peer, real_size = sizeof real;
+                    memset(&peer, 0x55, sizeof peer);
+                    int fd = (int)ringpoll_accept(listener, (struct sockaddr *)&peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+                    if (fd < 0)
+                        break;
+                    taken.push_back(fd);
+                    EXPECT_EQ(size, family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6));
+                    if (getpeername(fd, (struct sockaddr *)&real, &real_size) == 0) {
+                        EXPECT_EQ(memcmp(&peer, &real, real_size), 0) << round << ": " << taken.size();
+                    }
+                }
+                if (round % 3 == 2 && taken.size() + 1 == most)
+                    break;
+            }
+            EXPECT_GE(taken.size() + (round % 3 == 2), most);
+            for (int fd : taken)
+                ringpoll_close(fd);
+            for (int fd : clients)
+                if (fd >= 0)
+                    close(fd);
+        }
+        ringpoll_close(listener);
+    }
 }
 
 /* What it says of closes is not so for one that lives on. */

@@ -329,6 +329,66 @@ RINGPOLL_API long ringpoll_try_accept(int fd, struct sockaddr *address, socklen_
  * that has -1. No cancellation point. */
 RINGPOLL_API long ringpoll_accept(int fd, struct sockaddr *address, socklen_t *length, int flags);
 
+/* ---------------------------------------------------------- file requests
+ *
+ * Reads and writes of files, which the set's ring makes while the program goes on. They
+ * begin with the next ringpoll_wait(), all of them together, and what is cached is read
+ * inside that. When some are done, ringpoll_wait() reports one event, EPOLLIN with the
+ * `data` of the last request, and ringpoll_request_take() gives the results. Meant for
+ * regular files and block devices; others are read as by a blocking read.
+ *
+ * What is asked for in one turn and is above 64 KiB is copied by a kernel worker, and of
+ * what is not about 1 MiB is read in one wait; the rest comes in the next ones.
+ *
+ * The thread that waits on the set submits and cancels; before the first wait of all any
+ * thread may. Without a ring that has DEFER_TASKRUN (Linux before 6.1), with
+ * RINGPOLL_SQPOLL, on a set that is on kernel epoll, and from other threads nothing is
+ * taken: -ENOTSUP, and the caller reads by other means. */
+
+#define RINGPOLL_REQUEST_READ 1u
+#define RINGPOLL_REQUEST_WRITE 2u
+
+struct ringpoll_request {
+    uint32_t size;      /* sizeof(struct ringpoll_request) */
+    uint32_t operation; /* RINGPOLL_REQUEST_READ or _WRITE */
+    int32_t fd;
+    uint32_t count;     /* of pieces, 1 to 1024 */
+    const struct iovec *iov;
+    int64_t offset;     /* -1: the file's current position; then `count` must be 1 */
+    void *user;         /* comes back with the result */
+    epoll_data_t data;  /* of the event by which waits tell; the last request's counts */
+    uint64_t reserved;  /* 0 */
+};
+
+struct ringpoll_completion {
+    void *user;
+    int64_t result; /* as of preadv(2) and pwritev(2), or a negative errno */
+};
+
+/* Takes a request. The array `iov` and the bytes that it names are the library's, and the
+ * kernel's, until the result was taken: this is the one function that keeps pointers. The
+ * fd must not be closed before that, either. 0, and *ret_id (which may be NULL) for
+ * ringpoll_request_cancel(); -EINVAL: a size, an operation, a count or an offset that is
+ * not one; -ENOTSUP: see above, and no memory; -EBADF, -EINVAL: no set. */
+RINGPOLL_API int ringpoll_request_submit(int epfd, const struct ringpoll_request *request, uint64_t *ret_id);
+
+/* Only a request that the kernel has not been given yet. */
+#define RINGPOLL_REQUEST_UNSTARTED (1u << 0)
+
+/* 0: its result is -ECANCELED, nothing was read or written. -EINPROGRESS: the kernel was
+ * asked, and the result tells whether in time. -EBUSY: it is done or, with
+ * RINGPOLL_REQUEST_UNSTARTED or from another thread, has begun. -ENOENT: there is no such request, or its result was
+ * taken. In each case the result comes, if one was to come. */
+RINGPOLL_API int ringpoll_request_cancel(int epfd, uint64_t id, uint32_t flags);
+
+/* Up to `max` results, in the order in which they came; returns their number, 0 for none.
+ * Any thread. A result of -ENOTSUP: nothing was done, since there is no ring (any more):
+ * read by other means. When a set leaves its ring it cancels, and waits for, all that the
+ * kernel has; when the thread that waits on it closes it, too, and results that nobody
+ * took are forgotten. Where another thread closes it, that is done when its owner comes by.
+ * In a child of fork the results are -ECANCELED. */
+RINGPOLL_API int ringpoll_request_take(int epfd, struct ringpoll_completion *completions, int max);
+
 /* ------------------------------------------------------------ the process */
 
 /* Around fork(2), in the forking thread: prepare before, then parent in the
@@ -489,6 +549,8 @@ struct ringpoll_stats {
     uint64_t accepting;                /* adopted listeners, now */
     uint64_t listeners_adopted;        /* ever, and anew */
     uint64_t accepted;                 /* connections that the ring accepted */
+    uint64_t requests;                 /* file requests that were taken */
+    uint64_t requests_at_once;         /* of them, reads of cached bytes without a submission */
 };
 
 /* Counters of one set, or, with epfd -1, of the whole process (engine, reason

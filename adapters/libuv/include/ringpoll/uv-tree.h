@@ -6,18 +6,24 @@
  * libuv's calls of epoll, sockets and files are met by the shim inside the same archive.
  * These functions are for what a program may do beside libuv: wait for its backend fd,
  * write to a stream's fd itself once libuv says that all is written, read it or pass it
- * on when libuv reads no more. Any thread that may use the loop may call them. Errors
- * are negative errno values, which libuv's are.
+ * on when libuv reads no more; and for datagrams. Any thread that may use the loop may
+ * call them. Errors are negative errno values, which libuv's are.
  */
 #ifndef RINGPOLL_UV_TREE_H
 #define RINGPOLL_UV_TREE_H
+
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 struct iovec;
+struct uv_loop_s;
+struct msghdr;
 
+/* In uv_loop_t.flags: UV_LOOP_EPOLL was asked for. */
+#define RINGPOLL_UV_TREE_EPOLL 0x20000000u
 /* In uv_loop_t.flags: uv_backend_fd() was called. Some only look at the number (uvloop);
  * who waits for it does so while uv_run() does not run. So when that returns, the loop's
  * epoll fd becomes what it looks like: */
@@ -32,6 +38,37 @@ void ringpoll_uv_tree_read_stopped(int backend_fd, int fd);
 int ringpoll_uv_tree_written(int fd);
 /* writev(2) past all batching, behind what was written before; never blocks for that. */
 long ringpoll_uv_tree_try_write(int fd, const struct iovec *iov, int count);
+
+/* File requests; src/unix/fs.c makes use of them in uv-tree-files.h. The fd in the event by
+ * which a wait tells that results are there: */
+#define RINGPOLL_UV_TREE_FILES (-2)
+/* 1: the ring reads it, and until ringpoll_uv_tree_file_taken() has given `user` back the
+ * array and the bytes are its. 0: it is to be read by other means. */
+int ringpoll_uv_tree_file_read(int backend_fd, int fd, const struct iovec *iov, unsigned count, int64_t offset,
+                               void *user, uint64_t *ret_id);
+/* 1: it will be given back with -ECANCELED. 0: it has begun, or is none of the ring's. */
+int ringpoll_uv_tree_file_cancel(int backend_fd, uint64_t id);
+/* One that is done, or 0. Results of -EAGAIN, -EINTR, -ENOMEM and -EOPNOTSUPP: it was not
+ * read, and is to be by other means. */
+int ringpoll_uv_tree_file_taken(int backend_fd, void **ret_user, int64_t *ret_result);
+/* libuv's own: takes them all, and calls back. */
+void ringpoll_uv_tree_files_done(struct uv_loop_s *loop);
+/* Datagrams: many are taken by one call, and handed out one by one. Each uv_udp_t has an
+ * inbox, NULL until it first receives; what has come and is not handed out when recv_cb
+ * stops the handle waits there until it starts again. One thread at a time. */
+struct ringpoll_uv_tree_inbox;
+#define RINGPOLL_UV_TREE_DATAGRAMS 64
+/* Before the calls of recvmsg for one wake-up: how many they may be, `plain` where they are
+ * libuv's own. */
+int ringpoll_uv_tree_receives(struct ringpoll_uv_tree_inbox **inbox, int fd, unsigned loop_flags, int plain);
+/* recvmsg(2), with -1 and errno: one name, one buffer. */
+long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, struct msghdr *message);
+/* After them: whether any are left. */
+int ringpoll_uv_tree_received(struct ringpoll_uv_tree_inbox *inbox);
+/* Whether any are left, at another time. */
+int ringpoll_uv_tree_unread(const struct ringpoll_uv_tree_inbox *inbox);
+/* The handle is closed. */
+void ringpoll_uv_tree_inbox_free(struct ringpoll_uv_tree_inbox **inbox);
 
 #ifdef __cplusplus
 }
