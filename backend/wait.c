@@ -944,12 +944,16 @@ static int wait_on_mute_ring(struct rp_set *set, struct wait *wait)
 }
 
 /* Not a server that has only begun to accept. */
+/* An eventfd is no reason to keep a ring: many a loop has one to be woken by, and hears
+ * nothing of it for long. */
 static bool mostly_kernel_watches(const struct rp_set *set)
 {
-    unsigned kernel = 0;
-    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+    unsigned kernel = 0, eventfds = 0;
+    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         kernel += watch->home == RP_HOME_KERNEL && !watch->deleted;
-    return kernel > set->ring_watches;
+        eventfds += watch->home == RP_HOME_RING && !watch->deleted && watch->kind == RINGPOLL_FD_EVENTFD;
+    }
+    return kernel + eventfds > set->ring_watches;
 }
 
 /* SQPOLL: a fence may sleep. A signal that comes meanwhile is kept for the sleep

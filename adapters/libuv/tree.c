@@ -8,10 +8,6 @@
  * returned, and the kernel's once they are flushed. A program that finds
  * write_queue_size 0 may write to the fd by itself (uvloop does), so the callbacks wait
  * for the flush: one for all streams of a turn, since the first that asks flushes all.
- *
- * libuv itself tells epoll nothing when a stream's reads are stopped, only when it is told
- * of more bytes. By then the ring would have taken them, and the program may read the fd
- * by itself or pass it to another process: those bytes are the kernel's to keep.
  */
 #include "preload.h"
 
@@ -24,18 +20,37 @@ int ringpoll_uv_tree_embed(int backend_fd)
     return rp_shim_watching() ? ringpoll_demote(backend_fd) : 0;
 }
 
-void ringpoll_uv_tree_read_stopped(int backend_fd, int fd)
-{
-    if (rp_shim_watching() && ringpoll_fd_is_stream_on_ring(fd))
-        (void)ringpoll_ctl(backend_fd, EPOLL_CTL_DEL, fd, NULL);
-}
-
 int ringpoll_uv_tree_written(int fd)
 {
     if (!rp_shim.batches || !rp_shim_watching())
         return 0;
     ringpoll_flush();
     return ringpoll_fd_flush(fd);
+}
+
+/* Of this thread's loops. */
+static __thread struct {
+    unsigned count;
+    int fds[32];
+} stopped;
+
+void ringpoll_uv_tree_give_up(int fd)
+{
+    ringpoll_fd_release(fd, 0);
+}
+
+void ringpoll_uv_tree_stopped(int fd)
+{
+    if (!rp_shim.adopts || !rp_shim_watching() || !ringpoll_fd_is_stream_on_ring(fd))
+        return;
+    if (stopped.count == sizeof stopped.fds / sizeof stopped.fds[0])
+        ringpoll_uv_tree_give_up(stopped.fds[--stopped.count]);
+    stopped.fds[stopped.count++] = fd;
+}
+
+int ringpoll_uv_tree_next_stopped(void)
+{
+    return stopped.count > 0 ? stopped.fds[--stopped.count] : -1;
 }
 
 long ringpoll_uv_tree_try_write(int fd, const struct iovec *iov, int count)

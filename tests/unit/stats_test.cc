@@ -274,6 +274,22 @@ TEST_F(Reason, UnfitForGood)
     must_have_reason(set, RINGPOLL_REASON_UNFIT, before);
 }
 
+/* As a loop that serves datagrams, and has an eventfd to be woken by. */
+TEST_F(Reason, UnfitForGoodWhereAllOnTheRingIsAnEventfd)
+{
+    NEEDS_A_RING();
+    struct ringpoll_stats before = stats_of(-1);
+    int wakes = keep(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)), set = keep(make_set(RINGPOLL_TRACKED));
+    ringpoll_fd_opened(wakes, RINGPOLL_FD_EVENTFD | RINGPOLL_FD_NONBLOCK);
+    EXPECT_EQ(add(set, wakes), 0);
+    EXPECT_EQ(add(set, keep(eventfd(1, EFD_SEMAPHORE | EFD_NONBLOCK | EFD_CLOEXEC))), 0);
+    EXPECT_EQ(look(set), 1);
+    EXPECT_EQ(stats_of(set).engine, RINGPOLL_ENGINE_RING);
+    for (int turn = 0; turn < 20000 && stats_of(set).engine == RINGPOLL_ENGINE_RING; turn++)
+        EXPECT_EQ(look(set), 1);
+    must_have_reason(set, RINGPOLL_REASON_UNFIT, before);
+}
+
 TEST_F(Reason, OfASetThatAnotherThreadClosesIsNone)
 {
     NEEDS_A_RING();

@@ -5,9 +5,8 @@
  *
  * libuv's calls of epoll, sockets and files are met by the shim inside the same archive.
  * These functions are for what a program may do beside libuv: wait for its backend fd,
- * write to a stream's fd itself once libuv says that all is written, read it or pass it
- * on when libuv reads no more; and for datagrams. Any thread that may use the loop may
- * call them. Errors are negative errno values, which libuv's are.
+ * write to a stream's fd itself once libuv says that all is written; and for datagrams. Any thread that may
+ * use the loop may call them. Errors are negative errno values, which libuv's are.
  */
 #ifndef RINGPOLL_UV_TREE_H
 #define RINGPOLL_UV_TREE_H
@@ -30,9 +29,6 @@ struct msghdr;
 #define RINGPOLL_UV_TREE_ASKED 0x40000000u
 /* a kernel epoll instance with all registrations, for good. 0, or -EBADF. */
 int ringpoll_uv_tree_embed(int backend_fd);
-/* The loop wants no more events of this stream, for now: what comes behind this stays in
- * the kernel, for whoever has the fd. What was received before is still the stream's. */
-void ringpoll_uv_tree_read_stopped(int backend_fd, int fd);
 /* Before the callbacks of writes run: 0, all that was written to the fd is the kernel's;
  * -EAGAIN, some of it waits until its peer takes more (POLLOUT is reported then). */
 int ringpoll_uv_tree_written(int fd);
@@ -53,6 +49,13 @@ int ringpoll_uv_tree_file_cancel(int backend_fd, uint64_t id);
 int ringpoll_uv_tree_file_taken(int backend_fd, void **ret_user, int64_t *ret_result);
 /* libuv's own: takes them all, and calls back. */
 void ringpoll_uv_tree_files_done(struct uv_loop_s *loop);
+/* uv_read_stop(): a program may read the stream's fd itself from now on, so that the ring
+ * has to leave it alone. It does, unless reading starts again before the loop waits: that
+ * asks for each of these fds (-1: no more), and has those given up that are not read. */
+void ringpoll_uv_tree_stopped(int fd);
+int ringpoll_uv_tree_next_stopped(void);
+void ringpoll_uv_tree_give_up(int fd);
+
 /* Datagrams: many are taken by one call, and handed out one by one. Each uv_udp_t has an
  * inbox, NULL until it first receives; what has come and is not handed out when recv_cb
  * stops the handle waits there until it starts again. One thread at a time. */
