@@ -36,14 +36,53 @@ void rp_pool_get(struct rp_pool *pool)
     __atomic_fetch_add(&pool->references, 1, __ATOMIC_RELAXED);
 }
 
+/* Lone ones of the usual size that came back. */
+#define LONE_KEPT 8u
+#define LONE_BYTES 65536u
+static struct rp_pool *lone_kept[LONE_KEPT];
+
+static bool keep_lone(struct rp_pool *pool)
+{
+    if (pool->count > 0 || pool->mapped != LONE_BYTES + 4096u)
+        return false;
+    for (unsigned i = 0; i < LONE_KEPT; i++) {
+        struct rp_pool *none = NULL;
+        if (__atomic_compare_exchange_n(&lone_kept[i], &none, pool, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+            return true;
+    }
+    return false;
+}
+
+struct rp_pool *rp_pool_lone(size_t bytes, size_t *ret_room)
+{
+    struct rp_pool *pool = NULL;
+    size_t room = bytes <= LONE_BYTES ? LONE_BYTES : page_up(bytes);
+    for (unsigned i = 0; i < LONE_KEPT && !pool && room == LONE_BYTES; i++)
+        if (__atomic_load_n(&lone_kept[i], __ATOMIC_RELAXED))
+            pool = __atomic_exchange_n(&lone_kept[i], NULL, __ATOMIC_ACQUIRE);
+    if (!pool && bytes <= SIZE_MAX / 2)
+        pool = rp_sys_pages(room + 4096u);
+    if (!pool)
+        return NULL;
+    pool->references = 1;
+    pool->mapped = room + 4096u;
+    pool->data = (unsigned char *)pool + 4096u;
+    *ret_room = room;
+    return pool;
+}
+
 void rp_pool_put(struct rp_pool *pool)
 {
-    if (__atomic_sub_fetch(&pool->references, 1, __ATOMIC_ACQ_REL) == 0)
+    if (__atomic_sub_fetch(&pool->references, 1, __ATOMIC_ACQ_REL) == 0 && !keep_lone(pool))
         rp_sys_pages_free(pool, pool->mapped);
 }
 
 void rp_pool_return(struct rp_pool *pool, uint32_t number)
 {
+    if (pool->count == 0) {
+        rp_pool_put(pool);
+        return;
+    }
     struct rp_segment *segment = &pool->segments[number];
     if (pool->owner == rp_self.id && rp_self.locks_held == 0) {
         rp_self.locks_held++; /* a signal handler that comes in between takes the other way */

@@ -15,6 +15,9 @@
  *   FREE ──given──→ KERNEL ──a completion names it──→ QUEUED (a stream's) ──read──→ FREE
  *                                                        └──borrowed──→ LENT ──returned──→ FREE
  *
+ * A *lone* buffer is a pool of one that no ring ever had (`count` 0), for plain reads beside
+ * those: LENT from the beginning. Some that came back are kept for the next.
+ *
  * Freed ones are given again all together, before the ring is entered, the last one
  * freed first: it is in the cache. As many are given as were ever needed at once
  * (`target`), to which each receive that finds none (ENOBUFS) adds one: twice as many
@@ -111,6 +114,8 @@ static inline void rp_buffers_refill(struct rp_buffers *buffers)
         rp_buffers_refill_at_length(buffers);
 }
 
+/* A lone one with room for so many bytes, or NULL. Any thread. */
+struct rp_pool *rp_pool_lone(size_t bytes, size_t *ret_room);
 void rp_pool_get(struct rp_pool *pool);
 void rp_pool_put(struct rp_pool *pool);
 /* A lent buffer comes back; any thread. Gives up the loan's reference. */

@@ -138,6 +138,7 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
     if (!watch->op && !receives)
         return;
     set->stats.cancels_on_close++;
+    rp_set_nudge(set);
     uint8_t kind = watch->kind;
     if (set->owner_inside && rp_set_ask_owner(set))
         return;

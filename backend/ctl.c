@@ -377,7 +377,8 @@ static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, str
         rp_set_unlock(set);
         return result;
     }
-    bool inside = set->owner_inside || (set->waiters > 0 && rp_set_engine(set) == RINGPOLL_ENGINE_NEW);
+    bool inside = set->owner_inside || (set->waiters > 0 && rp_set_engine(set) == RINGPOLL_ENGINE_NEW) ||
+                  (set->sleeps_outside && !rp_set_is_mine(set));
     struct rp_watch *watch = rp_set_find(set, fd);
     if (op == EPOLL_CTL_ADD)
         result = ctl_add(set, inside, watch, fd, event);

@@ -646,6 +646,8 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
             rp_set_wake_owner(set); /* a signal handler: the wait ends by itself */
         else
             rp_set_ask_owner(set);
+    } else {
+        rp_set_nudge(set); /* what it sleeps by is not where events come from now */
     }
 }
 
@@ -727,6 +729,7 @@ void rp_set_after_fork(struct rp_set *set)
             rp_set_forget_watch(set, watch);
     }
     set->left_told = false;
+    rp_set_outer_after_fork(set);
     set->hidden_op = NULL;
     set->hidden_armed = set->hidden_ready = set->wake_sent = set->owner_inside = set->requests = false;
     set->raised = false;

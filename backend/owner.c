@@ -373,6 +373,7 @@ void rp_set_end_ring(struct rp_set *set)
     rp_request_end_all(set);
     if (ring->fd < 0)
         return;
+    rp_set_end_outer(set, false);
     rp_stream_end_all(set);
     rp_accept_end_all(set);
     for (struct rp_stream *stream = set->streams, *next_stream; stream; stream = next_stream) {

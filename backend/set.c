@@ -93,7 +93,7 @@ static struct rp_set *set_new(void)
     }
     if (set) {
         set->in_use = true;
-        set->identity = set->hidden = set->ring.fd = -1;
+        set->identity = set->hidden = set->ring.fd = set->outer = -1;
         rp_lock(&rp_retired_lock);
         rp_newest_set = set;
         rp_unlock(&rp_retired_lock);
@@ -128,6 +128,7 @@ void rp_set_free(struct rp_set *set)
         rp_set_forget_watch(set, set->watches);
     rp_stream_to_limbo(set);
     rp_accept_to_limbo(set);
+    rp_set_end_outer(set, true);
     rp_set_close_hidden(set);
     rp_set_close_annexes(set);
     rp_request_free_all(set);

@@ -36,9 +36,10 @@ struct rp_set {
     unsigned ready_count;                     /* the owner's */
     bool tells;         /* the owner's; DEFER_TASKRUN and its flag: wake-ups run in our enters, and show before */
     bool owner_inside;  /* locked; the owner is about to be, or is, inside a blocking enter */
+    bool sleeps_outside; /* locked; it sleeps by ringpoll_sleep_fd(), or has just woken */
     bool hidden_armed, hidden_ready;          /* the owner's */
     /* --- under `lock`; those marked * are looked at without it, see once.h */
-    /* What a turn of the owner begins with, where there is any of it: see is_at_rest(). */
+    /* What a turn of the owner begins with, where there is any of it: see rp_set_is_at_rest(). */
     struct rp_watch *dirty; /* * */
     struct rp_stream *leaving; /* those whose cancel has yet to go out */
     struct rp_stream *batched, *sending; /* see send.h */
@@ -94,6 +95,9 @@ struct rp_set {
     uint32_t fence; /* SQPOLL: the last that was queued */
     bool edge_ended;    /* !tells: a full CQ ended the poll of an edge-triggered watch */
     struct rp_op *hidden_op;
+    int outer;          /* the eventfd that an outer loop sleeps by, or -1: see outer.c. Others write to it, locked */
+    bool outer_registered; /* with this ring */
+    uint64_t outer_enters; /* enters of the ring when it was last emptied */
     uint32_t unfit_kernel, unfit_total; /* events since the last look */
     struct rp_ring_options ring_options;
     struct ringpoll_stats stats; /* waits, events, kernel_waits: also by others, and without the lock */
@@ -309,10 +313,22 @@ void rp_set_wake_owner(struct rp_set *set);
 void rp_set_take_wake(struct rp_set *set);
 void rp_set_say_serviced(struct rp_set *set);
 bool rp_set_ask_owner(struct rp_set *set);
+/* outer.c: the owner may be asleep in another loop: it is woken. */
+void rp_set_nudge(struct rp_set *set);
+/* The ring is about to end, or the set. */
+void rp_set_end_outer(struct rp_set *set, bool for_good);
+void rp_set_outer_after_fork(struct rp_set *set);
 /* wait.c: enters without blocking, and reaps: what had happened before is in the
  * lists after it (of a ring that tells, as much of it as one enter runs). 0, or a
  * negative errno that means that this ring is of no use any more. Owner thread. */
 int rp_set_enter_and_reap(struct rp_set *set);
+/* The commonest turn of all has nothing to do before the ring is slept on, or what is ready
+ * is looked at. Owner. */
+static inline bool rp_set_is_at_rest(const struct rp_set *set)
+{
+    return !set->dirty && !set->leaving && !set->batched && set->accepts_leaving == 0 &&
+           !(set->requests | set->wake_sent | set->unpolled | set->request_queued) && (set->hidden_armed | set->hidden_ready);
+}
 /* It is of no use any more, with that: the set is on kernel epoll after this. Owner thread,
  * outside of a blocking enter; frees watches. */
 void rp_set_give_up_ring(struct rp_set *set, int error);

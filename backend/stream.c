@@ -1467,6 +1467,16 @@ long ringpoll_borrow(int fd, struct ringpoll_buffer *ret_buffer, int flags)
     }
 }
 
+int ringpoll_buffer_new(size_t length, struct ringpoll_buffer *ret_buffer)
+{
+    size_t room;
+    struct rp_pool *lone = rp_pool_lone(length, &room);
+    if (!lone)
+        return -ENOMEM;
+    *ret_buffer = (struct ringpoll_buffer){.data = lone->data, .length = room, .pool = lone};
+    return 0;
+}
+
 void ringpoll_return(struct ringpoll_buffer *buffer)
 {
     if (!buffer->pool)

@@ -658,14 +658,6 @@ void rp_set_give_up_ring(struct rp_set *set, int error)
                   error);
 }
 
-/* The commonest turn of all has nothing to do before the ring is slept on, or what is ready
- * is looked at. */
-static inline bool is_at_rest(const struct rp_set *set)
-{
-    return !set->dirty && !set->leaving && !set->batched && set->accepts_leaving == 0 &&
-           !(set->requests | set->wake_sent | set->unpolled | set->request_queued) && (set->hidden_armed | set->hidden_ready);
-}
-
 /* What was left to do goes out, or is queued for the enter that comes. 0, AGAIN (the set
  * is on another engine now) or a negative errno. */
 static __attribute__((noinline)) int begin_turn(struct rp_set *set)
@@ -792,7 +784,7 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
         unsigned reaped = 0;
         bool slept = false, got_any = false;
         int entered = 0;
-        if (!is_at_rest(set) && (result = begin_turn(set)) != 0) {
+        if (!rp_set_is_at_rest(set) && (result = begin_turn(set)) != 0) {
             if (result == AGAIN)
                 return interrupted ? -EINTR : AGAIN;
             break;
@@ -1069,6 +1061,7 @@ static int wait_on(struct rp_set *set, struct wait *wait)
     RP_COUNT(set->stats.waits, 1);
     if (RP_UNLIKELY((set->inherited | RP_READ_ONCE(rp_process_no_rings)) || set->waiters > 0 || !rp_set_is_mine(set)))
         take_in(set);
+    set->sleeps_outside = false;
     set->waiters++;
     int max = wait->max;
     if (RP_UNLIKELY(set->any_requests) && make_room(set, wait))

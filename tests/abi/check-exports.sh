@@ -142,10 +142,12 @@ core=$builddir/backend/.libs/libringpoll.so
 shim=$builddir/adapters/preload/.libs/libringpoll-preload.so
 linked=$builddir/adapters/preload/.libs/libringpoll-shim.so
 event=$builddir/adapters/libevent/.libs/libringpoll-event.so
+uv=$builddir/adapters/libuv/.libs/libringpoll-uv.so
 check_library "$core" "$srcdir/tests/abi/libringpoll.symbols"
 check_library "$shim" "$srcdir/tests/abi/libringpoll-preload.symbols"
 check_library "$linked" "$srcdir/tests/abi/libringpoll-preload.symbols"
 check_library "$event" "$srcdir/tests/abi/libringpoll-event.symbols"
+check_library "$uv" "$srcdir/tests/abi/libringpoll-uv.symbols"
 [ "${declare:-no}" = yes ] && exit 0
 check_header
 check_needed "$core"
@@ -153,6 +155,7 @@ check_needed "$shim" libgcc_s
 check_needed "$linked" libgcc_s
 check_link
 check_needed "$event" libringpoll
+check_needed "$uv" 'libringpoll|libuv'
 check_soname
 
 echo "abi: $passed passed, $failed failed, $skipped skipped"

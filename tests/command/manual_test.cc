@@ -115,6 +115,22 @@ TEST(Manual, DescribesEveryFunctionForLibevent)
     expect_described(functions, "ringpoll-event.3");
 }
 
+/* Those that are libuv's with a prefix are named, and are libuv's. */
+TEST(Manual, NamesEveryFunctionForLibuv)
+{
+    std::set<std::string> functions = public_functions(read_file(source("adapters/libuv/include/ringpoll/uv.h")));
+    std::string text = page("ringpoll-uv.3");
+    const char *build = getenv("top_builddir");
+    ASSERT_GE(functions.size(), 40u);
+    for (const std::string &function : functions) {
+        EXPECT_TRUE(names(text, function)) << function;
+        if (build != nullptr) {
+            EXPECT_EQ(read_file(std::string(build) + "/docs/man/" + function + ".3"), ".so man3/ringpoll-uv.3\n")
+                << function << " has no page: see docs/man/Makefile.inc";
+        }
+    }
+}
+
 TEST(Manual, DescribesEveryFlagOfASet)
 {
     std::string text = header(), described = page("ringpoll.3");

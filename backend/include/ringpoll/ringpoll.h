@@ -144,6 +144,18 @@ RINGPOLL_API int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *even
 RINGPOLL_API int ringpoll_wait(int epfd, struct epoll_event *events, int maxevents,
                                const struct timespec *timeout, const sigset_t *sigmask);
 
+/* For a set inside another loop, which sleeps by its own means. The thread that waits on
+ * the set calls it right before that sleep, behind a wait with a zero timeout. It returns
+ * an fd of the library, to be polled for reading, level-triggered: it is, or becomes,
+ * readable when a wait may have something to report (or for no reason at all). `woken`
+ * tells whether the fd that was returned last has been seen readable since. -EAGAIN:
+ * something is there, or to be done: wait with a zero timeout first. On a ring the fd is an
+ * eventfd, which stays the same; on kernel epoll it is `epfd` itself, and so for good. What
+ * the thread changes between this call and its sleep is not heard of before the next wait.
+ * Needs DEFER_TASKRUN and its flag (Linux 6.1), or the set moves to kernel epoll.
+ * -EBADF: not open; -EINVAL: not a set. */
+RINGPOLL_API int ringpoll_sleep_fd(int epfd, int woken);
+
 /* Moves a set to kernel epoll for good, losing no event: from then on the
  * identity fd can be nested in, or polled by, anything. -EBADF: not open;
  * -EINVAL: not a set. */
@@ -266,6 +278,10 @@ struct ringpoll_buffer {
 };
 RINGPOLL_API long ringpoll_borrow(int fd, struct ringpoll_buffer *ret_buffer, int flags);
 RINGPOLL_API void ringpoll_return(struct ringpoll_buffer *buffer);
+/* A buffer like a borrowed one, of `length` bytes or more, for what RINGPOLL_PASS tells the
+ * caller to read by itself: so that all bytes can be handed on, and given back, alike.
+ * 0 or -ENOMEM. Any thread. */
+RINGPOLL_API int ringpoll_buffer_new(size_t length, struct ringpoll_buffer *ret_buffer);
 /* The same by the buffer's `pool` and any address in its bytes, for who has room for no
  * more. Once per buffer. */
 RINGPOLL_API void ringpoll_return_at(void *pool, const void *address);

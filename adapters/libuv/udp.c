@@ -1,0 +1,547 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Datagrams. The set tells when there are any (its kernel epoll does: a bound socket on a
+ * ring would keep its port beyond a kill). They are received many at a time into memory of
+ * the loop's, and handed on one by one: alloc_cb, a copy, recv_cb. What a program that stops in
+ * the midst of that does not take waits in `kept`, and comes first when it starts again.
+ *
+ * Sends of a turn wait for our part of it and go out many at a time, in order, or with a close:
+ *
+ *   waiting ──sent, or an error──→ written ──callback
+ */
+#include "inside.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define SUGGESTED 65536u
+#define BATCH UDP_BATCH
+#define TURN_BATCHES 4
+#define FEW_BUFS 4
+
+struct send_request { /* is a ringpoll_uv_udp_send_t */
+    void *data;
+    ringpoll_uv_udp_t *user;
+    struct send_request *next;
+    ringpoll_uv_udp_send_cb on_sent;
+    uv_buf_t *bufs;
+    uint32_t count;
+    int error;
+    socklen_t address_length;
+    uv_buf_t few[FEW_BUFS];
+    struct sockaddr_storage address;
+};
+_Static_assert(sizeof(struct send_request) <= sizeof(ringpoll_uv_udp_send_t), "a send request has room");
+
+struct udp_kept { /* received, not taken yet */
+    struct udp_kept *next;
+    struct sockaddr_storage address;
+    size_t length;
+    bool cut;
+    char bytes[];
+};
+
+struct udp_room { /* a loop's */
+    struct mmsghdr messages[BATCH];
+    struct iovec vectors[BATCH];
+    struct sockaddr_storage addresses[BATCH];
+    char bytes[BATCH][SUGGESTED];
+};
+
+static struct handle *checked(const void *user)
+{
+    struct handle *handle = handle_of(user);
+    return handle && handle->state != HANDLE_CLOSING ? handle : NULL;
+}
+
+uint32_t udp_interest(const struct handle *handle)
+{
+    if (handle->state != HANDLE_OPEN)
+        return 0;
+    return (handle->reading != READING_NOT && !handle->kept ? EPOLLIN : 0u) | (handle->blocked ? EPOLLOUT : 0u);
+}
+
+bool udp_is_active(const struct handle *handle)
+{
+    return handle->state == HANDLE_OPEN && (handle->reading != READING_NOT || handle->sends.first);
+}
+
+/* ------------------------------------------------------------------ receiving */
+
+static void keep(struct handle *handle, const char *bytes, size_t length, bool cut,
+                 const struct sockaddr_storage *address)
+{
+    struct udp_kept *kept = malloc(sizeof *kept + length);
+    if (!kept) /* as a full socket buffer does */
+        return;
+    kept->next = NULL;
+    kept->address = *address;
+    kept->length = length;
+    kept->cut = cut;
+    memcpy(kept->bytes, bytes, length);
+    struct udp_kept **at = &handle->kept;
+    while (*at)
+        at = &(*at)->next;
+    *at = kept;
+}
+
+/* False: the program had no memory for it. */
+static bool hand_on(struct handle *handle, const char *bytes, size_t length, bool cut,
+                    const struct sockaddr_storage *address)
+{
+    ringpoll_uv_udp_t *user = (ringpoll_uv_udp_t *)handle->user;
+    ringpoll_uv_udp_recv_cb on_receive = handle->on_receive;
+    uv_buf_t buf = uv_buf_init(NULL, 0);
+    handle->on_alloc(handle->user, SUGGESTED, &buf);
+    if (!buf.base || buf.len == 0) {
+        on_receive(user, UV_ENOBUFS, &buf, NULL, 0);
+        return false;
+    }
+    size_t taken = length < buf.len ? length : buf.len;
+    memcpy(buf.base, bytes, taken);
+    on_receive(user, (ssize_t)taken, &buf, (const struct sockaddr *)address,
+               cut || taken < length ? UV_UDP_PARTIAL : 0);
+    return true;
+}
+
+static bool takes(const struct handle *handle)
+{
+    return handle->state == HANDLE_OPEN && handle->reading != READING_NOT;
+}
+
+static void hand_on_kept(struct handle *handle)
+{
+    while (handle->kept && takes(handle)) {
+        struct udp_kept *first = handle->kept;
+        handle->kept = first->next;
+        bool had_room = hand_on(handle, first->bytes, first->length, first->cut, &first->address);
+        free(first); /* where there was no room it is lost, as in libuv's recvmmsg */
+        if (!had_room)
+            break;
+    }
+    if (handle->kept && takes(handle))
+        handle_defer(handle);
+    if (handle->state == HANDLE_OPEN)
+        handle_changed(handle);
+}
+
+static struct udp_room *room_of(struct uv_state *state)
+{
+    if (!state->room)
+        state->room = malloc(sizeof *state->room);
+    return state->room;
+}
+
+static void tell_error(struct handle *handle, int error)
+{
+    uv_buf_t buf = uv_buf_init(NULL, 0);
+    handle->on_alloc(handle->user, SUGGESTED, &buf);
+    handle->on_receive((ringpoll_uv_udp_t *)handle->user, buf.base ? error : UV_ENOBUFS, &buf, NULL, 0);
+}
+
+static void receive(struct handle *handle)
+{
+    struct udp_room *room = room_of(handle->loop);
+    if (!room) {
+        tell_error(handle, UV_ENOMEM);
+        return;
+    }
+    for (int turn = 0; turn < TURN_BATCHES && takes(handle) && !handle->kept; turn++) {
+        for (unsigned i = 0; i < BATCH; i++) {
+            room->vectors[i] = (struct iovec){.iov_base = room->bytes[i], .iov_len = SUGGESTED};
+            room->messages[i].msg_hdr = (struct msghdr){
+                .msg_name = &room->addresses[i],
+                .msg_namelen = sizeof room->addresses[i],
+                .msg_iov = &room->vectors[i],
+                .msg_iovlen = 1,
+            };
+            room->addresses[i].ss_family = AF_UNSPEC;
+        }
+        int count;
+        do
+            count = recvmmsg(handle->fd, room->messages, BATCH, MSG_DONTWAIT, NULL);
+        while (count < 0 && errno == EINTR);
+        if (count < 0) {
+            if (errno != EAGAIN)
+                tell_error(handle, -errno);
+            return;
+        }
+        for (int i = 0; i < count; i++) {
+            size_t length = room->messages[i].msg_len;
+            bool cut = (room->messages[i].msg_hdr.msg_flags & MSG_TRUNC) != 0;
+            if (takes(handle))
+                hand_on(handle, room->bytes[i], length, cut, &room->addresses[i]);
+            else if (handle->state != HANDLE_CLOSING)
+                keep(handle, room->bytes[i], length, cut, &room->addresses[i]);
+        }
+        if (count < (int)BATCH)
+            return;
+    }
+}
+
+/* -------------------------------------------------------------------- sending */
+
+static void free_bufs(struct send_request *request)
+{
+    if (request->bufs != request->few)
+        free(request->bufs);
+    request->bufs = request->few;
+}
+
+static size_t bytes_of(const struct send_request *request)
+{
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < request->count; i++)
+        bytes += request->bufs[i].len;
+    return bytes;
+}
+
+static void enqueue(struct send_queue *queue, struct send_request *request)
+{
+    request->next = NULL;
+    *queue->last = request;
+    queue->last = &request->next;
+}
+
+/* waiting → written */
+static void finish_first(struct handle *handle, int error)
+{
+    struct send_request *request = handle->sends.first;
+    handle->sends.first = request->next;
+    if (!handle->sends.first)
+        handle->sends.last = &handle->sends.first;
+    handle->waiting_bytes -= bytes_of(request);
+    handle->waiting_count--;
+    request->error = error;
+    enqueue(&handle->sent, request);
+}
+
+static void send_waiting(struct handle *handle)
+{
+    handle->blocked = false;
+    while (handle->sends.first) {
+        struct mmsghdr messages[BATCH];
+        unsigned count = 0;
+        for (struct send_request *request = handle->sends.first; request && count < BATCH; request = request->next)
+            messages[count++].msg_hdr = (struct msghdr){
+                .msg_name = request->address_length ? &request->address : NULL,
+                .msg_namelen = request->address_length,
+                .msg_iov = (struct iovec *)request->bufs,
+                .msg_iovlen = request->count,
+            };
+        int sent;
+        do
+            sent = sendmmsg(handle->fd, messages, count, MSG_NOSIGNAL | MSG_DONTWAIT);
+        while (sent < 0 && errno == EINTR);
+        if (sent < 0 && (errno == EAGAIN || errno == ENOBUFS)) {
+            handle->blocked = true;
+            break;
+        }
+        if (sent < 0)
+            finish_first(handle, -errno);
+        for (int i = 0; i < sent; i++)
+            finish_first(handle, 0);
+    }
+}
+
+static void tell_sent(struct handle *handle)
+{
+    struct send_request *request = handle->sent.first, *next;
+    handle->sent.first = NULL;
+    handle->sent.last = &handle->sent.first;
+    for (; request; request = next) {
+        next = request->next;
+        free_bufs(request);
+        handle->requests--;
+        handle_changed(handle);
+        if (request->on_sent)
+            request->on_sent((ringpoll_uv_udp_send_t *)request, request->error);
+    }
+}
+
+/* --------------------------------------------------------------- from outside */
+
+void udp_event(struct handle *handle, uint32_t events)
+{
+    if (events & (EPOLLIN | EPOLLERR | EPOLLHUP))
+        receive(handle);
+    if (handle->state == HANDLE_OPEN && (events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) && handle->sends.first)
+        handle_defer(handle);
+    if (handle->state == HANDLE_OPEN)
+        handle_changed(handle);
+}
+
+void udp_due(struct handle *handle)
+{
+    send_waiting(handle);
+    handle_changed(handle);
+    tell_sent(handle);
+    if (takes(handle) && handle->kept)
+        hand_on_kept(handle);
+}
+
+void udp_closing(struct handle *handle)
+{
+    handle->reading = READING_NOT;
+    if (handle->sends.first)
+        send_waiting(handle);
+}
+
+void udp_closed(struct handle *handle)
+{
+    while (handle->sends.first)
+        finish_first(handle, UV_ECANCELED);
+    tell_sent(handle);
+    while (handle->kept) {
+        struct udp_kept *first = handle->kept;
+        handle->kept = first->next;
+        free(first);
+    }
+}
+
+void udp_free_room(struct uv_state *state)
+{
+    free(state->room);
+}
+
+/* --------------------------------------------------------------------- calls */
+
+int ringpoll_uv_udp_init(uv_loop_t *loop, ringpoll_uv_udp_t *udp)
+{
+    struct handle *handle;
+    int error = handle_new(loop, udp, TYPE_UDP, &handle);
+    if (error < 0)
+        return error;
+    handle->sends.last = &handle->sends.first;
+    handle->sent.last = &handle->sent.first;
+    return 0;
+}
+
+static void take_socket(struct handle *handle, int fd)
+{
+    handle_take_fd(handle, fd, RINGPOLL_FD_OTHER);
+    handle_step(handle, HANDLE_OPEN);
+}
+
+static int need_socket(struct handle *handle, int family)
+{
+    if (handle->fd >= 0)
+        return 0;
+    int fd = socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    take_socket(handle, fd);
+    return 0;
+}
+
+static socklen_t length_of(const struct sockaddr *address)
+{
+    return address->sa_family == AF_INET ? sizeof(struct sockaddr_in)
+         : address->sa_family == AF_INET6 ? sizeof(struct sockaddr_in6)
+         : address->sa_family == AF_UNIX ? sizeof(struct sockaddr_un) : 0;
+}
+
+int ringpoll_uv_udp_open(ringpoll_uv_udp_t *udp, uv_os_sock_t fd)
+{
+    struct handle *handle = checked(udp);
+    if (!handle || handle->state != HANDLE_FRESH)
+        return handle ? UV_EBUSY : UV_EINVAL;
+    int flags = fcntl(fd, F_GETFL), type = 0;
+    socklen_t length = sizeof type;
+    if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 ||
+        (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0))
+        return -errno;
+    if (type != SOCK_DGRAM)
+        return UV_EINVAL;
+    take_socket(handle, fd);
+    struct sockaddr_storage peer;
+    length = sizeof peer;
+    handle->udp_connected = getpeername(fd, (struct sockaddr *)&peer, &length) == 0;
+    return 0;
+}
+
+int ringpoll_uv_udp_bind(ringpoll_uv_udp_t *udp, const struct sockaddr *address, unsigned flags)
+{
+    struct handle *handle = checked(udp);
+    socklen_t length = address ? length_of(address) : 0;
+    int on = 1;
+    if (!handle || length == 0 || (flags & ~(unsigned)(UV_UDP_IPV6ONLY | UV_UDP_REUSEADDR)) ||
+        ((flags & UV_UDP_IPV6ONLY) && address->sa_family != AF_INET6))
+        return UV_EINVAL;
+    int error = need_socket(handle, address->sa_family);
+    if (error < 0)
+        return error;
+    if (((flags & UV_UDP_REUSEADDR) && setsockopt(handle->fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) < 0) ||
+        ((flags & UV_UDP_IPV6ONLY) && setsockopt(handle->fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on) < 0))
+        return -errno;
+    if (bind(handle->fd, address, length) < 0)
+        return errno == EAFNOSUPPORT ? UV_EINVAL : -errno;
+    return 0;
+}
+
+/* As libuv: to any address, before the first use. */
+static int need_bound(struct handle *handle, int family)
+{
+    if (handle->fd >= 0)
+        return 0;
+    struct sockaddr_storage any = {.ss_family = (sa_family_t)family};
+    if (family != AF_INET && family != AF_INET6)
+        return need_socket(handle, family);
+    return ringpoll_uv_udp_bind((ringpoll_uv_udp_t *)handle->user, (struct sockaddr *)&any, 0);
+}
+
+int ringpoll_uv_udp_connect(ringpoll_uv_udp_t *udp, const struct sockaddr *address)
+{
+    struct handle *handle = checked(udp);
+    if (!handle)
+        return UV_EINVAL;
+    if (!address) {
+        struct sockaddr none = {.sa_family = AF_UNSPEC};
+        if (!handle->udp_connected)
+            return UV_ENOTCONN;
+        if (connect(handle->fd, &none, sizeof none) < 0 && errno != EAFNOSUPPORT)
+            return -errno;
+        handle->udp_connected = false;
+        return 0;
+    }
+    if (handle->udp_connected)
+        return UV_EISCONN;
+    socklen_t length = length_of(address);
+    int error = length == 0 ? UV_EINVAL : need_bound(handle, address->sa_family);
+    if (error < 0)
+        return error;
+    int result;
+    do
+        result = connect(handle->fd, address, length);
+    while (result < 0 && errno == EINTR);
+    if (result < 0)
+        return -errno;
+    handle->udp_connected = true;
+    return 0;
+}
+
+/* The address fits the handle's state: its length, or a UV_E…. */
+static int destination(const struct handle *handle, const struct sockaddr *address)
+{
+    if (handle->udp_connected)
+        return address ? UV_EISCONN : 0;
+    socklen_t length = address ? length_of(address) : 0;
+    return !address ? UV_EDESTADDRREQ : length == 0 ? UV_EINVAL : (int)length;
+}
+
+int ringpoll_uv_udp_send(ringpoll_uv_udp_send_t *req, ringpoll_uv_udp_t *udp, const uv_buf_t *bufs, unsigned nbufs,
+                         const struct sockaddr *address, ringpoll_uv_udp_send_cb on_sent)
+{
+    struct handle *handle = checked(udp);
+    if (!handle || nbufs < 1)
+        return UV_EINVAL;
+    int length = destination(handle, address);
+    int error = length < 0 ? length : address ? need_bound(handle, address->sa_family) : 0;
+    if (error < 0)
+        return error;
+    struct send_request *request = (struct send_request *)req;
+    request->bufs = nbufs <= FEW_BUFS ? request->few : malloc(nbufs * sizeof *bufs);
+    if (!request->bufs)
+        return UV_ENOMEM;
+    memcpy(request->bufs, bufs, nbufs * sizeof *bufs);
+    if (address)
+        memcpy(&request->address, address, (size_t)length);
+    request->user = udp;
+    request->on_sent = on_sent;
+    request->count = nbufs;
+    request->address_length = (socklen_t)length;
+    handle->requests++;
+    handle->waiting_count++;
+    handle->waiting_bytes += bytes_of(request);
+    enqueue(&handle->sends, request);
+    if (!handle->blocked)
+        handle_defer(handle);
+    handle_changed(handle);
+    return 0;
+}
+
+int ringpoll_uv_udp_try_send(ringpoll_uv_udp_t *udp, const uv_buf_t *bufs, unsigned nbufs,
+                             const struct sockaddr *address)
+{
+    struct handle *handle = checked(udp);
+    if (!handle || nbufs < 1)
+        return UV_EINVAL;
+    int length = destination(handle, address);
+    if (length < 0)
+        return length;
+    if (handle->sends.first)
+        return UV_EAGAIN;
+    int error = address ? need_bound(handle, address->sa_family) : 0;
+    if (error < 0)
+        return error;
+    struct msghdr message = {
+        .msg_name = (void *)(uintptr_t)address,
+        .msg_namelen = (socklen_t)length,
+        .msg_iov = (struct iovec *)(uintptr_t)bufs,
+        .msg_iovlen = nbufs,
+    };
+    ssize_t sent;
+    do
+        sent = sendmsg(handle->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (sent < 0 && errno == EINTR);
+    if (sent < 0)
+        return errno == ENOBUFS ? UV_EAGAIN : -errno;
+    return (int)sent;
+}
+
+int ringpoll_uv_udp_recv_start(ringpoll_uv_udp_t *udp, ringpoll_uv_alloc_cb on_alloc,
+                               ringpoll_uv_udp_recv_cb on_receive)
+{
+    struct handle *handle = checked(udp);
+    if (!handle || !on_alloc || !on_receive)
+        return UV_EINVAL;
+    if (handle->reading != READING_NOT)
+        return UV_EALREADY;
+    int error = need_bound(handle, AF_INET);
+    if (error < 0)
+        return error;
+    handle->on_alloc = on_alloc;
+    handle->on_receive = on_receive;
+    handle->reading = READING_COPIES;
+    if (handle->kept)
+        handle_defer(handle);
+    handle_changed(handle);
+    return 0;
+}
+
+int ringpoll_uv_udp_recv_stop(ringpoll_uv_udp_t *udp)
+{
+    struct handle *handle = checked(udp);
+    if (handle && handle->reading != READING_NOT) {
+        handle->reading = READING_NOT;
+        handle_changed(handle);
+    }
+    return 0;
+}
+
+int ringpoll_uv_udp_getsockname(const ringpoll_uv_udp_t *udp, struct sockaddr *name, int *length)
+{
+    return handle_sockname(udp, name, length);
+}
+
+int ringpoll_uv_udp_getpeername(const ringpoll_uv_udp_t *udp, struct sockaddr *name, int *length)
+{
+    return handle_peername(udp, name, length);
+}
+
+size_t ringpoll_uv_udp_get_send_queue_size(const ringpoll_uv_udp_t *udp)
+{
+    const struct handle *handle = handle_of(udp);
+    return handle ? handle->waiting_bytes : 0;
+}
+
+size_t ringpoll_uv_udp_get_send_queue_count(const ringpoll_uv_udp_t *udp)
+{
+    const struct handle *handle = handle_of(udp);
+    return handle ? handle->waiting_count : 0;
+}
