@@ -22,6 +22,7 @@ static struct rp_watch *pool;
 #define POOL_GROWTH 64u
 /* What is looked at without the lock stands before this offset (watch.h). */
 #define LOOKED_AT (offsetof(struct rp_watch, next_of_fd) + sizeof(struct rp_watch *))
+_Static_assert(sizeof(struct rp_watch) <= 192, "three cache lines: there may be many of them");
 
 /* Somebody may still be looking at what the record was. */
 static void clear(struct rp_watch *watch)

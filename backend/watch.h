@@ -123,7 +123,6 @@ struct rp_watch {
     uint8_t adopt_gap;
     bool dirty;          /* stands in the dirty list */
     bool recheck;        /* dirty: becomes CANDIDATE */
-    uint8_t fresh;       /* one-shot polls to go before a multishot one */
     struct rp_watch *next_dirty, *prev_dirty;
     struct rp_watch *next_of_set, *prev_of_set; /* all watches of the set; next: free list */
     struct rp_watch *next_left, *prev_left; /* where `left` is not NOT */
@@ -137,6 +136,7 @@ struct rp_watch {
     uint32_t spent;      /* edge-triggered: bits that were reported; the next poll's first completion may
                             repeat them, having looked at the file */
     uint8_t asked;
+    uint8_t fresh;       /* one-shot polls to go before a multishot one */
     bool ended;          /* a receive found the end or an error: no more of them */
     bool blocked;        /* adopted, level-triggered: OUT is wanted and was not there */
     bool leaves;         /* dirty: the owner shall move it to kernel epoll */
