@@ -81,7 +81,7 @@ static __thread struct ring_bufferevent *called;
 /* So much is read or written at once where the program has set no limit. */
 #define READ_LEAST 4096u
 #define READ_MOST (128u * 1024u - 256u)
-#define TURN_MOST (64u * 1024u)
+#define TURN_MOST (64u * 1024u) /* written; read: READ_MOST, so that a message of this size shows it was all */
 /* libevent's own limit, which is no wish of the program's. */
 #define LIMIT_UNSET 16384
 #define VECTORS 16
@@ -450,7 +450,7 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
             goto done;
         }
     }
-    limit = !ring->inside.rate_limits && ring->inside.max_read == LIMIT_UNSET ? (ptrdiff_t)TURN_MOST
+    limit = !ring->inside.rate_limits && ring->inside.max_read == LIMIT_UNSET ? (ptrdiff_t)READ_MOST
                                                                               : inside.bev_read_max(&ring->inside);
     if (most < 0 || most > limit)
         most = limit;
