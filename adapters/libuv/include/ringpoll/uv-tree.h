@@ -48,6 +48,13 @@ int ringpoll_uv_tree_file_cancel(int backend_fd, uint64_t id);
 int ringpoll_uv_tree_file_taken(int backend_fd, void **ret_user, int64_t *ret_result);
 /* libuv's own: takes them all, and calls back. */
 void ringpoll_uv_tree_files_done(struct uv_loop_s *loop);
+/* uv_read_stop(): a program may read the stream's fd itself from now on, so that the ring
+ * has to leave it alone. It does, unless reading starts again before the loop waits: that
+ * asks for each of these fds (-1: no more), and has those given up that are not read. */
+void ringpoll_uv_tree_stopped(int fd);
+int ringpoll_uv_tree_next_stopped(void);
+void ringpoll_uv_tree_give_up(int fd);
+
 /* Datagrams: many are taken by one call, and handed out one by one. Each uv_udp_t has an
  * inbox, NULL until it first receives; what has come and is not handed out when recv_cb
  * stops the handle waits there until it starts again. One thread at a time. */
