@@ -14,30 +14,29 @@
 
 #include <ringpoll/ringpoll.h>
 
-/* Requests that a kernel worker makes: some at a time cost less than by the pool. Many make
- * the kernel start many workers, which wait for each other: those are the pool's. */
-#define RINGPOLL_UV_TREE_AT_A_TIME 16
-static unsigned int ringpoll_uv_tree_at_a_time;
+/* What is no read, or a large one, is mostly made by a kernel worker. A few of them cost
+ * less than by the pool. Many make the kernel start many workers, which wait for each other,
+ * and some here and some there cost the most: so where the loop has more requests of
+ * whatever kind than this, they are the pool's. */
+#define RINGPOLL_UV_TREE_FEW 16
 
-static int ringpoll_uv_tree_by_worker(const uv_fs_t* req) {
+static int ringpoll_uv_tree_is_small_read(const uv_fs_t* req) {
   size_t bytes;
   unsigned int i;
 
   if (req->fs_type != UV_FS_READ)
-    return req->fs_type != UV_FS_CLOSE;
+    return 0;
   bytes = 0;
   for (i = 0; i < req->nbufs && bytes <= 65536; i++)
     bytes += req->bufs[i].len;
-  return bytes > 65536;
+  return bytes <= 65536;
 }
 
 static int ringpoll_uv_tree_takes(uv_loop_t* loop, uv_fs_t* req) {
   struct ringpoll_request request;
   uint64_t id;
-  int by_worker;
 
   id = 0;
-  by_worker = 0;
   memset(&request, 0, sizeof(request));
   switch (loop->flags & RINGPOLL_UV_TREE_ASKED ? UV_FS_UNKNOWN : req->fs_type) {
   case UV_FS_READ:
@@ -81,22 +80,20 @@ static int ringpoll_uv_tree_takes(uv_loop_t* loop, uv_fs_t* req) {
   request.user = req;
   request.data.fd = RINGPOLL_UV_TREE_FILES;
   /* A program that has filled the pool knows that what it asks for then waits, and can be
-   * cancelled. So what names a path goes to the ring only where nothing else is going on. */
-  if (request.path != NULL && loop->active_reqs.count != 1)
+   * cancelled. So what names a path goes to the ring only where nothing else is going on,
+   * and closes go the way of opens. */
+  if ((request.path != NULL || req->fs_type == UV_FS_CLOSE) &&
+      loop->active_reqs.count != 1)
     request.operation = 0;
-  if (request.operation != 0)
-    by_worker = ringpoll_uv_tree_by_worker(req);
+  if (loop->active_reqs.count > RINGPOLL_UV_TREE_FEW &&
+      !ringpoll_uv_tree_is_small_read(req))
+    request.operation = 0;
   if (request.operation != 0 &&
-      (!by_worker ||
-       __atomic_load_n(&ringpoll_uv_tree_at_a_time, __ATOMIC_RELAXED) <
-           RINGPOLL_UV_TREE_AT_A_TIME) &&
       ringpoll_uv_tree_file_begin(loop->backend_fd, &request, &id)) {
     req->work_req.loop = loop;
     req->work_req.work = NULL;
     req->work_req.done = uv__fs_done;
     QUEUE_INIT(&req->work_req.wq);
-    if (by_worker)
-      __atomic_fetch_add(&ringpoll_uv_tree_at_a_time, 1, __ATOMIC_RELAXED);
   }
   memcpy(req->reserved, &id, sizeof(id));
   return id != 0;
@@ -182,8 +179,6 @@ void ringpoll_uv_tree_files_done(uv_loop_t* loop) {
   while (ringpoll_uv_tree_file_taken(loop->backend_fd, &user, &result)) {
     req = (uv_fs_t*) user;
     memset(req->reserved, 0, sizeof(uint64_t));
-    if (ringpoll_uv_tree_by_worker(req))
-      __atomic_fetch_sub(&ringpoll_uv_tree_at_a_time, 1, __ATOMIC_RELAXED);
     ringpoll_uv_tree_finish(req, result);
   }
 }
