@@ -30,6 +30,8 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
             return false;
         if (kind == RINGPOLL_FD_PIPE && !rp_single_threaded()) /* see rp_set_has_company() */
             return false;
+        if (kind == RINGPOLL_FD_EVENTFD && set->outer >= 0) /* see outer.c */
+            return false;
         /* Its registration may outlive this number, or its wake-ups prove nothing:
          * kernel epoll's business. */
         if (rp_fd_shared(entry) || (flags & RP_FD_ALONG))
@@ -371,7 +373,7 @@ static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, str
         return result;
     }
     bool inside = set->owner_inside || (set->waiters > 0 && rp_set_engine(set) == RINGPOLL_ENGINE_NEW) ||
-                  (set->sleeps_outside && !rp_set_is_mine(set));
+                  (set->sleeper && set->sleeper != rp_self.id);
     struct rp_watch *watch = rp_set_find(set, fd);
     if (op == EPOLL_CTL_ADD)
         result = ctl_add(set, inside, watch, fd, event);

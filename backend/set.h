@@ -37,7 +37,6 @@ struct rp_set {
     unsigned ready_count;                     /* the owner's */
     bool tells;         /* the owner's; DEFER_TASKRUN and its flag: wake-ups run in our enters, and show before */
     bool owner_inside;  /* locked; the owner is about to be, or is, inside a blocking enter */
-    bool sleeps_outside; /* locked; it sleeps by ringpoll_sleep_fd(), or has just woken */
     bool hidden_armed, hidden_ready;          /* the owner's */
     /* --- under `lock`; those marked * are looked at without it, see once.h */
     /* What a turn of the owner begins with, where there is any of it: see rp_set_is_at_rest(). */
@@ -94,6 +93,7 @@ struct rp_set {
     uint32_t fence; /* SQPOLL: the last that was queued */
     bool edge_ended;    /* !tells: a full CQ ended the poll of an edge-triggered watch */
     struct rp_op *hidden_op;
+    uint64_t sleeper;   /* locked; rp_self.id of the thread that sleeps by ringpoll_sleep_fd(), or has just woken; 0 */
     int outer;          /* the eventfd that an outer loop sleeps by, or -1: see outer.c. Others write to it, locked */
     bool outer_registered; /* with this ring */
     uint64_t outer_enters; /* enters of the ring when it was last emptied */

@@ -979,7 +979,7 @@ static int wait_on(struct rp_set *set, struct wait *wait)
     RP_COUNT(set->stats.waits, 1);
     if (RP_UNLIKELY((set->inherited | RP_READ_ONCE(rp_process_no_rings)) || set->waiters > 0 || !rp_set_is_mine(set)))
         take_in(set);
-    set->sleeps_outside = false;
+    set->sleeper = 0;
     set->waiters++;
     int max = wait->max;
     if (RP_UNLIKELY(set->any_requests) && make_room(set, wait))

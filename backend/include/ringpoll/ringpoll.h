@@ -146,9 +146,9 @@ RINGPOLL_API int ringpoll_wait(int epfd, struct epoll_event *events, int maxeven
 
 /* For a set inside another loop, which sleeps by its own means. The thread that waits on
  * the set calls it right before that sleep, behind a wait with a zero timeout. It returns
- * an fd of the library, to be polled for reading, level-triggered: it is, or becomes,
- * readable when a wait may have something to report (or for no reason at all). `woken`
- * tells whether the fd that was returned last has been seen readable since. -EAGAIN:
+ * an fd of the library, to be polled for reading, level-triggered, as `epfd` itself always is
+ * meanwhile: one of them is, or becomes, readable when a wait may have something to report (or for no
+ * reason at all). `woken` tells whether one has been seen readable since the last call. -EAGAIN:
  * something is there, or to be done: wait with a zero timeout first. On a ring the fd is an
  * eventfd, which stays the same; on kernel epoll it is `epfd` itself, and so for good. What
  * the thread changes between this call and its sleep is not heard of before the next wait.
