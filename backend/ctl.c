@@ -85,7 +85,7 @@ static int add_to_kernel(struct rp_set *set, int fd, struct epoll_event *event)
         if (error < 0)
             rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, fd, NULL);
         else
-            rp_set_note_left(set, rp_set_find(set, fd));
+            rp_left_note(set, rp_set_find(set, fd));
     }
     return error;
 }
@@ -138,11 +138,9 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     watch->recheck = true;
     RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
-    watch->left_reported = false;
+    rp_left_renew(set, watch);
     if (left_elsewhere)
-        rp_set_note_left(set, watch);
-    if (watch->left && rp_set_left_bits(watch))
-        rp_set_tell_left(set, true);
+        rp_left_note(set, watch);
     rp_set_dirty(set, watch);
     return 0;
 }
@@ -154,9 +152,7 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         if (error == 0) {
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
-            watch->left_reported = false;
-            if (watch->left && rp_set_left_bits(watch))
-                rp_set_tell_left(set, true);
+            rp_left_renew(set, watch);
         }
         return error;
     }
@@ -173,10 +169,9 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     }
     RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
-    watch->disabled = watch->left_reported = false;
+    watch->disabled = false;
     watch->recheck = true;
-    if (watch->left && rp_set_left_bits(watch))
-        rp_set_tell_left(set, true);
+    rp_left_renew(set, watch);
     rp_set_dirty(set, watch);
     return 0;
 }
@@ -211,9 +206,7 @@ static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epo
         } else if (result == 0) {
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
-            watch->left_reported = false;
-            if (rp_set_left_bits(watch))
-                rp_set_tell_left(set, true);
+            rp_left_renew(set, watch);
         }
         return result;
     }
@@ -329,7 +322,7 @@ static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, str
      * Those that were taken are told of as long as they last. */
     if (op == EPOLL_CTL_ADD && (!set || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)) {
         ringpoll_fd_release(fd, 1);
-        if (set && rp_set_bits_left(fd) && (uintptr_t)event >= 4096 && !rp_self.locks_held &&
+        if (set && rp_left_bits_at(fd) && (uintptr_t)event >= 4096 && !rp_self.locks_held &&
             !exclusive_is_wrong(op, event)) {
             rp_set_lock(set);
             struct rp_watch *before = rp_set_find(set, fd);
@@ -340,7 +333,7 @@ static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, str
         }
     }
     if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && RP_READ_ONCE(set->leftovers) == 0 &&
-                 RP_READ_ONCE(set->left) == 0 && RP_READ_ONCE(set->annex_count) == 0))
+                 !RP_READ_ONCE(set->left) && RP_READ_ONCE(set->annex_count) == 0))
         return rp_sys_epoll_ctl(epfd, op, fd, event);
     /* What is wrong beyond doubt, the kernel shall name: the identity is a real
      * epoll fd. */
@@ -370,8 +363,8 @@ static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, str
     rp_set_lock(set);
     if (set->inherited)
         rp_set_adopt_inherited(set);
-    if (set->ghosts > 0)
-        rp_set_recall_ghost(set, fd);
+    if (set->left)
+        rp_left_recall_ghost(set, fd);
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) {
         result = ctl_leftover(set, epfd, op, fd, event);
         rp_set_unlock(set);

@@ -727,9 +727,9 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
                 rp_set_dirty(set, watch);
             }
             revents |= rp_stream_bits(watch->stream);
-        } else if (watch->left && (!watch->left_reported || (revents & rp_watch_interest(watch)))) {
-            revents |= rp_set_bits_left(watch->fd); /* bytes that another set received */
-            watch->left_reported = rp_watch_is_edge(watch) && (revents & rp_watch_interest(watch));
+        } else if (watch->left == RP_LEFT_NEWS || (watch->left && (revents & rp_watch_interest(watch)))) {
+            revents |= rp_left_bits_at(watch->fd); /* bytes that another set received */
+            watch->left = rp_watch_is_edge(watch) && (revents & rp_watch_interest(watch)) ? RP_LEFT_TOLD : RP_LEFT_NEWS;
         }
         if (revents & rp_watch_interest(watch)) {
             watch->mask = revents;

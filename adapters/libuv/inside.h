@@ -149,6 +149,11 @@ void stream_closing(struct handle *handle);
 /* Callbacks of what is pending: UV_ECANCELED. */
 void stream_closed(struct handle *handle);
 
+/* -------------------------------------------------------------------- fs.c */
+
+/* The set has results: the event's data is the state. */
+void fs_event(struct uv_state *state);
+
 /* ------------------------------------------------------------------- udp.c */
 
 uint32_t udp_interest(const struct handle *handle);

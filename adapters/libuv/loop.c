@@ -197,10 +197,15 @@ static void on_check(uv_check_t *check)
         if (is_on_ring(state) || state->woken || was_awake)
             look(state);
     }
+    state->handles++; /* callbacks may end the last request */
     for (int i = 0; i < state->count; i++)
-        handle_event(state->events[i].data.ptr, state->events[i].events);
+        if (state->events[i].data.ptr == state)
+            fs_event(state);
+        else
+            handle_event(state->events[i].data.ptr, state->events[i].events);
     state->count = 0;
     run_deferred(state);
+    state_put(state);
 }
 
 /* -------------------------------------------------------------- its life */

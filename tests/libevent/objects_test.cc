@@ -1690,6 +1690,136 @@ TEST_P(Objects, TlsOnTop)
     for (auto *context : contexts)
         SSL_CTX_free(context);
 }
+/* One connection, each end with a bufferevent of its own kind: the filter form over a socket
+ * bufferevent (which completes on the ring), or the form that has the socket itself, and plain
+ * events of the base. */
+struct TlsPair {
+    TlsPair(Objects *test, struct event_base *base, int fds[2], bool filter_server, bool filter_client, int options)
+    {
+        bool filters[2] = {filter_server, filter_client};
+        for (int i = 0; i < 2; i++) {
+            contexts[i] = new_context(i == 0);
+            SSL *ssl = SSL_new(contexts[i]);
+            auto state = i == 0 ? BUFFEREVENT_SSL_ACCEPTING : BUFFEREVENT_SSL_CONNECTING;
+            ends[i] = filters[i] ? bufferevent_openssl_filter_new(base, test->make(base, fds[i]), ssl, state,
+                                                                  options | BEV_OPT_CLOSE_ON_FREE)
+                                 : bufferevent_openssl_socket_new(base, fds[i], ssl, state, options | BEV_OPT_CLOSE_ON_FREE);
+            EXPECT_NE(ends[i], nullptr);
+            bufferevent_openssl_set_allow_dirty_shutdown(ends[i], 1);
+            callbacks[i].on_event = [this, i](struct bufferevent *, short what) {
+                up[i] |= (what & BEV_EVENT_CONNECTED) != 0;
+                ended[i] |= (what & BEV_EVENT_EOF) != 0;
+                failed[i] |= (what & (BEV_EVENT_ERROR | BEV_EVENT_TIMEOUT)) != 0;
+            };
+            callbacks[i].on_read = [this, i](struct bufferevent *self) { got[i] += take(bufferevent_get_input(self)); };
+            callbacks[i].set(ends[i]);
+            bufferevent_enable(ends[i], EV_READ | EV_WRITE);
+        }
+    }
+    ~TlsPair()
+    {
+        for (auto *end : ends)
+            if (end)
+                bufferevent_free(end);
+        for (auto *context : contexts)
+            SSL_CTX_free(context);
+    }
+    void free(int end)
+    {
+        bufferevent_free(ends[end]);
+        ends[end] = nullptr;
+    }
+    void send(int end, const std::string &bytes) { bufferevent_write(ends[end], bytes.data(), bytes.size()); }
+    SSL_CTX *contexts[2];
+    struct bufferevent *ends[2];
+    Callbacks callbacks[2];
+    std::string got[2];
+    bool up[2] = {false, false}, ended[2] = {false, false}, failed[2] = {false, false};
+};
+
+TEST_P(Objects, TlsOfEachKindBothWaysAndItsClose)
+{
+    for (int how = 0; how < 8; how++) {
+        int fds[2];
+        connected(fds);
+        auto pair = std::make_unique<TlsPair>(this, base_, fds, how & 1, how & 2, how & 4 ? BEV_OPT_DEFER_CALLBACKS : 0);
+        run_until([&] { return pair->up[0] && pair->up[1]; });
+        for (unsigned i = 0; i < 24; i++) { /* in turns */
+            std::string bytes = text(1 + i * i * 41, i);
+            int from = (int)(i & 1), to = 1 - from;
+            pair->got[to].clear();
+            pair->send(from, bytes);
+            run_until([&] { return pair->got[to].size() >= bytes.size(); });
+            ASSERT_EQ(pair->got[to], bytes) << how << ", " << i;
+        }
+        std::string big[2] = {text(1500000, 1), text(1100000, 2)}; /* at once, and more than the sockets hold */
+        for (int i = 0; i < 2; i++)
+            pair->got[i].clear();
+        for (int i = 0; i < 2; i++)
+            pair->send(i, big[i]);
+        run_until([&] { return pair->got[0].size() >= big[1].size() && pair->got[1].size() >= big[0].size(); });
+        EXPECT_EQ(pair->got[0], big[1]) << how;
+        EXPECT_EQ(pair->got[1], big[0]) << how;
+        EXPECT_FALSE(pair->failed[0] || pair->failed[1] || pair->ended[0] || pair->ended[1]) << how;
+        int leaves = how / 2 % 2;
+        pair->free(leaves);
+        run_until([&] { return pair->ended[1 - leaves] || pair->failed[1 - leaves]; }); /* OpenSSL 3: an error */
+        pair.reset();
+        run(2);
+    }
+}
+
+/* A peer that writes its first bytes before anybody reads, and one that goes away in the midst
+ * of the handshake. */
+TEST_P(Objects, TlsPeersThatComeAndGoAtAnyTime)
+{
+    for (int how = 0; how < 8; how++) {
+        int fds[2];
+        connected(fds);
+        auto pair = std::make_unique<TlsPair>(this, base_, fds, how & 1, how & 2, 0);
+        pair->send(1, "early");
+        if (how & 4)
+            run(how / 2);
+        else
+            run_until([&] { return pair->got[0] == "early"; });
+        pair->free(1);
+        run_until([&] { return pair->ended[0] || pair->failed[0]; });
+        pair.reset();
+        run(2);
+    }
+}
+
+/* As servers with a base in each thread do, connections being made in another. */
+TEST_P(Objects, TlsInSeveralThreads)
+{
+    std::vector<std::thread> threads;
+    std::atomic<int> whole{0};
+    SSL_CTX_free(new_context(true)); /* whose key is everybody's */
+    for (int which = 0; which < 3; which++)
+        threads.emplace_back([&, which] {
+            struct event_base *base = new_base();
+            for (int round = 0; round < 6; round++) {
+                int fds[2];
+                connected(fds);
+                auto pair = std::make_unique<TlsPair>(this, base, fds, (which + round) & 1, round & 2, 0);
+                std::string bytes[2] = {text(30000 + (size_t)round * 777, 1), text(9, 2)};
+                for (int i = 0; i < 2; i++)
+                    pair->send(i, bytes[i]);
+                for (int turn = 0; turn < 20000 && !(pair->got[0] == bytes[1] && pair->got[1] == bytes[0]); turn++) {
+                    struct timeval tick = {0, 5000};
+                    event_base_once(base, -1, EV_TIMEOUT, [](evutil_socket_t, short, void *) {}, nullptr, &tick);
+                    event_base_loop(base, EVLOOP_ONCE);
+                }
+                whole += pair->got[0] == bytes[1] && pair->got[1] == bytes[0];
+                pair.reset();
+                event_base_loop(base, EVLOOP_NONBLOCK);
+            }
+            event_base_free(base);
+        });
+    for (auto &thread : threads)
+        thread.join();
+    EXPECT_EQ(whole, 18);
+}
 #endif
 
 /* Both ends with libevent's evhttp: what it does to its bufferevents is its own. */

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 
-from harness import Suite, check
+from harness import Failure, Suite, check, describe_process
 
 suite = Suite("coturn", needs=["turnserver", "turnutils_uclient", "openssl"], library="libevent")
 
@@ -35,14 +35,29 @@ class Server:
     def relay(self, *options, clients=4, messages=20, tls=False):
         """turnutils_uclient's count of what it sent. Between the server and the peers all is
         UDP, some of which is lost on a busy machine: half of it is to come back."""
-        text = self.run.call(["turnutils_uclient", "-u", "someone", "-w", "secret", "-y", "-n", messages, "-m", clients,
-                              "-l", 170, "-z", 5, "-p", self.tls if tls else self.port] + list(options) + [suite.address],
-                             timeout=60)
+        try:
+            text = self.run.call(["turnutils_uclient", "-u", "someone", "-w", "secret", "-y", "-n", messages, "-m", clients,
+                                  "-l", 170, "-z", 5, "-p", self.tls if tls else self.port] + list(options) +
+                                 [suite.address], timeout=60)
+        except Failure as failure:
+            raise Failure("%s\n%s" % (failure, self.describe())) from None
         found = re.findall(r"tot_send_msgs=(\d+), tot_recv_msgs=(\d+)", text)
         check(found, "the client said: %s", text[-1500:])
         sent, received = map(int, found[-1])
         check(sent > 0 and received >= sent // 2, "%d of %d came back", received, sent)
         return sent
+
+    def describe(self):
+        """Who waits for whom: bytes that the server has yet to read stand in a queue of its end (rx), an event
+        that it never heard of, then; with none there it has read them, and is itself to blame for the silence."""
+        ports = {"%04X" % port for port in (self.port, self.tls)}
+        with open("/proc/net/tcp") as file:
+            lines = [line.split() for line in file][1:]
+        queues = ["      %s to %s, state %s, tx:rx %s" % tuple(words[1:5]) for words in lines
+                  if {words[1].split(":")[1], words[2].split(":")[1]} & ports]
+        self.run.look(self.process.pid)
+        return "the server:\n%s\n%s\n      %s\n%s" % (describe_process(self.process.pid), "\n".join(queues),
+                                                    self.run.looks.get(self.process.pid), self.process.output()[-3000:])
 
     def end(self):
         self.process.end(signal.SIGTERM, -signal.SIGTERM)

@@ -544,6 +544,63 @@ TEST_F(First, ManyAcceptedConnectionsHaveTheirAddresses)
     }
 }
 
+/* Reads that nobody reports, few events in a turn: each turn costs a call more than kernel
+ * epoll's. Not so where something is declared, or many are told of in a turn. */
+TEST(Declared, ASetOfPlainFdsThatIsLookedAtInEachTurnGoesToKernelEpoll)
+{
+    constexpr int PIPES = 16, EVENTS = 3 * 4096;
+    struct {
+        int together;
+        bool with_declared;
+    } cases[] = {{1, false}, {PIPES, false}, {1, true}};
+    for (auto [together, with_declared] : cases) {
+        struct ringpoll_options options = {};
+        options.size = sizeof options;
+        options.flags = RINGPOLL_DECLARED | RINGPOLL_BATCH | RINGPOLL_ACCEPT;
+        int set = ringpoll_create(&options), pipes[PIPES][2], pair[2];
+        ASSERT_GE(set, 0);
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+        struct epoll_event event = {}, events[PIPES];
+        event.events = EPOLLIN;
+        if (with_declared) {
+            ringpoll_fd_opened(pair[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK |
+                                            RINGPOLL_FD_DECLARED);
+            ASSERT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, pair[0], &event), 0);
+        }
+        for (auto &pipe : pipes) {
+            ASSERT_EQ(pipe2(pipe, O_CLOEXEC), 0);
+            event.data.fd = pipe[0];
+            ASSERT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, pipe[0], &event), 0);
+        }
+        struct timespec second = {1, 0};
+        for (int told = 0; told < EVENTS; told += together) {
+            char byte = 0;
+            for (int i = 0; i < together; i++)
+                ASSERT_EQ(write(pipes[(told + i) % PIPES][1], "x", 1), 1);
+            ASSERT_EQ(ringpoll_wait(set, events, PIPES, &second, nullptr), together) << told;
+            for (int i = 0; i < together; i++)
+                ASSERT_EQ(read(events[i].data.fd, &byte, 1), 1);
+        }
+        struct ringpoll_stats stats = {};
+        stats.size = sizeof stats;
+        ASSERT_EQ(ringpoll_get_stats(set, &stats), 0);
+        if (stats.rings_made) {
+            EXPECT_EQ(stats.engine, together == 1 && !with_declared ? RINGPOLL_ENGINE_KERNEL : RINGPOLL_ENGINE_RING)
+                << together << " together, " << stats.rechecks << " looks" << (with_declared ? ", with one declared" : "");
+            if (stats.engine == RINGPOLL_ENGINE_KERNEL) {
+                EXPECT_EQ(stats.reason, RINGPOLL_REASON_UNFIT);
+            }
+        }
+        for (auto &pipe : pipes) {
+            ringpoll_close(pipe[0]);
+            close(pipe[1]);
+        }
+        ringpoll_close(pair[0]);
+        close(pair[1]);
+        ringpoll_close(set);
+    }
+}
+
 /* What it says of closes is not so for one that lives on. */
 TEST_F(Adopted, AForgottenConnectionGoesOn)
 {

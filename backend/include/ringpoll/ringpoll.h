@@ -347,11 +347,13 @@ RINGPOLL_API long ringpoll_accept(int fd, struct sockaddr *address, socklen_t *l
 
 /* ---------------------------------------------------------- file requests
  *
- * Reads and writes of files, which the set's ring makes while the program goes on. They
- * begin with the next ringpoll_wait(), all of them together, and what is cached is read
- * inside that. When some are done, ringpoll_wait() reports one event, EPOLLIN with the
- * `data` of the last request, and ringpoll_request_take() gives the results. Meant for
- * regular files and block devices; others are read as by a blocking read.
+ * Reads and writes of files, and a few other calls that may wait for a disk, which the
+ * set's ring makes while the program goes on. They begin with the next ringpoll_wait(), all
+ * of them together, and what is cached is read inside that. When some are done,
+ * ringpoll_wait() reports one event, EPOLLIN with the `data` of the last request, and
+ * ringpoll_request_take() gives the results. Meant for regular files and block devices
+ * without O_DIRECT (with it, a read may be waited for in ringpoll_wait()); others are read
+ * as by a blocking read.
  *
  * What is asked for in one turn and is above 64 KiB is copied by a kernel worker, and of
  * what is not about 1 MiB is read in one wait; the rest comes in the next ones.
@@ -361,29 +363,36 @@ RINGPOLL_API long ringpoll_accept(int fd, struct sockaddr *address, socklen_t *l
  * RINGPOLL_SQPOLL, on a set that is on kernel epoll, and from other threads nothing is
  * taken: -ENOTSUP, and the caller reads by other means. */
 
-#define RINGPOLL_REQUEST_READ 1u
-#define RINGPOLL_REQUEST_WRITE 2u
+#define RINGPOLL_REQUEST_READ 1u   /* fd, iov, count, offset */
+#define RINGPOLL_REQUEST_WRITE 2u  /* the same */
+#define RINGPOLL_REQUEST_OPEN 3u   /* path, flags and mode as of open(2) */
+#define RINGPOLL_REQUEST_CLOSE 4u  /* fd, no set's; as by ringpoll_close() */
+#define RINGPOLL_REQUEST_FSYNC 5u  /* fd; flags 1: as fdatasync(2) */
+#define RINGPOLL_REQUEST_RENAME 6u /* path becomes second_path */
+#define RINGPOLL_REQUEST_UNLINK 7u /* path */
 
 struct ringpoll_request {
     uint32_t size;      /* sizeof(struct ringpoll_request) */
-    uint32_t operation; /* RINGPOLL_REQUEST_READ or _WRITE */
+    uint32_t operation; /* RINGPOLL_REQUEST_* */
     int32_t fd;
     uint32_t count;     /* of pieces, 1 to 1024 */
     const struct iovec *iov;
     int64_t offset;     /* -1: the file's current position; then `count` must be 1 */
     void *user;         /* comes back with the result */
     epoll_data_t data;  /* of the event by which waits tell; the last request's counts */
+    const char *path, *second_path;
+    uint32_t flags, mode;
     uint64_t reserved;  /* 0 */
 };
 
 struct ringpoll_completion {
     void *user;
-    int64_t result; /* as of preadv(2) and pwritev(2), or a negative errno */
+    int64_t result; /* as of the system call, or a negative errno */
 };
 
-/* Takes a request. The array `iov` and the bytes that it names are the library's, and the
- * kernel's, until the result was taken: this is the one function that keeps pointers. The
- * fd must not be closed before that, either. 0, and *ret_id (which may be NULL) for
+/* Takes a request. The array `iov`, the bytes that it names and the paths are the
+ * library's, and the kernel's, until the result was taken: this is the one function that
+ * keeps pointers. The fd must not be closed before that, either. 0, and *ret_id (which may be NULL) for
  * ringpoll_request_cancel(); -EINVAL: a size, an operation, a count or an offset that is
  * not one; -ENOTSUP: see above, and no memory; -EBADF, -EINVAL: no set. */
 RINGPOLL_API int ringpoll_request_submit(int epfd, const struct ringpoll_request *request, uint64_t *ret_id);
