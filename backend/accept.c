@@ -472,7 +472,7 @@ static void report(struct rp_set *set, struct rp_acceptor *acceptor)
     if (!watch)
         return;
     if (watch->home != RP_HOME_RING) { /* registered anew meanwhile */
-        rp_set_note_left(set, watch);
+        rp_left_note(set, watch);
         return;
     }
     watch->mask = EPOLLIN | EPOLLRDNORM;
@@ -652,7 +652,7 @@ void rp_accept_unwatch(struct rp_set *set, struct rp_watch *watch)
         leave(acceptor);
     }
     if (other && other != watch)
-        rp_set_note_left(set, other);
+        rp_left_note(set, other);
 }
 
 void rp_accept_to_limbo(struct rp_set *set)

@@ -114,7 +114,7 @@ void rp_set_fd_closing(struct rp_set *set, struct rp_watch *watch, struct rp_fd 
         return; /* we are called again */
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && watch->disabled && !watch->deleted)
         RP_COUNT(set->leftovers, -1u);
-    if (rp_fd_shared(entry) && rp_set_make_ghost(set, watch, entry))
+    if (rp_fd_shared(entry) && rp_left_make_ghost(set, watch, entry))
         return;
     if (!receives && rp_set_may_forget(set, watch)) {
         rp_set_forget_watch(set, watch);

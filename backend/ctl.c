@@ -30,6 +30,8 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
             return false;
         if (kind == RINGPOLL_FD_PIPE && !rp_single_threaded()) /* see rp_set_has_company() */
             return false;
+        if (kind == RINGPOLL_FD_EVENTFD && set->outer >= 0) /* see outer.c */
+            return false;
         /* Its registration may outlive this number, or its wake-ups prove nothing:
          * kernel epoll's business. */
         if (rp_fd_shared(entry) || (flags & RP_FD_ALONG))
@@ -63,16 +65,6 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
     return rp_single_threaded() && rp_sys_fstat_mode(fd, &mode) == 0 && S_ISFIFO(mode);
 }
 
-/* RINGPOLL_HASTY, and the socket is one whose readers do not mind. */
-static bool is_hasty(const struct rp_set *set, int fd, uint32_t events, uint8_t kind)
-{
-    int flags;
-    return (set->flags & (RINGPOLL_HASTY | RINGPOLL_TRACKED)) == RINGPOLL_HASTY &&
-           (kind == RINGPOLL_FD_TCP || kind == RINGPOLL_FD_UNIX) && !(events & (EPOLLET | EPOLLONESHOT)) &&
-           !(rp_fd_flags(rp_fd_peek(fd)) & RINGPOLL_FD_DECLARED) &&
-           (flags = rp_sys_fcntl(fd, 3 /* F_GETFL */, 0)) >= 0 && (flags & 04000 /* O_NONBLOCK */);
-}
-
 static int record_kernel_watch(struct rp_set *set, int fd, const struct epoll_event *event)
 {
     struct rp_fd *entry = rp_fd_get(fd);
@@ -95,7 +87,7 @@ static int add_to_kernel(struct rp_set *set, int fd, struct epoll_event *event)
         if (error < 0)
             rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, fd, NULL);
         else
-            rp_set_note_left(set, rp_set_find(set, fd));
+            rp_left_note(set, rp_set_find(set, fd));
     }
     return error;
 }
@@ -144,16 +136,13 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         left_elsewhere = true;
     RP_WRITE_ONCE(watch->kind, kind);
     RP_WRITE_ONCE(watch->deleted, false);
-    watch->hasty = is_hasty(set, fd, event->events, kind);
     watch->disabled = watch->ended = watch->hung = false;
     watch->recheck = true;
     RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
-    watch->left_reported = false;
+    rp_left_renew(set, watch);
     if (left_elsewhere)
-        rp_set_note_left(set, watch);
-    if (watch->left && rp_set_left_bits(watch))
-        rp_set_tell_left(set, true);
+        rp_left_note(set, watch);
     rp_set_dirty(set, watch);
     return 0;
 }
@@ -165,9 +154,7 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         if (error == 0) {
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
-            watch->left_reported = false;
-            if (watch->left && rp_set_left_bits(watch))
-                rp_set_tell_left(set, true);
+            rp_left_renew(set, watch);
         }
         return error;
     }
@@ -184,10 +171,9 @@ static int ctl_mod(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     }
     RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
-    watch->disabled = watch->left_reported = false;
+    watch->disabled = false;
     watch->recheck = true;
-    if (watch->left && rp_set_left_bits(watch))
-        rp_set_tell_left(set, true);
+    rp_left_renew(set, watch);
     rp_set_dirty(set, watch);
     return 0;
 }
@@ -222,9 +208,7 @@ static int ctl_leftover(struct rp_set *set, int epfd, int op, int fd, struct epo
         } else if (result == 0) {
             RP_WRITE_ONCE(watch->events, event->events);
             watch->data = event->data;
-            watch->left_reported = false;
-            if (rp_set_left_bits(watch))
-                rp_set_tell_left(set, true);
+            rp_left_renew(set, watch);
         }
         return result;
     }
@@ -340,7 +324,7 @@ static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, str
      * Those that were taken are told of as long as they last. */
     if (op == EPOLL_CTL_ADD && (!set || rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL)) {
         ringpoll_fd_release(fd, 1);
-        if (set && rp_set_bits_left(fd) && (uintptr_t)event >= 4096 && !rp_self.locks_held &&
+        if (set && rp_left_bits_at(fd) && (uintptr_t)event >= 4096 && !rp_self.locks_held &&
             !exclusive_is_wrong(op, event)) {
             rp_set_lock(set);
             struct rp_watch *before = rp_set_find(set, fd);
@@ -351,7 +335,7 @@ static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, str
         }
     }
     if (!set || (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && RP_READ_ONCE(set->leftovers) == 0 &&
-                 RP_READ_ONCE(set->left) == 0 && RP_READ_ONCE(set->annex_count) == 0))
+                 !RP_READ_ONCE(set->left) && RP_READ_ONCE(set->annex_count) == 0))
         return rp_sys_epoll_ctl(epfd, op, fd, event);
     /* What is wrong beyond doubt, the kernel shall name: the identity is a real
      * epoll fd. */
@@ -381,15 +365,15 @@ static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, str
     rp_set_lock(set);
     if (set->inherited)
         rp_set_adopt_inherited(set);
-    if (set->ghosts > 0)
-        rp_set_recall_ghost(set, fd);
+    if (set->left)
+        rp_left_recall_ghost(set, fd);
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL) {
         result = ctl_leftover(set, epfd, op, fd, event);
         rp_set_unlock(set);
         return result;
     }
     bool inside = set->owner_inside || (set->waiters > 0 && rp_set_engine(set) == RINGPOLL_ENGINE_NEW) ||
-                  (set->sleeps_outside && !rp_set_is_mine(set));
+                  (set->sleeper && set->sleeper != rp_self.id);
     struct rp_watch *watch = rp_set_find(set, fd);
     if (op == EPOLL_CTL_ADD)
         result = ctl_add(set, inside, watch, fd, event);

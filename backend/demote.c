@@ -360,8 +360,9 @@ static void moved(struct rp_set *set, struct rp_watch *watch, bool told)
         rp_watch_to_idle(set, watch);
         watch->quiet = watch->single = false;
     }
-    rp_set_note_left(set, watch);
-    watch->left_reported |= told && watch->left;
+    rp_left_note(set, watch);
+    if (told)
+        rp_left_told(watch);
     rp_set_dirty(set, watch);
 }
 
@@ -635,7 +636,7 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
     if (ends_now) {
         rp_set_end_ring(set);
         rp_request_tell(set);
-        rp_set_note_all_left(set);
+        rp_left_note_all(set);
         rp_set_forget_watches(set);
         if (set->waiters == 0)
             rp_set_close_hidden(set);

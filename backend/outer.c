@@ -14,6 +14,11 @@
  *      comes after 2 makes the eventfd readable. Up in vain (see ring.h) it proves nothing:
  *      then enters tell, and what comes during those has signalled after 2.
  *
+ * One thing does not signal it: what an eventfd's own write wakes. The kernel puts such a
+ * signal off (no eventfd is signalled inside another's), and does so once per ring (6.18):
+ * the second is lost. So eventfds leave the ring, and the outer loop polls the identity, too,
+ * which is kernel epoll's all the way.
+ *
  * Where TASKRUN does not tell (rings without DEFER_TASKRUN, SQPOLL) this cannot be had, and
  * the set moves to kernel epoll, whose own fd the outer loop polls.
  *
@@ -32,7 +37,7 @@
 void rp_set_nudge(struct rp_set *set)
 {
     static const uint64_t one = 1;
-    if (set->sleeps_outside && set->outer >= 0 && !rp_set_is_mine(set))
+    if (set->sleeper && set->sleeper != rp_self.id && set->outer >= 0)
         (void)rp_sys_write(set->outer, &one, sizeof one);
 }
 
@@ -46,6 +51,9 @@ static int make_outer(struct rp_set *set)
             return fd;
         rp_fd_internal(fd, true);
         set->outer = fd;
+        for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+            if (watch->kind == RINGPOLL_FD_EVENTFD)
+                rp_set_leave_ring(set, watch, false);
     }
     if (!set->outer_registered) {
         int32_t fd = set->outer;
@@ -73,7 +81,8 @@ void rp_set_end_outer(struct rp_set *set, bool for_good)
 /* In the child, whose loop may go on to poll this number: another file. */
 void rp_set_outer_after_fork(struct rp_set *set)
 {
-    set->outer_registered = set->sleeps_outside = false;
+    set->outer_registered = false;
+    set->sleeper = 0;
     if (set->outer < 0)
         return;
     int fresh = rp_sys_eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -138,7 +147,7 @@ int ringpoll_sleep_fd(int epfd, int woken)
         else
             rp_set_demote(set, RINGPOLL_REASON_NESTED, 0);
     }
-    set->sleeps_outside = result >= 0;
+    set->sleeper = result >= 0 ? rp_self_id() : 0;
     rp_set_unlock(set);
     return result;
 }

@@ -203,15 +203,6 @@ void rp_set_lower(struct rp_set *set)
     set->raised = false;
 }
 
-void rp_set_tell_left(struct rp_set *set, bool on)
-{
-    set->left_told = on;
-    if (on)
-        rp_set_raise(set);
-    else
-        rp_set_lower(set);
-}
-
 void rp_set_wake_owner(struct rp_set *set)
 {
     if (set->wake_sent || set->hidden < 0)
@@ -445,7 +436,7 @@ void rp_set_end_zombies(void)
             __atomic_fetch_sub(&rp_zombies, 1, __ATOMIC_RELAXED);
             rp_set_end_ring(set);
             rp_request_tell(set);
-            rp_set_note_all_left(set);
+            rp_left_note_all(set);
             rp_set_forget_watches(set);
             if (set->waiters == 0)
                 rp_set_close_hidden(set);

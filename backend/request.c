@@ -5,6 +5,7 @@
 #include "set.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -127,7 +128,56 @@ static bool is_read_now(struct rp_request *request, int64_t *ret_result)
     return request->bytes > 0;
 }
 
-static int fill(struct rp_set *set, struct rp_request *request, bool by_worker)
+static void fill_in(struct rp_sqe *sqe, const struct rp_request *request)
+{
+    bool writes = request->operation == RINGPOLL_REQUEST_WRITE;
+    sqe->fd = request->fd;
+    switch (request->operation) {
+    case RINGPOLL_REQUEST_READ:
+    case RINGPOLL_REQUEST_WRITE:
+        if (request->count == 1) {
+            sqe->opcode = writes ? RP_IORING_OP_WRITE : RP_IORING_OP_READ;
+            sqe->addr = (uint64_t)(uintptr_t)request->iov->iov_base + request->had;
+            sqe->len = (uint32_t)(request->bytes - request->had);
+        } else {
+            sqe->opcode = writes ? RP_IORING_OP_WRITEV : RP_IORING_OP_READV;
+            sqe->addr = (uint64_t)(uintptr_t)request->iov;
+            sqe->len = request->count;
+        }
+        sqe->off = (uint64_t)request->offset + (request->offset >= 0 ? request->had : 0);
+        sqe->flags = request->bytes > RP_REQUEST_INLINE ? RP_SQE_ASYNC : 0;
+        break;
+    case RINGPOLL_REQUEST_OPEN:
+        sqe->opcode = RP_IORING_OP_OPENAT;
+        sqe->fd = AT_FDCWD;
+        sqe->addr = (uint64_t)(uintptr_t)request->path;
+        sqe->op_flags = request->flags;
+        sqe->len = request->mode;
+        sqe->flags = RP_SQE_ASYNC;
+        break;
+    case RINGPOLL_REQUEST_CLOSE:
+        sqe->opcode = RP_IORING_OP_CLOSE;
+        break;
+    case RINGPOLL_REQUEST_FSYNC:
+        sqe->opcode = RP_IORING_OP_FSYNC;
+        sqe->op_flags = request->flags; /* IORING_FSYNC_DATASYNC is 1 */
+        break;
+    case RINGPOLL_REQUEST_RENAME:
+        sqe->opcode = RP_IORING_OP_RENAMEAT;
+        sqe->fd = AT_FDCWD;
+        sqe->len = (uint32_t)AT_FDCWD;
+        sqe->addr = (uint64_t)(uintptr_t)request->path;
+        sqe->off = (uint64_t)(uintptr_t)request->second_path;
+        break;
+    case RINGPOLL_REQUEST_UNLINK:
+        sqe->opcode = RP_IORING_OP_UNLINKAT;
+        sqe->fd = AT_FDCWD;
+        sqe->addr = (uint64_t)(uintptr_t)request->path;
+        break;
+    }
+}
+
+static int fill(struct rp_set *set, struct rp_request *request)
 {
     struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
     if (!sqe)
@@ -137,18 +187,7 @@ static int fill(struct rp_set *set, struct rp_request *request, bool by_worker)
         sqe->opcode = RP_IORING_OP_NOP;
         return -ENOMEM;
     }
-    if (request->count == 1) {
-        sqe->opcode = request->writes ? RP_IORING_OP_WRITE : RP_IORING_OP_READ;
-        sqe->addr = (uint64_t)(uintptr_t)request->iov->iov_base + request->had;
-        sqe->len = (uint32_t)(request->bytes - request->had);
-    } else {
-        sqe->opcode = request->writes ? RP_IORING_OP_WRITEV : RP_IORING_OP_READV;
-        sqe->addr = (uint64_t)(uintptr_t)request->iov;
-        sqe->len = request->count;
-    }
-    sqe->fd = request->fd;
-    sqe->off = (uint64_t)request->offset + (request->offset >= 0 ? request->had : 0);
-    sqe->flags = by_worker ? RP_SQE_ASYNC : 0;
+    fill_in(sqe, request);
     sqe->user_data = rp_op_user_data(&set->ops, op);
     request->op = op;
     if (request->offset < 0)
@@ -177,12 +216,12 @@ int rp_request_flush(struct rp_set *set)
                 continue;
             bytes += request->bytes;
         }
-        if (!request->writes && !is_large && (few || request->offset < 0) && is_read_now(request, &result)) {
+        if (request->operation == RINGPOLL_REQUEST_READ && !is_large && (few || request->offset < 0) && is_read_now(request, &result)) {
             set->stats.requests_at_once++;
             finish(set, request, result);
             continue;
         }
-        int error = fill(set, request, is_large);
+        int error = fill(set, request);
         if (error == -EBUSY) {
             if (full++ == 64) /* another turn, then */
                 return 0;
@@ -203,6 +242,8 @@ void rp_request_completed(struct rp_set *set, struct rp_op *op, int result)
     rp_op_step(&set->ops, op, RP_OP_FREE);
     if (result == -ECANCELED && !request->asked)
         told = -ENOTSUP; /* the library's own cancel, or the kernel's: nothing was done */
+    if (request->operation == RINGPOLL_REQUEST_CLOSE && result == -EOPNOTSUPP)
+        told = -EIO; /* a file system's word; it is closed all the same */
     if (request->had > 0)
         told = (int64_t)request->had + (result > 0 ? result : 0);
     finish(set, request, told);
@@ -309,28 +350,54 @@ static bool takes_requests(const struct rp_set *set)
     return engine == RINGPOLL_ENGINE_RING && set->tells && rp_set_is_mine(set) && !set->owner_inside;
 }
 
+static bool is_right(const struct ringpoll_request *asked, uint64_t *ret_bytes)
+{
+    if (asked->size != sizeof *asked || asked->reserved != 0)
+        return false;
+    switch (asked->operation) {
+    case RINGPOLL_REQUEST_READ:
+    case RINGPOLL_REQUEST_WRITE:
+        if (asked->offset < -1 || asked->count == 0 || asked->count > IOV_MOST)
+            return false;
+        for (uint32_t i = 0; i < asked->count; i++) {
+            if (asked->iov[i].iov_len > SSIZE_MAX - *ret_bytes)
+                return false;
+            *ret_bytes += asked->iov[i].iov_len;
+        }
+        return true;
+    case RINGPOLL_REQUEST_OPEN:
+    case RINGPOLL_REQUEST_CLOSE:
+    case RINGPOLL_REQUEST_RENAME:
+    case RINGPOLL_REQUEST_UNLINK:
+        return true;
+    case RINGPOLL_REQUEST_FSYNC:
+        return asked->flags <= 1;
+    default:
+        return false;
+    }
+}
+
 int ringpoll_request_submit(int epfd, const struct ringpoll_request *asked, uint64_t *ret_id)
 {
     struct rp_set *set;
     int error = find_set(epfd, &set);
     if (error < 0)
         return error;
-    if (asked->size != sizeof *asked || asked->reserved != 0 || asked->offset < -1 || asked->count == 0 ||
-        asked->count > IOV_MOST ||
-        (asked->operation != RINGPOLL_REQUEST_READ && asked->operation != RINGPOLL_REQUEST_WRITE))
+    uint64_t bytes = 0;
+    if (!is_right(asked, &bytes))
         return -EINVAL;
+    bool transfers = asked->operation <= RINGPOLL_REQUEST_WRITE;
     /* Several pieces at the current position: what preadv2 has read of them moved it. */
-    if (asked->count > 1 && asked->offset < 0)
+    if (transfers && asked->count > 1 && asked->offset < 0)
         return -ENOTSUP;
     if (rp_self.locks_held)
         return -ENOTSUP;
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < asked->count; i++) {
-        if (asked->iov[i].iov_len > SSIZE_MAX - bytes)
-            return -EINVAL;
-        bytes += asked->iov[i].iov_len;
-    }
     rp_process_check();
+    if (asked->operation == RINGPOLL_REQUEST_CLOSE) {
+        if (!takes_requests(set) || ringpoll_fd_is_internal(asked->fd) || rp_set_of(asked->fd))
+            return -ENOTSUP;
+        ringpoll_fd_closing(asked->fd);
+    }
     rp_set_lock(set);
     struct rp_requests *all = &set->requested;
     if (!takes_requests(set) || (!all->first[RP_REQUEST_FREE] && !grow(set))) {
@@ -341,11 +408,15 @@ int ringpoll_request_submit(int epfd, const struct ringpoll_request *asked, uint
     request->fd = asked->fd;
     request->iov = asked->iov;
     request->count = asked->count;
-    request->offset = asked->offset;
+    request->offset = transfers ? asked->offset : 0;
+    request->path = asked->path;
+    request->second_path = asked->second_path;
+    request->flags = asked->flags;
+    request->mode = asked->mode;
     request->user = asked->user;
     request->bytes = bytes > MOST_BYTES ? MOST_BYTES : bytes;
     request->had = 0;
-    request->writes = asked->operation == RINGPOLL_REQUEST_WRITE;
+    request->operation = (uint8_t)asked->operation;
     request->asked = false;
     all->data = asked->data;
     step(set, request, RP_REQUEST_QUEUED);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * File requests: reads and writes of files that the ring makes for the caller, into and
- * out of the caller's own memory.
+ * File requests: reads and writes of files (and open, close, fsync, rename, unlink) that the
+ * ring makes for the caller, into and out of the caller's own memory.
  *
  *   FREE ──submit──→ QUEUED ──the owner's wait──→ INFLIGHT ──completion──→ DONE ──taken──→ FREE
  *                      │ └─ cached, or nothing to wait for ──────────────────↑
@@ -26,6 +26,9 @@
  * thread (on file systems that can do that). Above RP_REQUEST_INLINE bytes a kernel worker
  * copies, so that the loop never does for long, and so it is not given more than
  * RP_REQUEST_TURN bytes in one turn: the rest stays QUEUED for the next.
+ *
+ * An open is a kernel worker's from the start: tried in the call, io_uring's opens a FIFO
+ * without waiting for its other end. What else is no read goes where the kernel sends it.
  *
  * A request at the current position (offset -1) is alone of its kind in the ring: io_uring
  * takes the position when it begins, and writes it back when it is done.
@@ -68,8 +71,11 @@ struct rp_request {
     int32_t fd;
     uint32_t count;
     uint32_t slot, generation;
+    const char *path, *second_path;
+    uint32_t flags, mode;
     uint8_t state;   /* enum rp_request_state */
-    bool writes, asked; /* the caller has cancelled it */
+    uint8_t operation; /* RINGPOLL_REQUEST_* */
+    bool asked;      /* the caller has cancelled it */
 };
 
 struct rp_requests { /* a part of rp_set; under its lock */

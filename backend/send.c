@@ -812,11 +812,8 @@ static void tell_left_again(struct rp_fd *entry)
             return;
         rp_set_lock(set);
         struct rp_watch *watch = set->left ? rp_fd_watch_of(entry, set) : NULL;
-        if (watch && watch->left && rp_watch_is_edge(watch) && !kernel_tells(watch)) {
-            watch->left_reported = false;
-            if (rp_set_left_bits(watch))
-                rp_set_tell_left(set, true);
-        }
+        if (watch && watch->left && rp_watch_is_edge(watch) && !kernel_tells(watch))
+            rp_left_renew(set, watch);
         rp_set_unlock(set);
     }
 }

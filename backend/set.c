@@ -188,8 +188,7 @@ void rp_set_forget_watch(struct rp_set *set, struct rp_watch *watch)
     rp_stream_unwatch(set, watch);
     if (set->flags & RINGPOLL_ACCEPT)
         rp_accept_unwatch(set, watch);
-    rp_set_forget_left(set, watch);
-    set->ghosts -= watch->ghost != NULL;
+    rp_left_forget(set, watch);
     if (watch->prev_of_set)
         watch->prev_of_set->next_of_set = watch->next_of_set;
     else
@@ -282,76 +281,6 @@ void rp_set_close_hidden(struct rp_set *set)
     RP_WRITE_ONCE(set->hidden, -1);
 }
 
-void rp_set_note_left(struct rp_set *set, struct rp_watch *watch)
-{
-    if (watch->left || watch->deleted || !rp_set_bits_left_of(watch))
-        return;
-    watch->left = true;
-    watch->left_reported = false;
-    RP_COUNT(set->left, 1);
-    if (rp_set_left_bits(watch))
-        rp_set_tell_left(set, true);
-}
-
-void rp_set_note_all_left(struct rp_set *set)
-{
-    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-        rp_set_note_left(set, watch);
-}
-
-bool rp_set_any_left(const struct rp_set *set)
-{
-    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-        if (watch->left && rp_set_left_bits(watch))
-            return true;
-    return false;
-}
-
-void rp_set_forget_left(struct rp_set *set, struct rp_watch *watch)
-{
-    if (!watch->left)
-        return;
-    watch->left = false;
-    RP_COUNT(set->left, -1u);
-    if (set->left == 0)
-        rp_set_tell_left(set, false);
-}
-
-/* The number is about to be closed. False: there is nothing that the kernel would not
- * tell by itself. */
-bool rp_set_make_ghost(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry)
-{
-    struct rp_stream *stream = __atomic_load_n(&entry->stream, __ATOMIC_RELAXED);
-    if (!watch->left || watch->deleted || watch->disabled || watch->home != RP_HOME_KERNEL || !stream ||
-        stream->copies == 0)
-        return false;
-    rp_stream_unwatch(set, watch);
-    rp_fd_unlink(entry, watch);
-    watch->ghost = stream;
-    watch->ghost_serial = stream->serial;
-    watch->ghost_fd = watch->fd;
-    RP_WRITE_ONCE(watch->fd, -1);
-    set->ghosts++;
-    return true;
-}
-
-/* The number may be of the same file again: then calls reach the registration. */
-void rp_set_recall_ghost(struct rp_set *set, int fd)
-{
-    struct rp_fd *entry = rp_fd_peek(fd);
-    struct rp_stream *stream = entry ? __atomic_load_n(&entry->stream, __ATOMIC_RELAXED) : NULL;
-    for (struct rp_watch *watch = stream ? set->watches : NULL; watch; watch = watch->next_of_set) {
-        if (!watch->ghost || watch->ghost_fd != fd || watch->ghost != stream || watch->deleted ||
-            watch->ghost_serial != stream->serial)
-            continue;
-        watch->ghost = NULL;
-        set->ghosts--;
-        RP_WRITE_ONCE(watch->fd, fd);
-        rp_fd_link(entry, watch);
-        return;
-    }
-}
-
 /* ---------------------------------------------------------------- creating */
 
 static int check_options(const struct ringpoll_options *given, struct ringpoll_options *ret_options)
@@ -384,7 +313,7 @@ static int check_options(const struct ringpoll_options *given, struct ringpoll_o
         return -EINVAL;
     uint32_t known = RINGPOLL_CLOEXEC | RINGPOLL_KERNEL | RINGPOLL_REQUIRE | RINGPOLL_TRACKED | RINGPOLL_ANY_RING |
                      RINGPOLL_SQPOLL | RINGPOLL_SQ_AFF | RINGPOLL_ADOPT | RINGPOLL_BATCH | RINGPOLL_ACCEPT |
-                     RINGPOLL_FIXED_FILES | RINGPOLL_DECLARED | RINGPOLL_HASTY;
+                     RINGPOLL_FIXED_FILES | RINGPOLL_DECLARED;
     if (options.flags & ~known)
         return -EINVAL;
     if ((options.flags & RINGPOLL_DECLARED) &&

@@ -9,6 +9,7 @@
 #include "buffers.h"
 #include "fdtab.h"
 #include "files.h"
+#include "left.h"
 #include "lock.h"
 #include "op.h"
 #include "request.h"
@@ -36,7 +37,6 @@ struct rp_set {
     unsigned ready_count;                     /* the owner's */
     bool tells;         /* the owner's; DEFER_TASKRUN and its flag: wake-ups run in our enters, and show before */
     bool owner_inside;  /* locked; the owner is about to be, or is, inside a blocking enter */
-    bool sleeps_outside; /* locked; it sleeps by ringpoll_sleep_fd(), or has just woken */
     bool hidden_armed, hidden_ready;          /* the owner's */
     /* --- under `lock`; those marked * are looked at without it, see once.h */
     /* What a turn of the owner begins with, where there is any of it: see rp_set_is_at_rest(). */
@@ -77,9 +77,7 @@ struct rp_set {
     struct rp_files files;
     struct rp_requests requested;
     uint32_t buffer_count, stream_bytes; /* options */
-    unsigned left;      /* watches with `left` */
-    unsigned ghosts;    /* of them, whose number is closed */
-    unsigned left_first; /* of them, whose turn it is */
+    struct rp_watch *left, *left_tail; /* *, see left.h */
     bool left_last;     /* in the next turn they come behind what the kernel says */
     bool left_told;     /* the wake fd stands in the identity, for them */
     struct rp_arena arena;
@@ -95,10 +93,12 @@ struct rp_set {
     uint32_t fence; /* SQPOLL: the last that was queued */
     bool edge_ended;    /* !tells: a full CQ ended the poll of an edge-triggered watch */
     struct rp_op *hidden_op;
+    uint64_t sleeper;   /* locked; rp_self.id of the thread that sleeps by ringpoll_sleep_fd(), or has just woken; 0 */
     int outer;          /* the eventfd that an outer loop sleeps by, or -1: see outer.c. Others write to it, locked */
     bool outer_registered; /* with this ring */
     uint64_t outer_enters; /* enters of the ring when it was last emptied */
-    uint32_t unfit_kernel, unfit_total; /* events since the last look */
+    uint32_t unfit_kernel, unfit_total; /* events since the last judgement */
+    uint64_t unfit_looks;               /* stats.rechecks then */
     struct rp_ring_options ring_options;
     struct ringpoll_stats stats; /* waits, events, kernel_waits: also by others, and without the lock */
 } __attribute__((aligned(64)));
@@ -248,40 +248,6 @@ int rp_set_make_hidden(struct rp_set *set);
 void rp_set_close_hidden(struct rp_set *set);
 /* Where it is registered already, in an annex, or else in `epfd`, the identity. */
 int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event);
-/* A watch that kernel epoll serves, while bytes that were received for it (or an
- * error) wait in the library: the wait reports them beside what the kernel says.
- * The identity is raised meanwhile, so that whoever polls it hears of them. */
-static inline uint32_t rp_set_bits_left(int fd)
-{
-    struct rp_fd *entry = rp_fd_peek(fd);
-    if (!entry)
-        return 0;
-    return rp_stream_bits(__atomic_load_n(&entry->stream, __ATOMIC_RELAXED)) |
-           (rp_fd_flags(entry) & RP_FD_LISTENER ? rp_accept_bits(fd) : 0);
-}
-/* The same where the number is closed, and others have the file: the registration goes
- * on under that number, unreachable (until the number comes back), as the kernel's own. */
-static inline uint32_t rp_set_bits_left_of(const struct rp_watch *watch)
-{
-    const struct rp_stream *ghost = watch->ghost;
-    if (!ghost)
-        return rp_set_bits_left(watch->fd);
-    return RP_READ_ONCE(ghost->serial) == watch->ghost_serial && RP_READ_ONCE(ghost->state) != RP_STREAM_FREE
-               ? rp_stream_bits(ghost) : 0;
-}
-/* Of them, those that the watch is to be told of. */
-static inline uint32_t rp_set_left_bits(const struct rp_watch *watch)
-{
-    return watch->left_reported || watch->deleted || watch->disabled
-               ? 0 : rp_set_bits_left_of(watch) & rp_watch_interest(watch);
-}
-bool rp_set_make_ghost(struct rp_set *set, struct rp_watch *watch, struct rp_fd *entry);
-void rp_set_recall_ghost(struct rp_set *set, int fd);
-void rp_set_note_left(struct rp_set *set, struct rp_watch *watch);
-void rp_set_note_all_left(struct rp_set *set);
-bool rp_set_any_left(const struct rp_set *set);
-void rp_set_forget_left(struct rp_set *set, struct rp_watch *watch);
-void rp_set_tell_left(struct rp_set *set, bool on);
 static inline int rp_set_kernel_fd(const struct rp_set *set)
 {
     return set->hidden >= 0 ? set->hidden : set->identity;

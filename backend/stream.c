@@ -194,8 +194,8 @@ static bool end_if_empty(struct rp_set *set, struct rp_stream *stream)
         rp_sys_close(stream->fd);
     }
     stream_free(set, stream);
-    if (set->left_told) /* who polls the set shall not hear of what was read */
-        rp_set_tell_left(set, rp_set_any_left(set));
+    if (set->left_told)
+        rp_left_settle(set);
     return true;
 }
 
@@ -498,11 +498,8 @@ static void report(struct rp_set *set, struct rp_stream *stream, bool exact)
     if (exact && !(watch->events & (EPOLLIN | EPOLLRDNORM))) /* bytes wake nobody else */
         return;
     if (watch->home == RP_HOME_KERNEL) { /* moved while the receive was yet to end: news for it */
-        rp_set_note_left(set, watch);
-        if (watch->left) {
-            watch->left_reported = false;
-            rp_set_tell_left(set, true);
-        }
+        rp_left_note(set, watch);
+        rp_left_renew(set, watch);
         return;
     }
     watch->quiet = watch->single = false;

@@ -9,9 +9,10 @@
 #include <errno.h>
 #include <limits.h>
 
-/* A set's fds may be better off on kernel epoll: looked at after so many
- * events, if more than three quarters of which came from there. */
+/* A set's fds may be better off on kernel epoll: looked at after so many events, if more
+ * than three quarters of them came from there, or each LOOK_EVENTS of them cost a poll(2). */
 #define UNFIT_WINDOW 4096u
+#define LOOK_EVENTS 8u
 
 static const struct timespec no_time = {0, 0};
 
@@ -273,109 +274,13 @@ static int take_annexes(struct rp_set *set, struct epoll_event *events, int room
     return taken;
 }
 
-/* What stands in both, among `left` events at `at` and elsewhere, is one event. How
- * many there are. */
-static unsigned merge_left(struct epoll_event *events, unsigned at, unsigned left, unsigned count)
-{
-    unsigned kept = at;
-    for (unsigned i = at; i < at + left; i++) {
-        bool again = false;
-        for (unsigned j = 0; j < count && !again; j++) {
-            again = (j < at || j >= at + left) && events[j].data.u64 == events[i].data.u64;
-            if (again)
-                events[j].events |= events[i].events;
-        }
-        if (!again)
-            events[kept++] = events[i];
-    }
-    for (unsigned i = at + left; i < count; i++)
-        events[kept++] = events[i];
-    return kept;
-}
-
-/* ---- bytes in the library of watches that kernel epoll serves */
-
-/* The kernel's events of such watches tell of those bytes too, told of before or not. */
-static void add_left(struct rp_set *set, struct epoll_event *events, unsigned count)
-{
-    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
-        uint32_t bits = watch->left && !watch->deleted && !watch->disabled
-                            ? rp_set_bits_left_of(watch) & rp_watch_interest(watch) : 0;
-        for (unsigned i = 0; bits && i < count; i++) {
-            if (events[i].data.u64 != watch->data.u64)
-                continue;
-            events[i].events |= bits;
-            if (watch->events & (EPOLLET | EPOLLONESHOT))
-                watch->left_reported = true;
-        }
-    }
-}
-
-static unsigned take_left_of(struct rp_set *set, struct epoll_event *events, unsigned room, unsigned from,
-                             unsigned to)
-{
-    unsigned count = 0, at = 0;
-    for (struct rp_watch *watch = set->watches, *next; watch && count < room; watch = next) {
-        next = watch->next_of_set;
-        if (!watch->left || at++ < from || at > to)
-            continue;
-        if (!rp_set_bits_left_of(watch)) {
-            rp_set_forget_left(set, watch);
-            if (watch->ghost && !rp_set_may_forget(set, watch)) {
-                RP_WRITE_ONCE(watch->deleted, true);
-                rp_set_dirty(set, watch);
-            } else if (watch->ghost)
-                rp_set_forget_watch(set, watch);
-            else if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !watch->disabled && !set->zombie)
-                rp_set_forget_watch(set, watch);
-            continue;
-        }
-        uint32_t bits = rp_set_left_bits(watch);
-        if (!bits)
-            continue;
-        /* What the kernel has to say beside it comes in the same event. */
-        struct pollfd look = {.fd = watch->ghost ? RP_READ_ONCE(watch->ghost->fd) : watch->fd,
-                              .events = (short)(rp_watch_interest(watch) & 0xffffu)};
-        if (rp_sys_poll(&look, 1, &no_time) == 1 && !(look.revents & POLLNVAL))
-            bits |= (uint32_t)(uint16_t)look.revents & rp_watch_interest(watch);
-        events[count].events = bits;
-        events[count].data = watch->data;
-        count++;
-        set->left_first = at;
-        if (watch->events & (EPOLLET | EPOLLONESHOT))
-            watch->left_reported = true;
-        if ((watch->events & EPOLLONESHOT) && watch->home == RP_HOME_RING)
-            watch->disabled = true;
-        else if ((watch->events & EPOLLONESHOT) && !watch->ghost) {
-            /* As a stand-in, see demote.c: an error or an end it can yet report, to us. */
-            struct epoll_event none = {.events = EPOLLONESHOT, .data = rp_set_mark(set)};
-            rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_MOD, watch->fd, &none);
-        }
-    }
-    return count;
-}
-
-/* With little room each in its turn. */
-static unsigned take_left(struct rp_set *set, struct epoll_event *events, unsigned room)
-{
-    unsigned first = set->left > 0 ? set->left_first % set->left : 0;
-    unsigned count = take_left_of(set, events, room, first, UINT_MAX);
-    if (count < room && first > 0)
-        count += take_left_of(set, events + count, room - count, 0, first);
-    if (count < room)
-        set->left_first = 0;
-    rp_set_tell_left(set, rp_set_any_left(set));
-    return count;
-}
-
 /* Among them *ret_left at *ret_at of bytes that are left, the first or the last in turn. */
 static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsigned room, unsigned *ret_left,
                             unsigned *ret_at)
 {
-    bool left_last = set->left > 0 && set->left_last;
-    unsigned taken = *ret_left = set->left > 0 && !left_last ? take_left(set, events, room) : 0;
+    bool left_last = rp_left_comes_last(set);
+    unsigned taken = *ret_left = set->left && !left_last ? rp_left_take(set, events, room) : 0;
     *ret_at = 0;
-    set->left_last = !left_last;
     set->hidden_ready = taken == room;
     for (int turn = 0; taken < room && turn < 64; turn++) {
         int count = rp_sys_epoll_wait(set->hidden, events + taken, (int)(room - taken), &no_time, NULL);
@@ -391,11 +296,11 @@ static unsigned take_hidden(struct rp_set *set, struct epoll_event *events, unsi
         if (kept > 0 || !set->hidden_ready)
             break;
     }
-    if (set->left > 0)
-        add_left(set, events + *ret_left, taken - *ret_left);
+    if (set->left)
+        rp_left_add(set, events + *ret_left, taken - *ret_left);
     if (left_last) {
         *ret_at = taken;
-        taken += *ret_left = take_left(set, events + taken, room - taken);
+        taken += *ret_left = rp_left_take(set, events + taken, room - taken);
     }
     set->hidden_ready = taken == room;
     set->unfit_kernel += taken;
@@ -496,7 +401,7 @@ static __attribute__((noinline)) unsigned collect_both(struct rp_set *set, struc
         left_at += before;
     }
     set->hidden_first = !hidden_first;
-    return left > 0 ? merge_left(events, left_at, left, count) : count;
+    return left > 0 ? rp_left_merge(events, left_at, left, count) : count;
 }
 
 static unsigned collect(struct rp_set *set, struct epoll_event *events, unsigned room)
@@ -555,12 +460,11 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
         left = time_left(&wait);
     for (int turn = 0;; turn++) {
         bool left_last = false;
-        if (takes && RP_READ_ONCE(set->left) > 0) {
+        if (takes && RP_READ_ONCE(set->left)) {
             rp_set_lock(set);
-            left_last = set->left_last && rp_set_any_left(set);
-            set->left_last = !left_last;
+            left_last = rp_left_comes_last(set);
             if (!left_last)
-                given = (int)take_left(set, events, (unsigned)max);
+                given = (int)rp_left_take(set, events, (unsigned)max);
             rp_set_unlock(set);
             if (given == max)
                 return given;
@@ -582,21 +486,21 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
             kept += take_annexes(set, events + given + kept, max - given - kept);
             rp_set_unlock(set);
         }
-        if (takes && RP_READ_ONCE(set->left) > 0) {
+        if (takes && RP_READ_ONCE(set->left)) {
             rp_set_lock(set);
-            add_left(set, events + given, (unsigned)kept);
+            rp_left_add(set, events + given, (unsigned)kept);
             rp_set_unlock(set);
         }
         if (left_last) {
             rp_set_lock(set);
-            given = (int)take_left(set, events + kept, (unsigned)(max - kept));
+            given = (int)rp_left_take(set, events + kept, (unsigned)(max - kept));
             rp_set_unlock(set);
             if (kept + given > 0)
-                return (int)merge_left(events, (unsigned)kept, (unsigned)given, (unsigned)(kept + given));
+                return (int)rp_left_merge(events, (unsigned)kept, (unsigned)given, (unsigned)(kept + given));
             continue;
         }
         if (given > 0)
-            return (int)merge_left(events, 0, (unsigned)given, (unsigned)(given + kept));
+            return (int)rp_left_merge(events, 0, (unsigned)given, (unsigned)(given + kept));
         if (kept > 0 || (!blocks && count < max))
             return kept;
         if (!takes && turn > 64) /* a signal handler in the midst of our own work */
@@ -936,12 +840,17 @@ static int wait_on_mute_ring(struct rp_set *set, struct wait *wait)
 }
 
 /* Not a server that has only begun to accept. */
+/* Eventfds and pipes are no reason to keep a ring: many a loop has some to be woken by, and
+ * hears nothing of them for long. */
 static bool mostly_kernel_watches(const struct rp_set *set)
 {
-    unsigned kernel = 0;
-    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+    unsigned kernel = 0, wakers = 0;
+    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         kernel += watch->home == RP_HOME_KERNEL && !watch->deleted;
-    return kernel > set->ring_watches;
+        wakers += watch->home == RP_HOME_RING && !watch->deleted &&
+                  (watch->kind == RINGPOLL_FD_EVENTFD || watch->kind == RINGPOLL_FD_PIPE);
+    }
+    return kernel + wakers > set->ring_watches;
 }
 
 /* SQPOLL: a fence may sleep. A signal that comes meanwhile is kept for the sleep
@@ -962,12 +871,25 @@ static __attribute__((noinline)) void hold_signals(struct wait *wait)
     wait->holds_signals = true;
 }
 
+/* Nobody reports reads, so that level-triggered fds are looked at again by a call of its own
+ * in each turn, which kernel epoll does within its wait; and nothing is there to complete. */
+static bool looks_too_often(const struct rp_set *set)
+{
+    if (!(set->flags & RINGPOLL_DECLARED) || set->stats.rechecks - set->unfit_looks <= UNFIT_WINDOW / LOOK_EVENTS)
+        return false;
+    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (!watch->deleted && (rp_fd_flags(rp_fd_peek(watch->fd)) & RINGPOLL_FD_DECLARED))
+            return false;
+    return true;
+}
+
 static __attribute__((noinline)) void judge_fitness(struct rp_set *set)
 {
-    if (set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
-        mostly_kernel_watches(set))
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
+        ((set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && mostly_kernel_watches(set)) || looks_too_often(set)))
         rp_set_demote(set, RINGPOLL_REASON_UNFIT, 0);
     set->unfit_total = set->unfit_kernel = 0;
+    set->unfit_looks = set->stats.rechecks;
 }
 
 static inline void count_events(struct rp_set *set, int result)
@@ -1057,7 +979,7 @@ static int wait_on(struct rp_set *set, struct wait *wait)
     RP_COUNT(set->stats.waits, 1);
     if (RP_UNLIKELY((set->inherited | RP_READ_ONCE(rp_process_no_rings)) || set->waiters > 0 || !rp_set_is_mine(set)))
         take_in(set);
-    set->sleeps_outside = false;
+    set->sleeper = 0;
     set->waiters++;
     int max = wait->max;
     if (RP_UNLIKELY(set->any_requests) && make_room(set, wait))
@@ -1113,7 +1035,7 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
         ringpoll_flush();
     if (RP_UNLIKELY(!set))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
-    /* What is left there, see set.h, comes along. */
+    /* What is left there, see left.h, comes along. */
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !RP_READ_ONCE(set->zombie) &&
         !RP_READ_ONCE(set->request_done))
         return wait_as_kernel(set, epfd, events, max, timeout, sigmask);

@@ -22,6 +22,7 @@ static struct rp_watch *pool;
 #define POOL_GROWTH 64u
 /* What is looked at without the lock stands before this offset (watch.h). */
 #define LOOKED_AT (offsetof(struct rp_watch, next_of_fd) + sizeof(struct rp_watch *))
+_Static_assert(sizeof(struct rp_watch) <= 192, "three cache lines: there may be many of them");
 
 /* Somebody may still be looking at what the record was. */
 static void clear(struct rp_watch *watch)
@@ -107,8 +108,6 @@ static inline bool wants_reading_only(const struct rp_watch *watch)
 /* A bare wake-up that comes while QUIET may be believed. */
 static inline bool trusts_wakeups(const struct rp_set *set, const struct rp_watch *watch, const struct rp_fd *entry)
 {
-    if (watch->hasty)
-        return set->tells && (RP_READ_ONCE(watch->events) & RP_POLL_BITS) == EPOLLIN;
     if (!set->tells || !entry || RP_READ_ONCE(entry->epoch) != RP_READ_ONCE(rp_fork_epoch))
         return false;
     uint32_t flags = rp_fd_flags(entry);
@@ -116,10 +115,6 @@ static inline bool trusts_wakeups(const struct rp_set *set, const struct rp_watc
         return false;
     return watch->kind == RINGPOLL_FD_TCP || (watch->kind == RINGPOLL_FD_UNIX && (flags & RINGPOLL_FD_NONBLOCK));
 }
-
-/* In turns of no more events a hasty watch is armed by one-shot polls (watch.h). Measured with
- * bench/libevent-bench. */
-#define FEW_EVENTS 3u
 
 /* A read that two spared calls are not worth; the events to go without another one
  * until a receive is tried. What is smaller, and does not pay either, a try finds out. */
@@ -314,8 +309,8 @@ static void note_event(struct rp_set *set, struct rp_watch *watch, uint32_t bits
     if (wants_reading_only(watch) && !watch->left) {
         if (!bare) /* the state, unless it is the one other wake-up that a reader hears: ERR alone */
             proves = set->tells && bits != EPOLLERR && !(watch->armed & EPOLLOUT);
-        else if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && watch->quiet &&
-                 (!oneshot || watch->hasty) && !watch->hung) /* an end that is known is true as well (shutdown(SHUT_RD): bytes may follow) */
+        else if ((bits & ~(uint32_t)(EPOLLIN | EPOLLRDNORM | EPOLLRDBAND)) == 0 && watch->quiet && !oneshot &&
+                 !watch->hung) /* an end that is known is true as well (shutdown(SHUT_RD): bytes may follow) */
             proves = trusts_wakeups(set, watch, rp_fd_peek(watch->fd));
     }
     bool first = watch->ready == RP_READY_IDLE;
@@ -371,7 +366,7 @@ static __attribute__((noinline)) void completed_at_length(struct rp_set *set, st
         watch->op = NULL;
         watch->armed = 0;
         watch->armed_oneshot = false;
-        if (watch->fresh > 0 && !(watch->hasty && set->turn_events <= FEW_EVENTS))
+        if (watch->fresh > 0)
             watch->fresh--;
         rp_set_dirty(set, watch);
     }
@@ -733,9 +728,9 @@ static void check_chunk(struct rp_set *set, struct pollfd *fds, struct rp_watch 
                 rp_set_dirty(set, watch);
             }
             revents |= rp_stream_bits(watch->stream);
-        } else if (watch->left && (!watch->left_reported || (revents & rp_watch_interest(watch)))) {
-            revents |= rp_set_bits_left(watch->fd); /* bytes that another set received */
-            watch->left_reported = rp_watch_is_edge(watch) && (revents & rp_watch_interest(watch));
+        } else if (watch->left == RP_LEFT_NEWS || (watch->left && (revents & rp_watch_interest(watch)))) {
+            revents |= rp_left_bits_at(watch->fd); /* bytes that another set received */
+            watch->left = rp_watch_is_edge(watch) && (revents & rp_watch_interest(watch)) ? RP_LEFT_TOLD : RP_LEFT_NEWS;
         }
         if (revents & rp_watch_interest(watch)) {
             watch->mask = revents;

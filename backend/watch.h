@@ -48,11 +48,6 @@
  * it fails to help) makes the fd QUIET again. Everything else is looked at by
  * one poll(2) over all CANDIDATEs before the next report.
  *
- * In a RINGPOLL_HASTY set nobody reports reads, and a bare wake-up that comes while QUIET,
- * of a one-shot poll, too, is believed as it is where the program says it can bear a stale
- * one. In turns of a few events such watches stay with one-shot polls: arming one looks at
- * the file within the wait's own enter, which a multishot one's re-check does by a call more.
- *
  * Any bit other than IN (and the PRI of bare wake-ups) in a completion (HUP, ERR, RDHUP, OUT beside IN) makes
  * a CANDIDATE: a wake-up carries only its own bits where epoll reports all.
  *
@@ -112,7 +107,7 @@ struct rp_watch {
             bool armed_oneshot;
             bool urgent;         /* TCP: PRI was seen */
             bool hung;           /* a poll told of an end: a receive would only find it again */
-            bool left;           /* in kernel epoll, with bytes in its stream's queue, see set.h */
+            uint8_t left;        /* enum rp_left */
             uint8_t adopt_in;    /* events to go until it is adopted, see stream.h */
             bool single;         /* never while quiet */
         };
@@ -124,25 +119,26 @@ struct rp_watch {
     /* The rest: nobody looks at it without the lock. */
     uint8_t bare;        /* TCP: bare wake-ups since a look without PRI */
     bool empty;          /* no bytes since a read found none */
-    bool hasty;          /* see RINGPOLL_HASTY: a bare wake-up is believed though reads are not seen */
     uint8_t look_in, look_gap; /* AF_UNIX: unproven short reads to go until, and between, looks */
     uint8_t adopt_gap;
     bool dirty;          /* stands in the dirty list */
     bool recheck;        /* dirty: becomes CANDIDATE */
     struct rp_watch *next_dirty, *prev_dirty;
     struct rp_watch *next_of_set, *prev_of_set; /* all watches of the set; next: free list */
+    struct rp_watch *next_left, *prev_left; /* where `left` is not NOT */
+    struct rp_stream *ghost; /* `left`, and its number is closed: whose bytes they are, if that is yet */
+    int ghost_fd;            /* and the number, which may come back */
+    union {
+        uint32_t ghost_serial; /* what the stream's was then */
+        uint32_t asked_in;     /* no ghost: in this wait of the set the ring was asked, so often, what is on its way */
+    };
     uint32_t sqe_at;     /* its SQE's position, to take it back while it is QUEUED */
-    uint8_t fresh;       /* one-shot polls to go before a multishot one */
-    bool blocked;        /* adopted, level-triggered: OUT is wanted and was not there */
     uint32_t spent;      /* edge-triggered: bits that were reported; the next poll's first completion may
                             repeat them, having looked at the file */
-    bool ended;          /* a receive found the end or an error: no more of them */
-    uint32_t asked_in;   /* in this wait of the set the ring was asked, so often, what is on its way */
     uint8_t asked;
-    bool left_reported;  /* `left` and edge-triggered: was reported */
-    struct rp_stream *ghost; /* `left`, and its number is closed: whose bytes they are, if that is yet */
-    uint32_t ghost_serial;   /* what it was then; */
-    int ghost_fd;            /* and the number, which may come back */
+    uint8_t fresh;       /* one-shot polls to go before a multishot one */
+    bool ended;          /* a receive found the end or an error: no more of them */
+    bool blocked;        /* adopted, level-triggered: OUT is wanted and was not there */
     bool leaves;         /* dirty: the owner shall move it to kernel epoll */
     uint8_t place;       /* in kernel epoll: 0 the identity, or which annex, see demote.c */
     bool seen;           /* in the kernel's list, there */

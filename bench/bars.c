@@ -238,10 +238,37 @@ static void completion(struct list *list, const struct column *columns, unsigned
               profile == PROFILE_SAFE ? "1.0" : "1.1", at->name);
 }
 
+static void of_tree(struct list *list)
+{
+    static const struct {
+        const char *begin;
+        double wanted;
+    } wants[] = {{"libuv/tcp/64B/64", 1.30}, {"libuv/unix/64B/64", 1.38}, {"libuv/udp/64B/64", 1.10}, {"libuv/udp", 0},
+                 {"libuv/", 1.0}};
+    for (unsigned i = 0; i < points_count; i++) {
+        const struct point *point = &points[i];
+        unsigned w = 0;
+        if (point->group != GROUP_TREE || !point->done)
+            continue;
+        while (strncmp(point->name, wants[w].begin, strlen(wants[w].begin)) != 0)
+            w++;
+        double wanted = wants[w].wanted;
+        if (wanted > 0)
+            judge(list, false, inverse(&point->ratios[1]), wanted > 1 ? wanted : NOISE, "%s: at least %.2f", point->name,
+                  wanted);
+        if (wanted > 1 && point->workload.family == AF_INET && point->figures[1].counted)
+            judge(list, true, exactly(point->figures[1].calls), 0.1, "%s: at most 0.1 calls per request", point->name);
+    }
+}
+
 unsigned bars_find(enum bench bench, struct bar bars[BARS_MAX])
 {
     struct list list = {bars, 0};
     const struct point *any = NULL;
+    if (bench == BENCH_LIBUV_TREE) {
+        of_tree(&list);
+        return list.count;
+    }
     for (unsigned i = 0; i < points_count && any == NULL; i++)
         if (points[i].done && group_bench(points[i].group) == bench && points[i].group != GROUP_FLOOR &&
             points[i].group != GROUP_HAND && points[i].group != GROUP_LIBEVENT)

@@ -41,6 +41,7 @@ int client_init(struct client *client, int family, const struct sockaddr_storage
 {
     memset(client, 0, sizeof *client);
     client->family = family;
+    client->type = SOCK_STREAM;
     client->address = *address;
     client->address_length = length;
     client->connections = client->active = connections;
@@ -111,7 +112,7 @@ int client_connect_all(struct client *client)
 int client_connect_active(struct client *client)
 {
     for (uint32_t i = client->first; i < client->first + client->active; i++) {
-        long fd = raw_call(SYS_socket, client->family, SOCK_STREAM | SOCK_CLOEXEC, 0, 0, 0, 0);
+        long fd = raw_call(SYS_socket, client->family, client->type | SOCK_CLOEXEC, 0, 0, 0, 0);
         if (fd >= 0 && client->fds_above > 0) {
             long low = fd;
             fd = raw_call(SYS_fcntl, low, F_DUPFD_CLOEXEC, client->fds_above, 0, 0, 0);

@@ -19,6 +19,7 @@
 
 struct client {
     int family; /* AF_INET or AF_UNIX */
+    int type;   /* SOCK_STREAM, unless somebody says SOCK_DGRAM before it connects */
     struct sockaddr_storage address;
     socklen_t address_length;
     uint32_t connections;

@@ -207,6 +207,8 @@ static const struct {
     {SYS_readv, "readv"},
     {SYS_writev, "writev"},
     {SYS_recvfrom, "recvfrom"},
+    {SYS_recvmmsg, "recvmmsg"},
+    {SYS_sendmmsg, "sendmmsg"},
     {SYS_sendto, "sendto"},
     {SYS_recvmsg, "recvmsg"},
     {SYS_sendmsg, "sendmsg"},

@@ -29,7 +29,7 @@ extern char **environ;
 
 const char *side_name(enum side side)
 {
-    static const char *const sides[] = {"epoll", "ring", "shim off"};
+    static const char *const sides[] = {"epoll", "ring", "shim off", "stock", "tree"};
     return sides[side];
 }
 
@@ -80,9 +80,26 @@ const char *shim_path(void)
     return access(path, R_OK) == 0 ? path : NULL;
 }
 
+const char *libuv_path(enum side side)
+{
+    static char paths[2][4096];
+    char *path = paths[side == SIDE_TREE];
+    const char *tree = getenv("RINGPOLL_LIBUV_DIR"), *stock = getenv("RINGPOLL_LIBUV_STOCK");
+    char file[4200];
+    if (side == SIDE_TREE)
+        snprintf(path, sizeof paths[0], "%s/.libs", tree != NULL ? tree : "");
+    else if (stock != NULL && *stock != '\0')
+        snprintf(path, sizeof paths[0], "%s/.libs", stock);
+    else
+        snprintf(path, sizeof paths[0], "%s/../stock/.libs", tree != NULL ? tree : "");
+    snprintf(file, sizeof file, "%s/libuv.so.1", path);
+    return tree != NULL && *tree != '\0' && access(file, R_OK) == 0 ? path : NULL;
+}
+
 static bool speaks_to_library(const char *entry)
 {
-    static const char *const ours[] = {"LD_PRELOAD=", "RINGPOLL=", "RINGPOLL_PROFILE=", "RINGPOLL_STATS="};
+    static const char *const ours[] = {"LD_PRELOAD=", "RINGPOLL=", "RINGPOLL_PROFILE=", "RINGPOLL_STATS=",
+                                       "UV_USE_RINGPOLL="};
     for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
         if (strncmp(entry, ours[i], strlen(ours[i])) == 0)
             return true;
@@ -92,7 +109,7 @@ static bool speaks_to_library(const char *entry)
 /* One block, so that a child can have it before exec without allocating. */
 static char **environment_of(enum side side, enum profile profile)
 {
-    static char preload[4096 + sizeof "LD_PRELOAD="], set_profile[64];
+    static char preload[4096 + sizeof "LD_PRELOAD="], set_profile[64], libraries[8192];
     size_t count = 0;
     while (environ[count] != NULL)
         count++;
@@ -103,7 +120,20 @@ static char **environment_of(enum side side, enum profile profile)
     for (size_t i = 0; i < count; i++)
         if (!speaks_to_library(environ[i]))
             environment[used++] = environ[i];
-    if (side != SIDE_EPOLL) {
+    if (side == SIDE_STOCK || side == SIDE_TREE) {
+        const char *path = libuv_path(side);
+        const char *others = getenv("LD_LIBRARY_PATH");
+        snprintf(libraries, sizeof libraries, "LD_LIBRARY_PATH=%s%s%s", path != NULL ? path : "",
+                 others != NULL ? ":" : "", others != NULL ? others : "");
+        for (size_t i = 0; i < used && path != NULL; i++)
+            if (strncmp(environment[i], "LD_LIBRARY_PATH=", strlen("LD_LIBRARY_PATH=")) == 0)
+                environment[i--] = environment[--used];
+        if (path != NULL)
+            environment[used++] = libraries;
+        environment[used] = NULL;
+        return environment;
+    }
+    if (side_has_shim(side)) {
         const char *shim = shim_path();
         snprintf(preload, sizeof preload, "LD_PRELOAD=%s", shim != NULL ? shim : "");
         environment[used++] = preload;
@@ -185,7 +215,9 @@ int lane_start(struct lane *lane)
     lane->failure[0] = '\0';
     lane->control = lane->idler_control = -1;
     lane->pid = lane->idler = 0;
-    if (lane->side != SIDE_EPOLL && shim_path() == NULL)
+    if (lane->side == SIDE_TREE && libuv_path(SIDE_TREE) == NULL)
+        return fail(lane, "RINGPOLL_LIBUV_DIR names no libuv that was built --with-uring", 0);
+    if (side_has_shim(lane->side) && shim_path() == NULL)
         return fail(lane, "libringpoll-preload.so is not found (RINGPOLL_PRELOAD=PATH names it)", 0);
     char **environment = environment_of(lane->side, lane->profile);
     if (environment == NULL)

@@ -23,15 +23,21 @@ enum side {
     SIDE_EPOLL, /* nothing preloaded */
     SIDE_RING,  /* the shim, RINGPOLL=require */
     SIDE_OFF,   /* the shim, RINGPOLL=off: what interposition alone costs */
+    SIDE_STOCK, /* nothing preloaded, stock libuv */
+    SIDE_TREE,  /* nothing preloaded, a libuv that was built --with-uring */
 };
 const char *side_name(enum side side);
+static inline bool side_has_shim(enum side side)
+{
+    return side == SIDE_RING || side == SIDE_OFF;
+}
 /* What the shim does for a program: RINGPOLL_PROFILE. */
 enum profile { PROFILE_READINESS, PROFILE_SAFE, PROFILE_THROUGHPUT, PROFILES };
 const char *profile_name(enum profile profile);
 
 struct lane {
     enum side side;
-    enum profile profile;  /* unless the side is SIDE_EPOLL */
+    enum profile profile;  /* if side_has_shim(side) */
     struct workload workload;
     pid_t pid, idler;      /* 0: not running */
     int control, idler_control;
@@ -42,6 +48,11 @@ struct lane {
 /* Where the shim is: $RINGPOLL_PRELOAD, the build tree, or the installed one.
  * NULL when there is none. */
 const char *shim_path(void);
+
+/* The directory of SIDE_STOCK's libuv.so.1, and of SIDE_TREE's: of the trees
+ * $RINGPOLL_LIBUV_STOCK (or "stock" beside the other one) and $RINGPOLL_LIBUV_DIR. NULL: it
+ * is not there; SIDE_STOCK then has the installed one. */
+const char *libuv_path(enum side side);
 
 /* All of these: 0, or -1 with lane->failure set. */
 int lane_start(struct lane *lane);

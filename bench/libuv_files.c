@@ -177,6 +177,7 @@ static void ask_ring(unsigned slot, int opened)
             sqe->fd = AT_FDCWD;
             sqe->addr = (uint64_t)(uintptr_t)job.path;
             sqe->op_flags = O_RDONLY | O_CLOEXEC;
+            sqe->flags = RP_SQE_ASYNC; /* else it does not wait for a FIFO's other end */
         }
         break;
     case STAT:

@@ -6,6 +6,8 @@
  *  completion  what it costs when the ring receives and sends for it, by profile
  *
  *  memory      what an idle connection of such a program costs its process
+ *  libuv       what programs on libuv cost on one that was built --with-uring, against
+ *              the stock one
  *
  * All are against the same program on kernel epoll. See worker.c for what is
  * measured, and point.c for how sides are compared.
@@ -34,13 +36,14 @@
 #define IDLE_CONNECTIONS 10000
 
 static const char usage_text[] =
-    "Usage: ringpoll bench [all|readiness|completion|memory] [OPTION]...\n"
+    "Usage: ringpoll bench [all|readiness|completion|memory|libuv] [OPTION]...\n"
     "Measures what epoll programs cost on a ring, and the same ones on kernel epoll:\n"
     "one thread, client and program in lock-step, only the program by the clock.\n"
     "\n"
     "  readiness       the ring polls, the program reads and writes\n"
     "  completion      the ring receives, accepts and sends, as the profile allows\n"
     "  memory          what an idle connection costs the process, in bytes\n"
+    "  libuv           a libuv that was built --with-uring, beside a stock one\n"
     "\n"
     "  --profile=LIST  the shim's profiles to measure, separated by commas: readiness,\n"
     "                  safe, throughput; may be given more than once (default: readiness\n"
@@ -64,6 +67,9 @@ static const char usage_text[] =
     "  --save=FILE     also write a dated result file (Markdown; JSON if FILE ends in\n"
     "                  .json)\n"
     "  --report=FILE   also write a page (HTML) with plots and tables\n"
+    "  --tree=DIR      of libuv: the tree where it was built; $RINGPOLL_LIBUV_DIR says the\n"
+    "                  same. The stock one is $RINGPOLL_LIBUV_STOCK, DIR/../stock, or the\n"
+    "                  installed one. Without a tree these points are no part of 'all'\n"
     "  --help          print this and end\n"
     "\n"
     "The shim is found beside the program; RINGPOLL_PRELOAD=PATH names another one.\n"
@@ -165,7 +171,7 @@ struct request {
 };
 
 enum { OPTION_POINTS = 256, OPTION_LIST, OPTION_QUICK, OPTION_CPU, OPTION_IDLE, OPTION_SELF, OPTION_OFF, OPTION_CALLS,
-       OPTION_STEPS, OPTION_JSON, OPTION_SAVE, OPTION_PROFILE, OPTION_REPORT, OPTION_SIZES };
+       OPTION_STEPS, OPTION_JSON, OPTION_SAVE, OPTION_PROFILE, OPTION_REPORT, OPTION_SIZES, OPTION_TREE };
 
 static const struct option options[] = {
     {"points", required_argument, NULL, OPTION_POINTS}, {"list", no_argument, NULL, OPTION_LIST},
@@ -175,6 +181,7 @@ static const struct option options[] = {
     {"json", no_argument, NULL, OPTION_JSON},           {"save", required_argument, NULL, OPTION_SAVE},
     {"profile", required_argument, NULL, OPTION_PROFILE}, {"report", required_argument, NULL, OPTION_REPORT},
     {"steps", optional_argument, NULL, OPTION_STEPS},   {"sizes", required_argument, NULL, OPTION_SIZES},
+    {"tree", required_argument, NULL, OPTION_TREE},
     {"help", no_argument, NULL, 'h'},
     {NULL, 0, NULL, 0},
 };
@@ -301,6 +308,10 @@ static int parse(int argc, char **argv, struct request *request)
         case OPTION_PROFILE:
             if ((bad = take_profiles(request->profiles, optarg)) != NULL)
                 return usage_error(bad, "is not a profile; they are readiness, safe and throughput");
+            break;
+        case OPTION_TREE:
+            if (setenv("RINGPOLL_LIBUV_DIR", optarg, 1) != 0 || libuv_path(SIDE_TREE) == NULL)
+                return usage_error(optarg, "is no tree where libuv was built");
             break;
         case OPTION_SIZES:
             if ((bad = take_sizes(&request->plan, optarg)) != NULL)
@@ -459,7 +470,7 @@ static void print_results(const struct request *request, const struct circumstan
 
 static const char *title_of(const struct request *request)
 {
-    static const char *const titles[BENCHES] = {"Readiness", "Completion", "Memory"};
+    static const char *const titles[BENCHES] = {"Readiness", "Completion", "Memory", "libuv"};
     const char *title = NULL;
     for (unsigned i = 0; i < BENCHES; i++)
         if (request->benches[i])
@@ -540,12 +551,14 @@ int main(int argc, char **argv)
     bool all = !named || strcmp(argv[1], "all") == 0;
     bool known = all;
     for (unsigned i = 0; i < BENCHES; i++) {
-        request.benches[i] = all || strcmp(argv[1], bench_names[i]) == 0;
+        request.benches[i] = (all && i != BENCH_LIBUV_TREE) || (named && strcmp(argv[1], bench_names[i]) == 0);
         known |= request.benches[i];
     }
     if (!known)
-        return usage_error(argv[1], "is not a measurement; they are readiness, completion, memory and all");
+        return usage_error(argv[1], "is not a measurement; they are readiness, completion, memory, libuv and all");
     request.plan.cpu = last_cpu();
     status = parse(argc - named, argv + named, &request);
+    if (status < 0 && all && libuv_path(SIDE_TREE) != NULL)
+        request.benches[BENCH_LIBUV_TREE] = true;
     return status >= 0 ? status : bench(&request, command);
 }

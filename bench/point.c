@@ -81,6 +81,7 @@ static int calibrate(struct lane *lane, const struct plan *plan, uint32_t *ret_r
         double wanted = plan->block_ms * 1e6 / per_round;
         rounds = wanted < ROUNDS_MIN ? ROUNDS_MIN : wanted > ROUNDS_MAX ? ROUNDS_MAX : (uint32_t)wanted;
         bool churn = lane->workload.kind == BENCH_CHURN || lane->workload.kind == BENCH_CHURN_EOF;
+        churn |= lane->workload.kind == BENCH_POUND;
         if (churn && rounds * lane->workload.connections > CHURN_PER_BLOCK)
             rounds = CHURN_PER_BLOCK / lane->workload.connections;
         if (rounds < ROUNDS_MIN)
@@ -97,7 +98,7 @@ static int step_through(struct lane *lane, const struct point *point, const stru
     rounds = rounds < 1 ? 1 : rounds > 8 ? 8 : rounds;
     if (plan->dump != NULL)
         fprintf(plan->dump, "# %s %s %s, %u requests: object, offset, times\n", point->name, side_name(lane->side),
-                lane->side == SIDE_EPOLL ? "" : profile_name(lane->profile), rounds * lane->workload.connections);
+                side_has_shim(lane->side) ? profile_name(lane->profile) : "", rounds * lane->workload.connections);
     int rc = lane_count_steps(lane, rounds, figure->objects, plan->dump);
     if (rc == 0)
         figure->stepped_requests = rounds * lane->workload.connections;

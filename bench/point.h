@@ -14,7 +14,7 @@
 
 #include "lane.h"
 
-enum bench { BENCH_READINESS, BENCH_COMPLETION, BENCH_MEMORY_USE, BENCHES };
+enum bench { BENCH_READINESS, BENCH_COMPLETION, BENCH_MEMORY_USE, BENCH_LIBUV_TREE, BENCHES };
 extern const char *const bench_names[BENCHES];
 
 enum group {
@@ -34,6 +34,8 @@ enum group {
     GROUP_LIBEVENT, /* without the shim: libevent's bufferevents on epoll, and ours on the ring */
     /* memory */
     GROUP_MEMORY,
+    /* libuv */
+    GROUP_TREE,    /* stock libuv, and one that was built --with-uring */
     GROUPS,
 };
 enum bench group_bench(enum group group);

@@ -15,11 +15,14 @@ struct point points[POINTS_MAX];
 unsigned points_count;
 
 const char *const bench_names[BENCHES] = {[BENCH_READINESS] = "readiness", [BENCH_COMPLETION] = "completion",
-                                          [BENCH_MEMORY_USE] = "memory"};
+                                          [BENCH_MEMORY_USE] = "memory",
+                                          [BENCH_LIBUV_TREE] = "libuv"};
 
 enum bench group_bench(enum group group)
 {
-    return group < GROUP_BUFFEREVENT ? BENCH_READINESS : group < GROUP_MEMORY ? BENCH_COMPLETION : BENCH_MEMORY_USE;
+    return group < GROUP_BUFFEREVENT ? BENCH_READINESS : group < GROUP_MEMORY ? BENCH_COMPLETION
+           : group == GROUP_MEMORY    ? BENCH_MEMORY_USE
+                                      : BENCH_LIBUV_TREE;
 }
 
 const char *column_name(const struct column *column)
@@ -237,6 +240,51 @@ static void memory_points(const struct plan *plan)
     }
 }
 
+/* ------------------------------------------------------------------ libuv */
+
+static void tree_point(const struct plan *plan, const char *name, struct workload workload)
+{
+    struct point *point = add(plan, GROUP_TREE, workload);
+    if (workload.message > REQUEST_SIZE)
+        point->workload.read_size = READ_SIZE_MAX;
+    snprintf(point->name, sizeof point->name, "libuv/%s/%u", name, workload.connections);
+    point->width = 2;
+    point->columns[0] = (struct column){.side = SIDE_STOCK};
+    point->columns[1] = (struct column){.side = SIDE_TREE};
+}
+
+static void tree_points(const struct plan *plan)
+{
+    static const struct {
+        const char *name;
+        struct workload workload;
+    } of_streams[] = {
+        {"64B", {.kind = BENCH_ECHO, .message = REQUEST_SIZE, .connections = 1}},
+        {"64B", {.kind = BENCH_ECHO, .message = REQUEST_SIZE, .connections = 64}},
+        {"64K", {.kind = BENCH_ECHO, .message = 64 * KIB, .connections = 1}},
+        {"64K", {.kind = BENCH_ECHO, .message = 64 * KIB, .connections = 64}},
+        {"bulk", {.kind = BENCH_BULK, .message = MIB, .connections = 8}},
+        {"pound", {.kind = BENCH_POUND, .message = REQUEST_SIZE, .connections = 100}},
+    };
+    for (unsigned f = 0; f < 2; f++)
+        for (unsigned i = 0; i < sizeof of_streams / sizeof of_streams[0]; i++) {
+            struct workload workload = of_streams[i].workload;
+            char name[24];
+            snprintf(name, sizeof name, "%s/%s", family_name(families[f]), of_streams[i].name);
+            workload.program = BENCH_LIBUV;
+            workload.family = families[f];
+            tree_point(plan, name, workload);
+        }
+    struct workload udp = {.program = BENCH_LIBUV_DATAGRAMS, .kind = BENCH_DATAGRAMS, .family = AF_INET,
+                           .message = REQUEST_SIZE};
+    for (udp.connections = 1; udp.connections <= 64; udp.connections *= 8)
+        tree_point(plan, "udp/64B", udp);
+    tree_point(plan, "async", (struct workload){.program = BENCH_LIBUV_ASYNC, .kind = BENCH_ALONE, .family = AF_INET,
+                                                .message = REQUEST_SIZE, .connections = BENCH_ASYNCS});
+    tree_point(plan, "turns", (struct workload){.program = BENCH_LIBUV_TURNS, .kind = BENCH_ALONE, .family = AF_INET,
+                                                .message = REQUEST_SIZE, .connections = 64});
+}
+
 void points_init(const struct plan *plan)
 {
     points_count = 0;
@@ -245,4 +293,6 @@ void points_init(const struct plan *plan)
     hand_points(plan);
     libevent_points(plan);
     memory_points(plan);
+    if (program_libuv != NULL)
+        tree_points(plan);
 }

@@ -17,7 +17,8 @@ struct program;
 
 struct program_ops {
     const char *name;
-    /* Takes over `listener`, non-blocking and listening. 0 or -errno. */
+    /* Takes over `listener`, non-blocking and listening, or bound where the program is one
+     * of datagrams. 0 or -errno. */
     int (*open)(struct program *program, int listener);
     /* One iteration of its loop: handles all that is ready, and with `wait` waits
      * until something is. 0 or -errno. */
@@ -56,6 +57,11 @@ extern const struct program_ops *const program_libevent;
 extern const struct program_ops *const program_bufferevent;
 extern const struct program_ops *const program_ring_bufferevent;
 extern const struct program_ops *const program_libuv;
+extern const struct program_ops *const program_libuv_datagrams;
+extern const struct program_ops *const program_libuv_async;
+extern const struct program_ops *const program_libuv_turns;
+/* What one turn of program_libuv_async sends on. */
+#define BENCH_ASYNCS 1024u
 
 static inline int program_turn(struct program *program, bool wait)
 {

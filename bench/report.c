@@ -30,6 +30,7 @@ static const struct {
     [GROUP_HAND] = {"hand", "no shim: that loop; one on the library's public interface; one written for a ring by hand"},
     [GROUP_LIBEVENT] = {"libevent", "no shim: libevent's own bufferevents and listener on epoll; libringpoll-event's on the ring"},
     [GROUP_MEMORY] = {"memory", "private bytes of the process per connection that has echoed 12 requests and idles"},
+    [GROUP_TREE] = {"libuv", "stock libuv on epoll, and libuv that was built --with-uring, by LD_LIBRARY_PATH"},
 };
 
 const char *group_name(enum group group)
@@ -293,7 +294,7 @@ void report_table(FILE *out)
             memory_table(out);
             continue;
         }
-        if (group_bench(group) == BENCH_COMPLETION) {
+        if (group_bench(group) == BENCH_COMPLETION || group == GROUP_TREE) {
             wide_table(out, group);
             continue;
         }
@@ -305,7 +306,7 @@ void report_table(FILE *out)
     }
     for (unsigned bench = 0; bench < BENCHES; bench++)
         verdicts(out, (enum bench)bench);
-    if (!any_done(BENCH_READINESS) && !any_done(BENCH_COMPLETION))
+    if (!any_done(BENCH_READINESS) && !any_done(BENCH_COMPLETION) && !any_done(BENCH_LIBUV_TREE))
         return;
     fprintf(out,
             "%s per request: median over blocks of the median round; ratios: median of the ratios of\n"
@@ -321,6 +322,12 @@ void report_table(FILE *out)
                 "times cheaper: epoll's to the ring's, more is better. ready, safe, thru: the shim's profiles\n"
                 "readiness, safe and throughput. bulk: a request is 1 MiB that the program reads and discards;\n"
                 "churn: accept, a request, a reply, close; churn-eof: the client closes first.\n");
+    if (any_done(BENCH_LIBUV_TREE))
+        fprintf(out,
+                "times: stock's to the tree's, more is better. udp: datagrams of so many sockets to one; pound: the\n"
+                "client connects and closes, so often per round; async: uv_async_send() on so many handles and\n"
+                "their callbacks; turns: of a loop that an idle handle keeps from sleeping. calls of the last two\n"
+                "are per callback.\n");
     instructions_table(out);
 }
 

@@ -35,7 +35,7 @@ static void json_lane(FILE *out, const struct point *point, unsigned lane)
     bool loaded = lane + point->width >= point->lanes;
     fprintf(out, "%s\n       {\"column\": \"%s\", \"side\": \"%s\"", lane > 0 ? "," : "", column_name(column),
             side_name(column->side));
-    if (column->side != SIDE_EPOLL)
+    if (side_has_shim(column->side))
         fprintf(out, ", \"profile\": \"%s\"", profile_name(column->profile));
     fprintf(out, ", \"idle\": %u, \"clock\": %.1f, \"whole\": %.1f", loaded ? point->workload.idle : 0, figure->clock,
             figure->whole);
@@ -128,7 +128,7 @@ void report_markdown(FILE *out, const struct plan *plan, const struct circumstan
     fprintf(out, "- epoll: nothing preloaded\n");
     for (unsigned i = 0; i < points_count; i++)
         for (unsigned c = 0; c < points[i].width; c++)
-            shimmed |= points[i].done && points[i].columns[c].side != SIDE_EPOLL;
+            shimmed |= points[i].done && side_has_shim(points[i].columns[c].side);
     if (shimmed)
         fprintf(out, "- the others: %s with RINGPOLL=require and RINGPOLL_PROFILE of the column's name (\"off\": "
                 "RINGPOLL=off), RINGPOLL_MASK %s\n", circumstances->shim, circumstances->mask);

@@ -200,13 +200,45 @@ static int round_of_churn(struct worker *worker)
     return measured_run(worker, &program->closed, all_closed);
 }
 
+/* All ends are there before the program accepts the first. */
+static int round_of_pound(struct worker *worker)
+{
+    struct client *client = &worker->client;
+    uint64_t all_closed = worker->program.closed + client->connections;
+    if (client_connect_all(client) != 0)
+        return -1;
+    client_close_all(client);
+    return measured_run(worker, &worker->program.closed, all_closed);
+}
+
+static int round_alone(struct worker *worker)
+{
+    struct program *program = &worker->program;
+    return measured_run(worker, &program->received, program->received + worker->workload.connections);
+}
+
 static int one_round(struct worker *worker)
 {
     uint64_t errors = worker->program.errors;
     worker->ticks = 0;
-    int rc = worker->workload.kind == BENCH_ECHO || worker->workload.kind == BENCH_MEMORY ? round_of_echo(worker)
-             : worker->workload.kind == BENCH_BULK                                         ? round_of_bulk(worker)
-                                                                                           : round_of_churn(worker);
+    int rc;
+    switch (worker->workload.kind) {
+    case BENCH_BULK:
+        rc = round_of_bulk(worker);
+        break;
+    case BENCH_CHURN:
+    case BENCH_CHURN_EOF:
+        rc = round_of_churn(worker);
+        break;
+    case BENCH_POUND:
+        rc = round_of_pound(worker);
+        break;
+    case BENCH_ALONE:
+        rc = round_alone(worker);
+        break;
+    default:
+        rc = round_of_echo(worker);
+    }
     if (rc != 0)
         return fail(worker, worker->client.failure, 0);
     if (worker->program.errors != errors)
@@ -369,15 +401,18 @@ static int make_listener(struct worker *worker, struct hello *hello)
         length = sizeof hello->address.ss_family;
     }
     int yes = 1;
-    int listener = socket((int)worker->workload.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    bool datagrams = worker->workload.kind == BENCH_DATAGRAMS;
+    int listener = socket((int)worker->workload.family,
+                          (datagrams ? SOCK_DGRAM : SOCK_STREAM) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (listener < 0)
         return fail(worker, "socket", -errno);
     /* Connections inherit it, at no cost to any of them: a reply in two parts
      * would otherwise wait for its acknowledgement. */
-    if (worker->workload.family == AF_INET)
+    if (worker->workload.family == AF_INET && !datagrams)
         (void)setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     hello->address_length = sizeof hello->address;
-    if (bind(listener, (struct sockaddr *)&hello->address, length) != 0 || listen(listener, 4096) != 0 ||
+    if (bind(listener, (struct sockaddr *)&hello->address, length) != 0 ||
+        (!datagrams && listen(listener, 4096) != 0) ||
         getsockname(listener, (struct sockaddr *)&hello->address, &hello->address_length) != 0) {
         int error = errno;
         close(listener);
@@ -405,6 +440,12 @@ const struct program_ops *bench_program(uint32_t program)
         return &program_api;
     case BENCH_RING_BUFFEREVENT:
         return program_ring_bufferevent;
+    case BENCH_LIBUV_DATAGRAMS:
+        return program_libuv_datagrams;
+    case BENCH_LIBUV_ASYNC:
+        return program_libuv_async;
+    case BENCH_LIBUV_TURNS:
+        return program_libuv_turns;
     default:
         return NULL;
     }
@@ -448,15 +489,27 @@ static int start(struct worker *worker, struct hello *hello)
     if (client_init(&worker->client, (int)workload->family, &hello->address, hello->address_length,
                     workload->connections, workload->message > 0 ? workload->message : REQUEST_SIZE) != 0)
         return fail(worker, worker->client.failure, 0);
+    worker->client.type = workload->kind == BENCH_DATAGRAMS ? SOCK_DGRAM : SOCK_STREAM;
     return 0;
 }
 
 static int connect_for_echo(struct worker *worker)
 {
-    if (worker->workload.kind != BENCH_ECHO && worker->workload.kind != BENCH_BULK)
+    uint32_t kind = worker->workload.kind;
+    if (kind != BENCH_ECHO && kind != BENCH_BULK && kind != BENCH_DATAGRAMS)
         return 0;
     if (client_connect_all(&worker->client) != 0)
         return fail(worker, worker->client.failure, 0);
+    if (kind == BENCH_DATAGRAMS) {
+        /* A loop that has nothing for a ring is a while on one: the server is measured as
+         * it is after that. */
+        worker->client.active = 1;
+        for (int i = 0; i < 5000; i++)
+            if (round_of_echo(worker) != 0)
+                return fail(worker, worker->client.failure, 0);
+        worker->client.active = worker->client.connections;
+        return 0;
+    }
     int rc = program_run(&worker->program, &worker->program.accepted,
                          worker->program.accepted + worker->client.connections);
     return rc == 0 ? 0 : fail(worker, "the program did not accept", rc);

@@ -20,6 +20,9 @@ enum bench_program {
     BENCH_RING,     /* written for completions on a ring */
     BENCH_API,      /* on the library's public interface */
     BENCH_RING_BUFFEREVENT, /* libringpoll-event's objects */
+    BENCH_LIBUV_DATAGRAMS,
+    BENCH_LIBUV_ASYNC,
+    BENCH_LIBUV_TURNS,
     BENCH_PROGRAMS,
 };
 enum bench_kind {
@@ -27,6 +30,9 @@ enum bench_kind {
     BENCH_CHURN,     /* accept, a request, a reply, the program closes */
     BENCH_CHURN_EOF, /* accept, a request, a reply, the client closes, the program sees it and closes */
     BENCH_BULK,      /* bytes that the program reads and discards */
+    BENCH_POUND,     /* the client connects and closes, the program accepts, sees it and closes */
+    BENCH_DATAGRAMS, /* as BENCH_ECHO, by datagrams, to one socket of the program */
+    BENCH_ALONE,     /* no client: the program's loop, for itself */
     BENCH_MEMORY,    /* connections that have echoed some requests, and then idle */
 };
 

@@ -311,6 +311,11 @@ if wanted dist; then
         else
             count skipped "libevent's examples build by pkg-config and run (there is no libevent)"
         fi
+        if [ -e "$prefix/lib/pkgconfig/ringpoll-uv.pc" ]; then
+            try "libuv's examples build by pkg-config and run" python3 "$top/tests/libuv-api/examples_test.py" "$prefix"
+        else
+            count skipped "libuv's examples build by pkg-config and run (there is no libuv)"
+        fi
         try "make uninstall" make_tree "$tree" uninstall
         try "make uninstall leaves nothing" nothing_is_left "$prefix"
     fi

@@ -118,9 +118,11 @@ make_libuv() {
 say "ringpoll, and the trees of $project"
 began=$SECONDS
 prefix=$shared/prefix
+cflags='-O1 -g'
+[ "$project" != libuv ] || cflags='-O2 -g' # what `ringpoll bench libuv` compares
 ringpoll prefix || die "ringpoll does not build"
-tree stock true '-O1 -g' || die "$project does not build"
-tree uring "$prefix/bin/ringpoll integrate $project ." '-O1 -g' "--with-uring=$prefix" ||
+tree stock true "$cflags" || die "$project does not build"
+tree uring "$prefix/bin/ringpoll integrate $project ." "$cflags" "--with-uring=$prefix" ||
     die "$project --with-uring does not build"
 "$prefix/bin/ringpoll" integrate "$project" "$place/uring" | grep 'nothing changed' ||
     die "a tree that was prepared is not known as one"
@@ -147,9 +149,37 @@ say "the suite of $project"
 page=$place/page.md
 python3 "$top/tests/upstream/$project.py" --stock "$place/stock" --uring "$place/uring" --prefix "$prefix" \
     --known "$top/tests/upstream/$project.known" --version "$version" --logs "$place/logs" --page "$page" \
-    "${runner_options[@]}"
-status=$?
+    "${runner_options[@]}" | tee "$place/suite.out"
+status=${PIPESTATUS[0]}
 if [ $save = yes ] && [ -s "$page" ]; then
     cp "$page" "$top/docs/results/upstream-$project-$(date -u +%F).md"
 fi
-exit $status
+
+# What programs lean on in libuv: tests of our own, on both libraries.
+if [ "$project" = libuv ] && read -r _ _ passed _ failed _ skipped _ < <(tail -n 1 "$place/suite.out") &&
+    [[ $passed =~ ^[0-9]+$ ]]; then
+    say "tests/libuv, on the stock library and on the tree's"
+    export RINGPOLL_LIBUV_DIR=$place/uring RINGPOLL_LIBUV_STOCK=$place/stock
+    gtest=$(pkg-config --cflags --libs gtest_main 2> /dev/null) || gtest='-lgtest -lgtest_main -pthread'
+    # shellcheck disable=SC2086
+    if ! have g++ || ! have /usr/include/gtest/gtest.h; then
+        echo "skipped: no GoogleTest here"
+        skipped=$((skipped + 1))
+    elif ! g++ -std=c++17 -O0 -D_GNU_SOURCE -I"$place/uring/include" "$top"/tests/libuv/*.cc -o "$place/libuv_test" \
+        -L"$place/stock/.libs" -luv $gtest; then
+        echo "NOT OK: tests/libuv does not build"
+        failed=$((failed + 1)) status=1
+    else
+        for side in stock tree; do
+            "$top/tests/libuv/run.sh" "$place/libuv_test" $side > "$place/logs/tests-$side.log" 2>&1
+            result=$?
+            case $result in 0) result=PASS ;; 77) result=SKIP ;; *) result=FAIL status=1 ;; esac
+            read -r p f s < <(tally_log $result "$place/logs/tests-$side.log")
+            passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+            echo "tests/libuv, $side: $p passed, $f failed, $s skipped"
+            [ $result != FAIL ] || grep -B 8 '^\[  FAILED' "$place/logs/tests-$side.log"
+        done
+    fi
+    echo "upstream libuv: $passed passed, $failed failed, $skipped skipped"
+fi
+exit "$status"

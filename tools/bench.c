@@ -22,7 +22,8 @@ static int print_help(void)
           "  completion   the ring receives and sends, too: by profile, program, number of\n"
           "               connections and size of messages\n"
           "  memory       bytes per idle connection\n"
-          "  all          all of these (the default)\n\n"
+          "  libuv        a libuv that was built --with-uring, beside a stock one\n"
+          "  all          all of these (the default), of libuv where RINGPOLL_LIBUV_DIR is\n\n"
           "'ringpoll bench all --help' tells the options. See ringpoll-bench(1).\n",
           stdout);
     return finish_output();

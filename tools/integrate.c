@@ -125,6 +125,21 @@ static const struct edit libuv_edits[] = {
      "    return;\n"
      "  }\n"
      "#endif\n"},
+    {"src/unix/stream.c", BEHIND, "  if (!(stream->flags & UV_HANDLE_READING))\n    return 0;\n",
+     "\n"
+     "#ifdef HAVE_RINGPOLL\n"
+     "  if (!uv__is_closing(stream))\n"
+     "    ringpoll_uv_tree_stopped(uv__stream_fd(stream));\n"
+     "#endif\n"},
+    {"src/unix/epoll.c", BEFORE, "  while (!QUEUE_EMPTY(&loop->watcher_queue)) {\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  while ((fd = ringpoll_uv_tree_next_stopped()) != -1)\n"
+     "    if ((unsigned) fd >= loop->nwatchers ||\n"
+     "        loop->watchers[fd] == NULL ||\n"
+     "        !(loop->watchers[fd]->pevents & POLLIN))\n"
+     "      ringpoll_uv_tree_give_up(fd);\n"
+     "#endif\n"
+     "\n"},
     {"src/unix/stream.c", INSTEAD,
      "    /* Write queue drained. */\n"
      "    if (QUEUE_EMPTY(&stream->write_queue))\n",
@@ -142,6 +157,15 @@ static const struct edit libuv_edits[] = {
      "    while (err == UV__ERR(EINTR));\n"
      "    return err == UV__ERR(ENOBUFS) ? UV_EAGAIN : err;\n"
      "  }\n"
+     "#endif\n"},
+    {"src/unix/epoll.c", BEFORE, "    if (w->events == 0)\n      op = EPOLL_CTL_ADD;\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "    if (w->events == w->pevents)\n"
+     "      continue; /* It was started and stopped again. */\n"
+     "#endif\n"},
+    {"src/unix/loop.c", BEFORE, "    if (w->pevents != 0 && QUEUE_EMPTY(&w->watcher_queue)) {\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "    w->events = 0; /* Also where it is queued: uv__io_poll compares. */\n"
      "#endif\n"},
     {"src/unix/fs.c", BEFORE, "#define POST  ",
      "#ifdef HAVE_RINGPOLL\n"

@@ -62,10 +62,7 @@ static __thread struct {
 
 int event_state_new(struct event_state **ret_state)
 {
-    struct ringpoll_options options = {
-        .size = sizeof options,
-        .flags = RINGPOLL_CLOEXEC | RINGPOLL_DECLARED | RINGPOLL_BATCH | RINGPOLL_ACCEPT | RINGPOLL_HASTY,
-    };
+    struct ringpoll_options options = {.size = sizeof options, .flags = RINGPOLL_CLOEXEC | RINGPOLL_DECLARED | RINGPOLL_BATCH | RINGPOLL_ACCEPT};
     struct event_state *state = calloc(1, sizeof *state);
     if (!state)
         return -ENOMEM;

@@ -24,7 +24,6 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 static const uint8_t edges[HANDLE_STATES] = {
@@ -78,7 +77,8 @@ static uint32_t interest(const struct handle *handle)
 
 bool handle_is_active(const struct handle *handle)
 {
-    return handle->state != HANDLE_CLOSING && (handle->type == TYPE_UDP ? udp_is_active(handle) : stream_is_active(handle));
+    return handle->state != HANDLE_CLOSING &&
+           (handle->type == TYPE_UDP ? udp_is_active(handle) : stream_is_active(handle));
 }
 
 static void undirty(struct handle *handle)

@@ -28,8 +28,8 @@ struct waker { /* lives on until libuv has closed it */
 struct uv_state {
     uv_loop_t *loop;
     int set;
-    int wake_fd;            /* what `waker` polls, or -1 */
-    struct waker *waker;
+    int wake_fd;            /* what `waker` polls beside the set, which `set_waker` does; or -1; or the set */
+    struct waker *waker, *set_waker;
     uv_prepare_t prepare;
     uv_check_t check;
     uv_idle_t idle;         /* while started, libuv does not sleep */
@@ -38,7 +38,7 @@ struct uv_state {
     unsigned keeps;         /* handles that keep the loop alive */
     const void *runner;     /* the thread, by an address of its own; atomic */
     bool asleep;            /* between our prepare and our check; atomic */
-    bool woken;             /* wake_fd was seen readable */
+    bool woken;             /* one of them was seen readable */
     int reserve_fd;         /* given up for a moment where a listener meets EMFILE */
     struct handle *dirty;   /* whose interest may differ from what the set has */
     struct handle *deferred, **deferred_tail; /* with callbacks due */
@@ -148,6 +148,11 @@ void stream_due(struct handle *handle);
 void stream_closing(struct handle *handle);
 /* Callbacks of what is pending: UV_ECANCELED. */
 void stream_closed(struct handle *handle);
+
+/* -------------------------------------------------------------------- fs.c */
+
+/* The set has results: the event's data is the state. */
+void fs_event(struct uv_state *state);
 
 /* ------------------------------------------------------------------- udp.c */
 

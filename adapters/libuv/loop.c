@@ -2,9 +2,9 @@
  *
  * A set under a libuv loop.
  *
- * libuv sleeps in its own epoll_wait. What wakes it for us is one fd, watched by a uv_poll_t:
- * the one that ringpoll_sleep_fd() names, which is an eventfd registered with the ring, or, on
- * kernel epoll, the set's own. Around that sleep stand a prepare and a check handle:
+ * libuv sleeps in its own epoll_wait. What wakes it for us are two fds, each watched by a
+ * uv_poll_t: the set's own, for what kernel epoll serves, and the one that ringpoll_sleep_fd()
+ * names, an eventfd registered with the ring, where there is one. Around that sleep stand a prepare and a check handle:
  *
  *   prepare  what the program wants of its handles by now goes to the set; one wait that does
  *            not block submits it all, sends included. Events found, callbacks due, or a set
@@ -74,21 +74,17 @@ static void on_waker_closed(uv_handle_t *handle)
     free(handle);
 }
 
-static void end_waker(struct uv_state *state)
+static void end_waker(struct waker **waker)
 {
-    if (!state->waker)
+    if (!*waker)
         return;
-    state->waker->state = NULL;
-    uv_close((uv_handle_t *)&state->waker->poll, on_waker_closed);
-    state->waker = NULL;
-    state->wake_fd = -1;
+    (*waker)->state = NULL;
+    uv_close((uv_handle_t *)&(*waker)->poll, on_waker_closed);
+    *waker = NULL;
 }
 
-static int poll_fd(struct uv_state *state, int fd)
+static int make_waker(struct uv_state *state, int fd, struct waker **ret_waker)
 {
-    if (state->wake_fd == fd)
-        return 0;
-    end_waker(state);
     struct waker *waker = calloc(1, sizeof *waker);
     if (!waker)
         return UV_ENOMEM;
@@ -97,17 +93,29 @@ static int poll_fd(struct uv_state *state, int fd)
         free(waker);
         return error;
     }
-    waker->state = state;
-    state->waker = waker;
     error = uv_poll_start(&waker->poll, UV_READABLE, on_wake);
     uv_unref((uv_handle_t *)&waker->poll);
-    if (error < 0) {
-        end_waker(state);
-        return error;
+    waker->state = state;
+    if (error < 0)
+        end_waker(&waker);
+    else
+        *ret_waker = waker;
+    return error;
+}
+
+static int poll_fd(struct uv_state *state, int fd)
+{
+    int error = 0;
+    if (!state->set_waker)
+        error = make_waker(state, state->set, &state->set_waker);
+    if (error == 0 && state->wake_fd != fd) {
+        end_waker(&state->waker);
+        state->wake_fd = -1;
+        error = fd == state->set ? 0 : make_waker(state, fd, &state->waker);
+        if (error == 0)
+            state->wake_fd = fd;
     }
-    state->wake_fd = fd;
-    state->woken = false;
-    return 0;
+    return error;
 }
 
 static void stay_awake(struct uv_state *state)
@@ -197,10 +205,15 @@ static void on_check(uv_check_t *check)
         if (is_on_ring(state) || state->woken || was_awake)
             look(state);
     }
+    state->handles++; /* callbacks may end the last request */
     for (int i = 0; i < state->count; i++)
-        handle_event(state->events[i].data.ptr, state->events[i].events);
+        if (state->events[i].data.ptr == state)
+            fs_event(state);
+        else
+            handle_event(state->events[i].data.ptr, state->events[i].events);
     state->count = 0;
     run_deferred(state);
+    state_put(state);
 }
 
 /* -------------------------------------------------------------- its life */
@@ -221,7 +234,8 @@ static void end_state(struct uv_state *state)
             break;
         }
     pthread_mutex_unlock(&states_lock);
-    end_waker(state);
+    end_waker(&state->waker);
+    end_waker(&state->set_waker);
     udp_free_room(state);
     ringpoll_close(state->set);
     if (state->reserve_fd >= 0)

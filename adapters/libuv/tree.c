@@ -28,6 +28,31 @@ int ringpoll_uv_tree_written(int fd)
     return ringpoll_fd_flush(fd);
 }
 
+/* Of this thread's loops. */
+static __thread struct {
+    unsigned count;
+    int fds[32];
+} stopped;
+
+void ringpoll_uv_tree_give_up(int fd)
+{
+    ringpoll_fd_release(fd, 0);
+}
+
+void ringpoll_uv_tree_stopped(int fd)
+{
+    if (!rp_shim.adopts || !rp_shim_watching() || !ringpoll_fd_is_stream_on_ring(fd))
+        return;
+    if (stopped.count == sizeof stopped.fds / sizeof stopped.fds[0])
+        ringpoll_uv_tree_give_up(stopped.fds[--stopped.count]);
+    stopped.fds[stopped.count++] = fd;
+}
+
+int ringpoll_uv_tree_next_stopped(void)
+{
+    return stopped.count > 0 ? stopped.fds[--stopped.count] : -1;
+}
+
 long ringpoll_uv_tree_try_write(int fd, const struct iovec *iov, int count)
 {
     bool batches = rp_shim.batches && rp_shim_watching();

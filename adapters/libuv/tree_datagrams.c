@@ -46,6 +46,8 @@
  * where memory is touched by nothing else. */
 #define DENSE 2048u
 #define LARGEST 65536u
+/* With one line between: powers of two would share a few sets of the cache. */
+#define APART (DENSE + 64u)
 
 struct tray {
     struct ringpoll_uv_tree_inbox *owner; /* NULL: nobody receives */
@@ -54,7 +56,7 @@ struct tray {
     struct mmsghdr messages[AT_MOST];
     struct iovec parts[AT_MOST][2];
     struct sockaddr_in6 peers[AT_MOST]; /* AF_INET's is smaller */
-    char dense[AT_MOST][DENSE];
+    char dense[AT_MOST][APART];
 };
 
 struct letter {
@@ -248,6 +250,7 @@ static bool fetch(struct ringpoll_uv_tree_inbox *inbox, int fd)
     return true;
 }
 
+/* libuv's name is a sockaddr_storage. */
 static ssize_t hand_out(struct msghdr *message, const char *bytes, unsigned length, const void *rest,
                         const struct sockaddr_in6 *peer, socklen_t peer_length)
 {
@@ -255,11 +258,13 @@ static ssize_t hand_out(struct msghdr *message, const char *bytes, unsigned leng
     unsigned dense = rest != NULL && length > DENSE ? DENSE : length;
     size_t fits = length < buffer->iov_len ? length : buffer->iov_len;
     memcpy(buffer->iov_base, bytes, dense < fits ? dense : fits);
-    if (fits > dense)
+    if (UNLIKELY(fits > dense))
         memcpy((char *)buffer->iov_base + dense, rest, fits - dense);
-    if (message->msg_namelen > peer_length)
-        message->msg_namelen = peer_length;
-    memcpy(message->msg_name, peer, message->msg_namelen);
+    if (LIKELY(peer_length == sizeof(struct sockaddr_in))) /* one load and one store */
+        memcpy(message->msg_name, peer, sizeof(struct sockaddr_in));
+    else
+        memcpy(message->msg_name, peer, peer_length);
+    message->msg_namelen = peer_length;
     message->msg_controllen = 0;
     message->msg_flags = fits < length ? MSG_TRUNC : 0;
     return (ssize_t)fits;

@@ -2,13 +2,13 @@
  *
  * File requests of a libuv that was configured --with-uring: which of them the ring takes.
  *
- * Only reads, of regular files, up to LARGEST bytes, where the file system can say that it
- * would have to wait (RWF_NOWAIT). All else is cheaper, or as cheap, on libuv's thread pool:
- * the kernel would give it to a thread of its own (docs/results/libuv-files-2026-11-26.md).
+ * Those that cost less by it, of regular files: read, write, open, close, fsync, fdatasync,
+ * rename, unlink. Others cost as much there, or more, or were not measured, and stay on
+ * libuv's thread pool (docs/results/libuv-files-2026-11-26.md).
  *
  * What an fd is is looked up once in LOOKS requests. It may be another file's meanwhile,
- * closed by the program itself, unseen: then its reads are made as well, and no worse than
- * at another's cost, since a read by the ring is one of any file.
+ * closed by the program itself, unseen: its requests are made as well, by the ring or by the
+ * pool, since a read by the ring is one of any file.
  *
  * Who owns what: libuv keeps the request, and its copy of the uv_buf_t, until
  * ringpoll_uv_tree_file_taken() has given it back; the bytes are its caller's. What the ring
@@ -20,10 +20,6 @@
 
 #include <ringpoll/uv-tree.h>
 
-#ifndef RWF_NOWAIT
-#define RWF_NOWAIT 8
-#endif
-#define LARGEST 65536u
 #define LOOKS 64u
 #define SLOTS 256u
 
@@ -34,15 +30,11 @@ static uint64_t known[SLOTS];
 static bool look_at(int fd)
 {
     struct stat status;
-    char byte;
-    struct iovec one = {&byte, 1};
-    int flags;
     if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode))
         return false;
-    /* Around the cache each read waits for the device. */
-    if ((flags = rp_real.fcntl(fd, F_GETFL)) < 0 || (flags & O_DIRECT))
-        return false;
-    return preadv2(fd, &one, 1, 0, RWF_NOWAIT) >= 0 || errno == EAGAIN;
+    /* Around the cache a read that is tried waits for the device. */
+    int flags = rp_real.fcntl(fd, F_GETFL);
+    return flags >= 0 && !(flags & O_DIRECT);
 }
 
 static bool is_fit(int fd)
@@ -60,27 +52,16 @@ static bool is_fit(int fd)
     return (word & FIT) != 0;
 }
 
-int ringpoll_uv_tree_file_read(int backend_fd, int fd, const struct iovec *iov, unsigned count, int64_t offset,
-                               void *user, uint64_t *ret_id)
+int ringpoll_uv_tree_file_begin(int backend_fd, const struct ringpoll_request *request, uint64_t *ret_id)
 {
-    size_t bytes = 0;
     if (!rp_shim_watching())
         return 0;
-    for (unsigned i = 0; i < count && bytes <= LARGEST; i++)
-        bytes += iov[i].iov_len < LARGEST ? iov[i].iov_len : LARGEST + 1;
-    if (bytes > LARGEST || !is_fit(fd))
+    bool by_path = request->path != NULL;
+    if (!by_path && !is_fit(request->fd))
         return 0;
-    struct ringpoll_request request = {
-        .size = sizeof request,
-        .operation = RINGPOLL_REQUEST_READ,
-        .fd = fd,
-        .count = count,
-        .iov = iov,
-        .offset = offset < 0 ? -1 : offset,
-        .user = user,
-        .data = {.fd = RINGPOLL_UV_TREE_FILES},
-    };
-    return ringpoll_request_submit(backend_fd, &request, ret_id) == 0;
+    if (request->operation == RINGPOLL_REQUEST_CLOSE)
+        __atomic_store_n(&known[(unsigned)request->fd % SLOTS], 0, __ATOMIC_RELAXED);
+    return ringpoll_request_submit(backend_fd, request, ret_id) == 0;
 }
 
 int ringpoll_uv_tree_file_cancel(int backend_fd, uint64_t id)

@@ -271,15 +271,26 @@ const Tree libuv_lines = {
     {"configure.ac", "AC_INIT([libuv], [1.44.2], [issues])\nAC_CHECK_HEADERS([sys/ahafs_evProds.h])\nbehind\n"},
     {"Makefile.am", "libuv_la_CFLAGS = $(AM_CFLAGS)\nbehind\n"},
     {"include/uv.h", "  UV_LOOP_BLOCK_SIGNAL = 0,\n  UV_METRICS_IDLE_TIME\n} uv_loop_option;\n"},
-    {"src/unix/loop.c", "before\n  if (option != UV_LOOP_BLOCK_SIGNAL)\n    return UV_ENOSYS;\n"},
+    {"src/unix/loop.c", "    if (w->pevents != 0 && QUEUE_EMPTY(&w->watcher_queue)) {\n      w->events = 0;\nbefore\n  if (option != UV_LOOP_BLOCK_SIGNAL)\n    return UV_ENOSYS;\n"},
     {"src/unix/internal.h", "#include \"uv-common.h\"\nbehind\n"},
     {"src/unix/core.c", "int uv_backend_fd(const uv_loop_t* loop) {\n  return loop->backend_fd;\n}\n"
                         "  /* The if statement lets gcc compile it to a conditional store. Avoids\nbehind\n"},
     {"src/unix/stream.c", "  if (QUEUE_EMPTY(&stream->write_completed_queue))\n    return;\nbetween\n"
                           "    /* Write queue drained. */\n    if (QUEUE_EMPTY(&stream->write_queue))\n      uv__drain(stream);\n"
+                          "between\n  if (!(stream->flags & UV_HANDLE_READING))\n    return 0;\n"
                           "between\n  return uv__try_write(stream, bufs, nbufs, send_handle);\n"},
+    {"src/unix/udp.c",
+     "union uv__sockaddr {\nbetween\nvoid uv__udp_close(uv_udp_t* handle) {\nbetween\n"
+     "  if (revents & POLLIN)\n    uv__udp_recvmsg(handle);\nbetween\n  count = 32;\nbetween\n"
+     "      nread = recvmsg(handle->io_watcher.fd, &h, 0);\nbetween\n"
+     "static void uv__udp_sendmmsg(uv_udp_t* handle) {\nbetween\n"
+     "    for (i = 0, q = QUEUE_HEAD(&handle->write_queue);\n"
+     "         i < pkts && q != &handle->write_queue;\nbetween\n"
+     "  uv__io_init(&handle->io_watcher, uv__udp_io, fd);\nbetween\n"
+     "  uv__io_start(handle->loop, &handle->io_watcher, POLLIN);\nbehind\n"},
     {"src/unix/fs.c", "#define POST  \\\nbetween\n      uv__work_submit(loop,    \\\nbetween\nint uv_fs_access(uv_loop_t* loop,\nbehind\n"},
-    {"src/unix/epoll.c", "      assert(fd >= 0);\n      assert((unsigned) fd < loop->nwatchers);\n\n      w = loop->watchers[fd];\n"},
+    {"src/unix/epoll.c", "  while (!QUEUE_EMPTY(&loop->watcher_queue)) {\nbetween\n    if (w->events == 0)\n      op = EPOLL_CTL_ADD;\nbetween\n"
+                         "      assert(fd >= 0);\n      assert((unsigned) fd < loop->nwatchers);\n\n      w = loop->watchers[fd];\n"},
     {"src/threadpool.c", "    loop =  ((uv_fs_t*) req)->loop;\nbehind\n"},
 };
 

@@ -61,6 +61,9 @@
         static constexpr auto udp_getpeername = prefix##udp_getpeername;                                           \
         static constexpr auto udp_get_send_queue_size = prefix##udp_get_send_queue_size;                           \
         static constexpr auto udp_get_send_queue_count = prefix##udp_get_send_queue_count;                         \
+        using Fs = prefix##fs_t;                                                                                   \
+        static constexpr auto fs_read = prefix##fs_read;                                                           \
+        static constexpr auto fs_write = prefix##fs_write;                                                         \
         static constexpr bool is_ours = sizeof #prefix > sizeof "uv_";                                             \
     };
 ENGINE(Stock, uv_)

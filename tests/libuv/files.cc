@@ -7,6 +7,8 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -344,6 +346,135 @@ TEST_F(Files, AChildReadsWithTheLoopThatItWasForkedWith)
     ASSERT_EQ(start(&before, 100, 11), 0);
     uv_run(&loop_, UV_RUN_DEFAULT);
     EXPECT_TRUE(is_text(before, 11));
+}
+
+struct Call {
+    uv_fs_t request = {};
+    ssize_t result = -99;
+};
+
+void on_call(uv_fs_t *request)
+{
+    static_cast<Call *>(request->data)->result = request->result;
+    uv_fs_req_cleanup(request);
+}
+
+TEST_F(Files, AFilesLifeFromOpenToUnlink)
+{
+    const char *where = getenv("TMPDIR");
+    std::string name = std::string(where ? where : "/tmp") + "/ringpoll-libuv-life-" + std::to_string(getpid()),
+                second = name + ".2";
+    Call call;
+    call.request.data = &call;
+    auto answer = [&](int error) {
+        EXPECT_EQ(error, 0);
+        EXPECT_EQ(call.result, -99);
+        uv_run(&loop_, UV_RUN_DEFAULT);
+        ssize_t result = call.result;
+        call.result = -99;
+        call.request.data = &call;
+        return result;
+    };
+    std::string path = name;
+    int error = uv_fs_open(&loop_, &call.request, path.c_str(), O_RDWR | O_CREAT | O_EXCL, 0640, on_call);
+    path.assign(path.size(), '?'); /* the name is copied */
+    auto fd = static_cast<uv_file>(answer(error));
+    ASSERT_GE(fd, 0);
+    struct stat status;
+    ASSERT_EQ(fstat(fd, &status), 0);
+    EXPECT_EQ(status.st_mode & 0777 & ~0077u, 0600u);
+    EXPECT_EQ(fcntl(fd, F_GETFD), FD_CLOEXEC);
+    EXPECT_EQ(answer(uv_fs_open(&loop_, &call.request, name.c_str(), O_RDWR | O_CREAT | O_EXCL, 0640, on_call)),
+              UV_EEXIST);
+    char bytes[9][10];
+    uv_buf_t buffers[9];
+    for (unsigned i = 0; i < 9; i++) {
+        memset(bytes[i], 'a' + static_cast<int>(i), 10);
+        buffers[i] = uv_buf_init(bytes[i], 10);
+    }
+    EXPECT_EQ(answer(uv_fs_write(&loop_, &call.request, fd, buffers, 9, -1, on_call)), 90);
+    EXPECT_EQ(answer(uv_fs_write(&loop_, &call.request, fd, buffers, 1, -1, on_call)), 10);
+    EXPECT_EQ(answer(uv_fs_write(&loop_, &call.request, fd, buffers, 9, 200, on_call)), 90);
+    EXPECT_EQ(lseek(fd, 0, SEEK_CUR), 100);
+    EXPECT_EQ(lseek(fd, 0, SEEK_END), 290);
+    EXPECT_EQ(answer(uv_fs_fsync(&loop_, &call.request, fd, on_call)), 0);
+    EXPECT_EQ(answer(uv_fs_fdatasync(&loop_, &call.request, fd, on_call)), 0);
+    EXPECT_EQ(answer(uv_fs_rename(&loop_, &call.request, name.c_str(), second.c_str(), on_call)), 0);
+    EXPECT_EQ(answer(uv_fs_rename(&loop_, &call.request, name.c_str(), second.c_str(), on_call)), UV_ENOENT);
+    EXPECT_EQ(answer(uv_fs_close(&loop_, &call.request, fd, on_call)), 0);
+    EXPECT_EQ(fcntl(fd, F_GETFD), -1);
+    EXPECT_EQ(answer(uv_fs_close(&loop_, &call.request, fd, on_call)), UV_EBADF);
+    EXPECT_EQ(answer(uv_fs_unlink(&loop_, &call.request, second.c_str(), on_call)), 0);
+    EXPECT_EQ(answer(uv_fs_unlink(&loop_, &call.request, second.c_str(), on_call)), UV_ENOENT);
+}
+
+TEST_F(Files, AWriteThatMeetsALimitTellsWhatWasWritten)
+{
+    pid_t child = fork(); /* the limit and the signal are the process's */
+    if (child == 0) {
+        bool good = uv_loop_fork(&loop_) == 0;
+        signal(SIGXFSZ, SIG_IGN);
+        struct rlimit limit = {size_ + 1000, size_ + 1000};
+        setrlimit(RLIMIT_FSIZE, &limit);
+        std::string bytes(3000, 'x');
+        uv_buf_t buffers[6];
+        for (unsigned i = 0; i < 6; i++)
+            buffers[i] = uv_buf_init(&bytes[i * 500], 500);
+        Call call;
+        call.request.data = &call;
+        good = good && uv_fs_write(&loop_, &call.request, fd_, buffers, 6, static_cast<int64_t>(size_) - 700, on_call) == 0;
+        uv_run(&loop_, UV_RUN_DEFAULT);
+        good = good && call.result == 1700;
+        call.request.data = &call;
+        good = good && uv_fs_write(&loop_, &call.request, fd_, buffers, 1, static_cast<int64_t>(size_) + 1000, on_call) == 0;
+        uv_run(&loop_, UV_RUN_DEFAULT);
+        _exit(good && call.result == UV_EFBIG ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+}
+
+TEST_F(Files, HundredsOfWritesAtOnce)
+{
+    std::vector<std::unique_ptr<Call>> calls;
+    std::string bytes(size_, '\0');
+    for (size_t i = 0; i < size_; i++)
+        bytes[i] = text(i + 13);
+    for (unsigned i = 0; i < 300; i++) {
+        calls.push_back(std::make_unique<Call>());
+        calls[i]->request.data = calls[i].get();
+        uv_buf_t buffer = uv_buf_init(&bytes[i * 1000], 1000);
+        ASSERT_EQ(uv_fs_write(&loop_, &calls[i]->request, fd_, &buffer, 1, i * 1000, on_call), 0);
+    }
+    uv_run(&loop_, UV_RUN_DEFAULT);
+    for (unsigned i = 0; i < 300; i++)
+        ASSERT_EQ(calls[i]->result, 1000) << i;
+    Read read;
+    ASSERT_EQ(start(&read, size_, 0), 0);
+    uv_run(&loop_, UV_RUN_DEFAULT);
+    EXPECT_TRUE(is_text(read, 13));
+}
+
+TEST_F(Files, AnOpenOfAFifoWaitsForItsOtherEnd)
+{
+    const char *where = getenv("TMPDIR");
+    std::string name = std::string(where ? where : "/tmp") + "/ringpoll-libuv-fifo-" + std::to_string(getpid());
+    ASSERT_EQ(mkfifo(name.c_str(), 0600), 0);
+    Call call;
+    Read read;
+    call.request.data = &call;
+    ASSERT_EQ(uv_fs_open(&loop_, &call.request, name.c_str(), O_RDONLY, 0, on_call), 0);
+    ASSERT_EQ(start(&read, 10, 0), 0);
+    run_until([&] { return read.done; });
+    turn(5);
+    EXPECT_EQ(call.result, -99);
+    int other = open(name.c_str(), O_WRONLY | O_CLOEXEC);
+    run_until([&] { return call.result != -99; });
+    EXPECT_GE(call.result, 0);
+    close(static_cast<int>(call.result));
+    close(other);
+    unlink(name.c_str());
 }
 
 TEST_F(Files, WritesAndReadsOfOneFileFollowEachOther)

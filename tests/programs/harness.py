@@ -14,7 +14,8 @@ there are more ways onto a ring, without the preload library. The modes are then
    ring     the preload library
    event    the start-up object of libringpoll-event, into the distribution's libevent
    built    the library that was built --with-uring, by LD_LIBRARY_PATH; where
-            RINGPOLL_LIBEVENT_DIR or RINGPOLL_LIBUV_DIR names the directory of its files
+            RINGPOLL_LIBEVENT_DIR or RINGPOLL_LIBUV_DIR names its directory
+            (the built tree, or where the libraries are)
    off      of libuv: the same, switched off: UV_USE_RINGPOLL=0
 and what each returned is compared with what epoll's run did.
 
@@ -632,9 +633,11 @@ class Suite:
         self.address = "127.%d.%d.%d" % (16 + (pid >> 14 & 0x3f), pid >> 7 & 0x7f, 1 + (pid & 0x7f))
         self.seed = int(os.environ.get("RINGPOLL_TEST_SEED", "1"))
 
-    def case(self, function=None, *, timeout=60, library=""):
-        """`library`: which one the program of this case links (None: neither), where the suite has several."""
+    def case(self, function=None, *, timeout=60, library="", but=()):
+        """`library`: which one the program of this case links (None: neither), where the suite has several.
+        `but`: the ways that are known to differ (design.md)."""
         def add(body):
+            body.but = but
             body.timeout, body.library = timeout, self.library if library == "" else library
             self.cases.append(body)
             return body
@@ -695,6 +698,8 @@ class Suite:
         for library in sorted({body.library for body in self.cases if mode in WAYS[body.library]}):
             variable = "RINGPOLL_%s_DIR" % library.upper()
             directory = os.environ.get(variable)
+            if directory and os.path.isdir(os.path.join(directory, ".libs")):
+                directory = os.path.join(directory, ".libs")
             if not directory:
                 reasons.append("%s does not name the libraries of a %s that was built --with-uring" % (variable, library))
             elif not any(name.startswith(library) for name in os.listdir(directory)):
@@ -705,6 +710,8 @@ class Suite:
 
     def takes(self, body, mode):
         """Whether this case has this way, and it can be taken here."""
+        if mode in body.but:
+            return False
         if mode in ("epoll", "ring"):
             return True
         return mode in WAYS[body.library] and (mode == "event" or body.library in self.built)

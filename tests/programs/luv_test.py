@@ -10,7 +10,7 @@ sys.dont_write_bytecode = True
 import os
 import signal
 
-from harness import HERE, Skipped, Suite, check, check_ended, read_exactly
+from harness import HERE, Skipped, Suite, check, check_ended, check_equal, read_exactly
 
 suite = Suite("luv", needs=["lua5.1"], library="libuv")
 
@@ -40,14 +40,26 @@ def start(run, script, env):
     return process
 
 
-@suite.case
-def functions(run):
+def run_cases(run, env):
     results = os.path.join(run.directory, "results")
-    process = start(run, os.path.join(HERE, "luv_cases.lua"), {"RESULTS": results, "DIRECTORY": run.directory})
+    process = start(run, os.path.join(HERE, "luv_cases.lua"), dict(env, RESULTS=results, DIRECTORY=run.directory))
     process.finish(0)
-    run.expect_ring(process, cqes=1000)
+    run.expect_ring(process, cqes=100)
     with open(results) as file:
         return file.read().splitlines()
+
+
+@suite.case
+def functions(run):
+    return run_cases(run, {})
+
+
+@suite.case(but=("ring",))
+def stopped_reads(run):
+    """What comes behind uv_read_stop() is for the process that the fd is passed to."""
+    seen = run_cases(run, {"READS": "1"})
+    check_equal(len(seen), 18, "the number of streams")
+    return seen
 
 
 @suite.case

@@ -321,6 +321,58 @@ async def plain_sockets():
 
 
 @case
+async def paused_reads():
+    """A transport that is paused: what comes then, the program reads itself."""
+    loop, seen = asyncio.get_running_loop(), []
+
+    class Paused(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport, self.count, self.paused = transport, 0, loop.create_future()
+
+        def data_received(self, data):
+            self.count += 1
+            if self.count < 30:
+                self.transport.write(data)
+            else:
+                self.transport.pause_reading()
+                self.paused.set_result(None)
+
+    made = asyncio.Queue()
+
+    def make():
+        made.put_nowait(Paused())
+        return made._queue[-1]
+    server = await loop.create_server(make, ADDRESS, 0)
+    for delay in (0, 0, 0, 0.001, 0.02):
+        a = socket.socket()
+        a.setblocking(False)
+        await loop.sock_connect(a, server.sockets[0].getsockname())
+        protocol = await made.get()
+        for turn in range(30):
+            await loop.sock_sendall(a, b"again")
+            if turn < 29:
+                assert await loop.sock_recv(a, 100) == b"again"
+        await protocol.paused
+        await loop.sock_sendall(a, b"more")
+        await asyncio.sleep(delay)
+        transport = protocol.transport
+        while True: # TCP may take its time
+            try:
+                seen.append(os.read(transport.get_extra_info("socket").fileno(), 100).decode())
+                break
+            except BlockingIOError:
+                await asyncio.sleep(0.001)
+        await loop.sock_sendall(a, b"and again")
+        transport.resume_reading()
+        while protocol.count < 31:
+            await asyncio.sleep(0)
+        transport.close()
+        a.close()
+    server.close()
+    return seen
+
+
+@case
 async def loop_itself():
     loop, seen, order = asyncio.get_running_loop(), [], []
     for delay in (0.03, 0.01, 0.02, 0):

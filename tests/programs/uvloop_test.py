@@ -28,15 +28,16 @@ def start(run, name, directory):
     return process
 
 
-def add(name):
+def add(name, **options):
     def body(run):
         return json.loads(start(run, name, run.directory).finish(0, 45))
     body.__name__ = name
-    suite.case(body)
+    suite.case(body, **options)
 
 
 for each in ("streams", "unix", "tls", "datagrams", "subprocesses", "plain_sockets", "loop_itself"):
     add(each)
+add("paused_reads", but=("ring",))
 
 
 @suite.case

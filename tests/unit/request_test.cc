@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -398,6 +399,105 @@ TEST_F(Requests, SeveralPiecesAndWrites)
     EXPECT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, iov, 2, -1), -ENOTSUP);
 }
 
+TEST_F(Requests, OpenCloseSyncRenameAndUnlink)
+{
+    const char *where = getenv("TMPDIR");
+    std::string name = std::string(where ? where : "/tmp") + "/ringpoll-request-XXXXXX";
+    int fd = mkostemp(name.data(), O_CLOEXEC);
+    ASSERT_GE(fd, 0);
+    close(fd);
+    std::string second = name + ".2";
+    struct ringpoll_request request = {};
+    request.size = sizeof request;
+    request.data.u64 = mark;
+    auto answer = [&] {
+        EXPECT_EQ(ringpoll_request_submit(set_, &request, nullptr), 0);
+        auto all = results(1);
+        return all.empty() ? -99 : all[0].result;
+    };
+    request.operation = RINGPOLL_REQUEST_RENAME;
+    request.path = name.c_str();
+    request.second_path = second.c_str();
+    EXPECT_EQ(answer(), 0);
+    EXPECT_EQ(answer(), -ENOENT);
+    request.operation = RINGPOLL_REQUEST_OPEN;
+    request.path = second.c_str();
+    request.flags = O_RDWR | O_CLOEXEC;
+    request.fd = (int)answer();
+    ASSERT_GE(request.fd, 0);
+    EXPECT_EQ(fcntl(request.fd, F_GETFD), FD_CLOEXEC);
+    request.operation = RINGPOLL_REQUEST_FSYNC;
+    request.flags = 0;
+    EXPECT_EQ(answer(), 0);
+    request.flags = 1;
+    EXPECT_EQ(answer(), 0);
+    request.flags = 2;
+    EXPECT_EQ(ringpoll_request_submit(set_, &request, nullptr), -EINVAL);
+    request.flags = 0;
+    request.operation = RINGPOLL_REQUEST_CLOSE;
+    EXPECT_EQ(answer(), 0);
+    EXPECT_EQ(fcntl(request.fd, F_GETFD), -1);
+    EXPECT_EQ(answer(), -EBADF);
+    request.fd = set_;
+    EXPECT_EQ(ringpoll_request_submit(set_, &request, nullptr), -ENOTSUP);
+    request.operation = RINGPOLL_REQUEST_UNLINK;
+    EXPECT_EQ(answer(), 0);
+    EXPECT_EQ(answer(), -ENOENT);
+}
+
+/* A watched fd: as by ringpoll_close(), its peer hears of it. */
+TEST_F(Requests, ACloseEndsTheWatchesOfTheFd)
+{
+    int ends[2];
+    ASSERT_EQ(pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+    ringpoll_fd_opened(ends[1], RINGPOLL_FD_PIPE | RINGPOLL_FD_NONBLOCK);
+    struct epoll_event event = {};
+    event.events = EPOLLOUT;
+    event.data.u64 = 1;
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, ends[1], &event), 0);
+    EXPECT_EQ(wait(), 1);
+    struct ringpoll_request request = {};
+    request.size = sizeof request;
+    request.operation = RINGPOLL_REQUEST_CLOSE;
+    request.fd = ends[1];
+    request.data.u64 = mark;
+    ASSERT_EQ(ringpoll_request_submit(set_, &request, nullptr), 0);
+    EXPECT_EQ(results(1).at(0).result, 0);
+    char byte;
+    EXPECT_EQ(read(ends[0], &byte, 1), 0); /* the end */
+    close(ends[0]);
+}
+
+TEST_F(Requests, AnOpenOfAFifoWaitsForItsOtherEnd)
+{
+    const char *where = getenv("TMPDIR");
+    std::string name = std::string(where ? where : "/tmp") + "/ringpoll-fifo-XXXXXX";
+    close(mkstemp(name.data()));
+    unlink(name.c_str());
+    ASSERT_EQ(mkfifo(name.c_str(), 0600), 0);
+    struct ringpoll_request request = {};
+    request.size = sizeof request;
+    request.operation = RINGPOLL_REQUEST_OPEN;
+    request.path = name.c_str();
+    request.flags = O_RDONLY | O_CLOEXEC;
+    request.data.u64 = mark;
+    ASSERT_EQ(ringpoll_request_submit(set_, &request, nullptr), 0);
+    EXPECT_EQ(wait(8, 30), 0);
+    int other = open(name.c_str(), O_WRONLY | O_CLOEXEC);
+    ASSERT_GE(other, 0);
+    int fd = (int)results(1).at(0).result;
+    EXPECT_GE(fd, 0);
+    EXPECT_EQ(fcntl(fd, F_GETFL) & O_NONBLOCK, 0);
+    close(other);
+    close(fd);
+    /* And one that never comes is no obstacle to the end of the set. */
+    ASSERT_EQ(ringpoll_request_submit(set_, &request, nullptr), 0);
+    wait(8, 0);
+    ringpoll_close(set_);
+    set_ = -1;
+    unlink(name.c_str());
+}
+
 TEST_F(Requests, ErrorsAreResults)
 {
     char byte;
@@ -428,7 +528,7 @@ TEST_F(Requests, WhatIsAskedWronglyIsRefused)
     };
     EXPECT_EQ(with([](auto *r) { r->size--; }), -EINVAL);
     EXPECT_EQ(with([](auto *r) { r->operation = 0; }), -EINVAL);
-    EXPECT_EQ(with([](auto *r) { r->operation = 3; }), -EINVAL);
+    EXPECT_EQ(with([](auto *r) { r->operation = 8; }), -EINVAL);
     EXPECT_EQ(with([](auto *r) { r->count = 0; }), -EINVAL);
     EXPECT_EQ(with([](auto *r) { r->count = 1025; }), -EINVAL);
     EXPECT_EQ(with([](auto *r) { r->offset = -2; }), -EINVAL);

@@ -6,12 +6,16 @@
  */
 #include <errno.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <thread>
@@ -346,6 +350,157 @@ TEST_F(Set, AForkBySomebodyWhoInterruptedALockLeavesItLocked)
     }
     rp_self.locks_held = 0;
     EXPECT_EQ(ringpoll_close(set), 0);
+}
+
+/* ------------------------------------------------- asleep in another loop */
+
+bool is_readable(int fd, int timeout_ms)
+{
+    struct pollfd look = {fd, POLLIN, 0};
+    return poll(&look, 1, timeout_ms) == 1;
+}
+
+/* A connected socket, whose other end is returned; the set may have it on its ring. */
+int new_pair(int *ret_fd)
+{
+    int fds[2];
+    EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+    ringpoll_fd_opened(fds[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+    *ret_fd = fds[0];
+    return fds[1];
+}
+
+const struct timespec no_time_at_all = {0, 0};
+
+TEST_F(Set, AnOuterLoopSleepsByAnFdThatTellsOfWhatComes)
+{
+    int set = new_set(), fd, peer = new_pair(&fd);
+    struct epoll_event event = {};
+    EXPECT_EQ(ringpoll_sleep_fd(set, 0), set) << "no ring yet";
+    ASSERT_EQ(add(set, fd), 0);
+    EXPECT_EQ(ringpoll_sleep_fd(set, 0), -EAGAIN) << "a wait makes the ring";
+    ASSERT_EQ(ringpoll_wait(set, &event, 1, &no_time_at_all, nullptr), 0);
+    int wake = ringpoll_sleep_fd(set, 0);
+    ASSERT_GE(wake, 0);
+    EXPECT_NE(wake, set);
+    EXPECT_TRUE(ringpoll_fd_is_internal(wake));
+    for (int round = 0; round < 100; round++) {
+        char byte;
+        EXPECT_FALSE(is_readable(wake, 0));
+        ASSERT_EQ(write(peer, "x", 1), 1);
+        EXPECT_TRUE(is_readable(wake, 0)) << round;
+        ASSERT_EQ(ringpoll_wait(set, &event, 1, &no_time_at_all, nullptr), 1);
+        EXPECT_EQ(ringpoll_sleep_fd(set, 1), -EAGAIN) << "it may be ready yet";
+        ASSERT_EQ(read(fd, &byte, 1), 1);
+        ASSERT_EQ(ringpoll_wait(set, &event, 1, &no_time_at_all, nullptr), 0);
+        ASSERT_EQ(ringpoll_sleep_fd(set, 1), wake);
+    }
+    EXPECT_EQ(ringpoll_sleep_fd(fd, 0), -EINVAL);
+    EXPECT_EQ(ringpoll_sleep_fd(-1, 0), -EBADF);
+    ringpoll_close(fd);
+    ringpoll_close(peer);
+    ringpoll_close(set);
+    EXPECT_FALSE(ringpoll_fd_is_internal(wake));
+}
+
+/* Of sockets on the ring, and of eventfds, which are not. */
+TEST_F(Set, NothingThatComesAroundSuchASleepIsLost)
+{
+    constexpr int count = 40; /* one enter runs 20 */
+    int set = new_set(), fds[count], peers[count];
+    for (int i = 0; i < count; i++) {
+        peers[i] = i % 4 == 0 ? fds[i] = new_eventfd(0) : new_pair(&fds[i]);
+        ASSERT_EQ(add(set, fds[i]), 0);
+    }
+    std::atomic<long> sent{0}, got{0};
+    std::atomic<bool> over{false};
+    constexpr long rounds = 2000;
+    std::thread other([&] {
+        unsigned seed = 1;
+        const uint64_t one = 1;
+        for (long round = 0; round < rounds && !testing::Test::HasFailure(); round++) {
+            int many = 1 + rand_r(&seed) % (round % 50 == 0 ? count : 3), first = rand_r(&seed) % count;
+            sent += many;
+            for (int i = 0; i < many; i++) {
+                int at = (first + i) % count;
+                EXPECT_GT(write(peers[at], &one, at % 4 == 0 ? sizeof one : 1), 0);
+            }
+            while (round % 4 != 3 && got < sent && !testing::Test::HasFailure())
+                sched_yield();
+        }
+        over = true;
+    });
+    bool woken = false;
+    while (!(over && got == sent) && !testing::Test::HasFailure()) {
+        struct epoll_event events[8];
+        int n = ringpoll_wait(set, events, 8, &no_time_at_all, nullptr);
+        for (int i = 0; i < n; i++) {
+            union {
+                uint64_t value;
+                char bytes[64];
+            } room;
+            ssize_t length = read(events[i].data.fd, &room, sizeof room);
+            bool counts = (std::find(fds, fds + count, events[i].data.fd) - fds) % 4 == 0;
+            if (length > 0)
+                got += counts ? (long)room.value : length;
+        }
+        int wake = n == 0 ? ringpoll_sleep_fd(set, woken) : -EAGAIN;
+        if (wake < 0)
+            continue;
+        EXPECT_NE(wake, set);
+        long before = got;
+        struct pollfd look[2] = {{wake, POLLIN, 0}, {set, POLLIN, 0}};
+        woken = poll(look, 2, before == sent ? 1 : 10000) > 0;
+        if (!woken && before != sent) { /* it has come right behind the poll, or was lost */
+            EXPECT_GT(poll(look, 2, 10000), 0) << "asleep with " << sent - got << " to come";
+        }
+    }
+    other.join();
+    for (int i = 0; i < count; i++) {
+        ringpoll_close(fds[i]);
+        if (i % 4 != 0)
+            ringpoll_close(peers[i]);
+    }
+    ringpoll_close(set);
+}
+
+TEST_F(Set, ADemotionByAnotherThreadEndsSuchASleep)
+{
+    int set = new_set(), fd, peer = new_pair(&fd);
+    struct epoll_event event = {};
+    ASSERT_EQ(add(set, fd), 0);
+    ASSERT_EQ(ringpoll_wait(set, &event, 1, &no_time_at_all, nullptr), 0);
+    int wake = ringpoll_sleep_fd(set, 0);
+    ASSERT_NE(wake, set);
+    std::thread([&] { EXPECT_EQ(ringpoll_demote(set), 0); }).join();
+    EXPECT_TRUE(is_readable(wake, 10000));
+    ASSERT_EQ(ringpoll_wait(set, &event, 1, &no_time_at_all, nullptr), 0);
+    EXPECT_EQ(ringpoll_sleep_fd(set, 1), set);
+    EXPECT_FALSE(is_readable(set, 0));
+    ASSERT_EQ(write(peer, "x", 1), 1);
+    EXPECT_TRUE(is_readable(set, 0));
+    ringpoll_close(fd);
+    ringpoll_close(peer);
+    ringpoll_close(set);
+}
+
+TEST_F(Set, ALoneBufferIsReturnedLikeABorrowedOne)
+{
+    struct ringpoll_buffer some[12], big;
+    for (auto &each : some) {
+        ASSERT_EQ(ringpoll_buffer_new(100, &each), 0);
+        ASSERT_GE(each.length, 100u);
+        memset(each.data, 'x', each.length);
+    }
+    ASSERT_EQ(ringpoll_buffer_new(1u << 20, &big), 0);
+    EXPECT_GE(big.length, 1u << 20);
+    memset(big.data, 'y', big.length);
+    ringpoll_return(&big);
+    EXPECT_EQ(big.pool, nullptr);
+    for (size_t i = 0; i < 11; i++)
+        ringpoll_return(&some[i]);
+    ringpoll_return_at(some[11].pool, (char *)some[11].data + 50);
+    EXPECT_EQ(ringpoll_buffer_new(SIZE_MAX, &big), -ENOMEM);
 }
 
 } // namespace

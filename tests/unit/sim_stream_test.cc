@@ -247,7 +247,7 @@ struct Connection {
 
 class Program {
 public:
-    Program(uint64_t seed, bool calm) : r_{seed * 77 + 5}, calm_(calm)
+    Program(uint64_t seed, bool calm) : r_{seed * 77 + 5}, calm_(calm), blocking_(seed % 7 == 2)
     {
         struct ringpoll_options options = {};
         options.size = sizeof options;
@@ -373,7 +373,7 @@ public:
 
 private:
     Random r_;
-    bool calm_, edge_ = false, batch_ = false;
+    bool calm_, blocking_, edge_ = false, batch_ = false;
     int set_ = -1;
     std::vector<std::unique_ptr<Connection>> all_;
 
@@ -518,6 +518,10 @@ private:
         const unsigned char *at = bytes;
         long result;
         unsigned how = peek ? 4 : r_.below(4);
+        /* As a blocking socket's, where there is something to read. */
+        bool blocks = blocking_ && how < 3 && c.read < c.sent;
+        if (blocks)
+            ringpoll_fd_nonblock(c.a, 0);
         if (how == 0)
             result = ringpoll_try_recv(c.a, bytes, count, 0);
         else if (how == 1)
@@ -528,6 +532,8 @@ private:
             result = ringpoll_borrow(c.a, &lent, 0);
         else
             result = ringpoll_try_recv(c.a, bytes, count, MSG_PEEK);
+        if (blocks)
+            ringpoll_fd_nonblock(c.a, 1);
         if (how == 3 && result > 0)
             at = (unsigned char *)lent.data;
         if (result == RINGPOLL_PASS) {

@@ -4,6 +4,7 @@
  * and counted for the process; and what ringpoll_get_stats() takes and refuses.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -269,6 +270,27 @@ TEST_F(Reason, UnfitForGood)
     int set = set_on_ring();
     for (int i = 0; i < 2; i++)
         EXPECT_EQ(add(set, keep(eventfd(1, EFD_SEMAPHORE | EFD_NONBLOCK | EFD_CLOEXEC))), 0);
+    for (int turn = 0; turn < 20000 && stats_of(set).engine == RINGPOLL_ENGINE_RING; turn++)
+        EXPECT_EQ(look(set), 1);
+    must_have_reason(set, RINGPOLL_REASON_UNFIT, before);
+}
+
+/* As a loop that serves datagrams, and has an eventfd and a pipe to be woken by. */
+TEST_F(Reason, UnfitForGoodWhereTheRingHasNothingButWakers)
+{
+    NEEDS_A_RING();
+    struct ringpoll_stats before = stats_of(-1);
+    int wakes = keep(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)), set = keep(make_set(RINGPOLL_TRACKED));
+    ringpoll_fd_opened(wakes, RINGPOLL_FD_EVENTFD | RINGPOLL_FD_NONBLOCK);
+    EXPECT_EQ(add(set, wakes), 0);
+    int pipe[2];
+    ASSERT_EQ(pipe2(pipe, O_NONBLOCK | O_CLOEXEC), 0);
+    for (int end : pipe)
+        ringpoll_fd_opened(keep(end), RINGPOLL_FD_PIPE | RINGPOLL_FD_NONBLOCK);
+    EXPECT_EQ(add(set, pipe[0]), 0);
+    EXPECT_EQ(add(set, keep(eventfd(1, EFD_SEMAPHORE | EFD_NONBLOCK | EFD_CLOEXEC))), 0);
+    EXPECT_EQ(look(set), 1);
+    EXPECT_EQ(stats_of(set).engine, RINGPOLL_ENGINE_RING);
     for (int turn = 0; turn < 20000 && stats_of(set).engine == RINGPOLL_ENGINE_RING; turn++)
         EXPECT_EQ(look(set), 1);
     must_have_reason(set, RINGPOLL_REASON_UNFIT, before);

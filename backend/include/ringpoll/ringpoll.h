@@ -99,13 +99,6 @@ RINGPOLL_API const char *ringpoll_version(void);
  * is adopted. The set is not RINGPOLL_TRACKED then: of all other fds nothing need be
  * reported, and they are read and written by plain calls. */
 #define RINGPOLL_DECLARED (1u << 11)
-/* Of fds whose reads nobody reports: an event may come though its bytes were read between
- * their arrival and the wait, by who had not been told of them. A caller that can bear that,
- * as it has to where one of several events of a wait reads what another is about, spares a
- * poll(2) in each wait. It concerns level-triggered connected stream sockets that are
- * watched for EPOLLIN alone and were O_NONBLOCK when they were added: their reader finds
- * EAGAIN. All others, and sets that are RINGPOLL_TRACKED, are exact as ever. */
-#define RINGPOLL_HASTY (1u << 12)
 
 struct ringpoll_options {
     uint32_t size;              /* sizeof(struct ringpoll_options) */
@@ -153,9 +146,9 @@ RINGPOLL_API int ringpoll_wait(int epfd, struct epoll_event *events, int maxeven
 
 /* For a set inside another loop, which sleeps by its own means. The thread that waits on
  * the set calls it right before that sleep, behind a wait with a zero timeout. It returns
- * an fd of the library, to be polled for reading, level-triggered: it is, or becomes,
- * readable when a wait may have something to report (or for no reason at all). `woken`
- * tells whether the fd that was returned last has been seen readable since. -EAGAIN:
+ * an fd of the library, to be polled for reading, level-triggered, as `epfd` itself always is
+ * meanwhile: one of them is, or becomes, readable when a wait may have something to report (or for no
+ * reason at all). `woken` tells whether one has been seen readable since the last call. -EAGAIN:
  * something is there, or to be done: wait with a zero timeout first. On a ring the fd is an
  * eventfd, which stays the same; on kernel epoll it is `epfd` itself, and so for good. What
  * the thread changes between this call and its sleep is not heard of before the next wait.
@@ -354,11 +347,13 @@ RINGPOLL_API long ringpoll_accept(int fd, struct sockaddr *address, socklen_t *l
 
 /* ---------------------------------------------------------- file requests
  *
- * Reads and writes of files, which the set's ring makes while the program goes on. They
- * begin with the next ringpoll_wait(), all of them together, and what is cached is read
- * inside that. When some are done, ringpoll_wait() reports one event, EPOLLIN with the
- * `data` of the last request, and ringpoll_request_take() gives the results. Meant for
- * regular files and block devices; others are read as by a blocking read.
+ * Reads and writes of files, and a few other calls that may wait for a disk, which the
+ * set's ring makes while the program goes on. They begin with the next ringpoll_wait(), all
+ * of them together, and what is cached is read inside that. When some are done,
+ * ringpoll_wait() reports one event, EPOLLIN with the `data` of the last request, and
+ * ringpoll_request_take() gives the results. Meant for regular files and block devices
+ * without O_DIRECT (with it, a read may be waited for in ringpoll_wait()); others are read
+ * as by a blocking read.
  *
  * What is asked for in one turn and is above 64 KiB is copied by a kernel worker, and of
  * what is not about 1 MiB is read in one wait; the rest comes in the next ones.
@@ -368,29 +363,36 @@ RINGPOLL_API long ringpoll_accept(int fd, struct sockaddr *address, socklen_t *l
  * RINGPOLL_SQPOLL, on a set that is on kernel epoll, and from other threads nothing is
  * taken: -ENOTSUP, and the caller reads by other means. */
 
-#define RINGPOLL_REQUEST_READ 1u
-#define RINGPOLL_REQUEST_WRITE 2u
+#define RINGPOLL_REQUEST_READ 1u   /* fd, iov, count, offset */
+#define RINGPOLL_REQUEST_WRITE 2u  /* the same */
+#define RINGPOLL_REQUEST_OPEN 3u   /* path, flags and mode as of open(2) */
+#define RINGPOLL_REQUEST_CLOSE 4u  /* fd, no set's; as by ringpoll_close() */
+#define RINGPOLL_REQUEST_FSYNC 5u  /* fd; flags 1: as fdatasync(2) */
+#define RINGPOLL_REQUEST_RENAME 6u /* path becomes second_path */
+#define RINGPOLL_REQUEST_UNLINK 7u /* path */
 
 struct ringpoll_request {
     uint32_t size;      /* sizeof(struct ringpoll_request) */
-    uint32_t operation; /* RINGPOLL_REQUEST_READ or _WRITE */
+    uint32_t operation; /* RINGPOLL_REQUEST_* */
     int32_t fd;
     uint32_t count;     /* of pieces, 1 to 1024 */
     const struct iovec *iov;
     int64_t offset;     /* -1: the file's current position; then `count` must be 1 */
     void *user;         /* comes back with the result */
     epoll_data_t data;  /* of the event by which waits tell; the last request's counts */
+    const char *path, *second_path;
+    uint32_t flags, mode;
     uint64_t reserved;  /* 0 */
 };
 
 struct ringpoll_completion {
     void *user;
-    int64_t result; /* as of preadv(2) and pwritev(2), or a negative errno */
+    int64_t result; /* as of the system call, or a negative errno */
 };
 
-/* Takes a request. The array `iov` and the bytes that it names are the library's, and the
- * kernel's, until the result was taken: this is the one function that keeps pointers. The
- * fd must not be closed before that, either. 0, and *ret_id (which may be NULL) for
+/* Takes a request. The array `iov`, the bytes that it names and the paths are the
+ * library's, and the kernel's, until the result was taken: this is the one function that
+ * keeps pointers. The fd must not be closed before that, either. 0, and *ret_id (which may be NULL) for
  * ringpoll_request_cancel(); -EINVAL: a size, an operation, a count or an offset that is
  * not one; -ENOTSUP: see above, and no memory; -EBADF, -EINVAL: no set. */
 RINGPOLL_API int ringpoll_request_submit(int epfd, const struct ringpoll_request *request, uint64_t *ret_id);

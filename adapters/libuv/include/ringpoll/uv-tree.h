@@ -18,6 +18,7 @@ extern "C" {
 #endif
 
 struct iovec;
+struct ringpoll_request;
 struct uv_loop_s;
 struct msghdr;
 
@@ -38,17 +39,22 @@ long ringpoll_uv_tree_try_write(int fd, const struct iovec *iov, int count);
 /* File requests; src/unix/fs.c makes use of them in uv-tree-files.h. The fd in the event by
  * which a wait tells that results are there: */
 #define RINGPOLL_UV_TREE_FILES (-2)
-/* 1: the ring reads it, and until ringpoll_uv_tree_file_taken() has given `user` back the
- * array and the bytes are its. 0: it is to be read by other means. */
-int ringpoll_uv_tree_file_read(int backend_fd, int fd, const struct iovec *iov, unsigned count, int64_t offset,
-                               void *user, uint64_t *ret_id);
+/* 1: the ring has it, and until ringpoll_uv_tree_file_taken() has given `user` back what the
+ * request names is its. 0: it is to be made by other means. */
+int ringpoll_uv_tree_file_begin(int backend_fd, const struct ringpoll_request *request, uint64_t *ret_id);
 /* 1: it will be given back with -ECANCELED. 0: it has begun, or is none of the ring's. */
 int ringpoll_uv_tree_file_cancel(int backend_fd, uint64_t id);
-/* One that is done, or 0. Results of -EAGAIN, -EINTR, -ENOMEM and -EOPNOTSUPP: it was not
- * read, and is to be by other means. */
+/* One that is done, or 0. A result of -EOPNOTSUPP: nothing was done, see ringpoll.h. */
 int ringpoll_uv_tree_file_taken(int backend_fd, void **ret_user, int64_t *ret_result);
 /* libuv's own: takes them all, and calls back. */
 void ringpoll_uv_tree_files_done(struct uv_loop_s *loop);
+/* uv_read_stop(): a program may read the stream's fd itself from now on, so that the ring
+ * has to leave it alone. It does, unless reading starts again before the loop waits: that
+ * asks for each of these fds (-1: no more), and has those given up that are not read. */
+void ringpoll_uv_tree_stopped(int fd);
+int ringpoll_uv_tree_next_stopped(void);
+void ringpoll_uv_tree_give_up(int fd);
+
 /* Datagrams: many are taken by one call, and handed out one by one. Each uv_udp_t has an
  * inbox, NULL until it first receives; what has come and is not handed out when recv_cb
  * stops the handle waits there until it starts again. One thread at a time. */

@@ -193,6 +193,28 @@ RINGPOLL_API int ringpoll_uv_udp_getpeername(const ringpoll_uv_udp_t *udp, struc
 RINGPOLL_API size_t ringpoll_uv_udp_get_send_queue_size(const ringpoll_uv_udp_t *udp);
 RINGPOLL_API size_t ringpoll_uv_udp_get_send_queue_count(const ringpoll_uv_udp_t *udp);
 
+/* ------------------------------------------------------------------- files */
+
+typedef struct ringpoll_uv_fs_s {
+    void *data;
+    uv_loop_t *loop;
+    ssize_t result; /* when its callback is called: bytes, or a UV_E… */
+    void *inside[20];
+} ringpoll_uv_fs_t;
+
+typedef void (*ringpoll_uv_fs_cb)(ringpoll_uv_fs_t *req);
+
+/* uv_fs_read() and uv_fs_write(), by the ring where it can be had (see file requests in
+ * ringpoll.h), by libuv's thread pool elsewhere, and inside the call where on_done is NULL
+ * (and the result is returned). There is nothing to clean up after a request. The fd stays open, and the
+ * bytes the kernel's, until the callback. */
+RINGPOLL_API int ringpoll_uv_fs_read(uv_loop_t *loop, ringpoll_uv_fs_t *req, uv_file fd, const uv_buf_t *bufs,
+                                     unsigned nbufs, int64_t offset, ringpoll_uv_fs_cb on_done);
+RINGPOLL_API int ringpoll_uv_fs_write(uv_loop_t *loop, ringpoll_uv_fs_t *req, uv_file fd, const uv_buf_t *bufs,
+                                      unsigned nbufs, int64_t offset, ringpoll_uv_fs_cb on_done);
+/* uv_cancel(): 0, and the callback comes with UV_ECANCELED; UV_EBUSY: it has begun, or is over. */
+RINGPOLL_API int ringpoll_uv_fs_cancel(ringpoll_uv_fs_t *req);
+
 #ifdef __cplusplus
 }
 #endif
