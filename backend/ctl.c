@@ -383,6 +383,7 @@ static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, str
         result = ctl_mod(set, inside, watch, fd, event);
     else
         result = ctl_del(set, watch, fd);
+    set->unfit_changes += op != EPOLL_CTL_ADD && rp_set_engine(set) == RINGPOLL_ENGINE_RING;
     rp_set_unlock(set);
     return result;
 }

@@ -98,6 +98,8 @@ struct rp_set {
     bool outer_registered; /* with this ring */
     uint64_t outer_enters; /* enters of the ring when it was last emptied */
     uint32_t unfit_kernel, unfit_total; /* events since the last judgement */
+    uint32_t unfit_window;              /* that many make the next one; 0: no wait has told of any */
+    uint32_t unfit_changes;             /* MOD and DEL since then, each a call on kernel epoll */
     uint64_t unfit_looks;               /* stats.rechecks then */
     struct rp_ring_options ring_options;
     struct ringpoll_stats stats; /* waits, events, kernel_waits: also by others, and without the lock */

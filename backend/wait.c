@@ -9,9 +9,11 @@
 #include <errno.h>
 #include <limits.h>
 
-/* A set's fds may be better off on kernel epoll: looked at after so many events, if more
- * than three quarters of them came from there, or each LOOK_EVENTS of them cost a poll(2). */
+/* A set's fds may be better off on kernel epoll: looked at after so many events, the first
+ * times after fewer, if more than three quarters of them came from there, or each
+ * LOOK_EVENTS of them cost a call more than the ring spared. */
 #define UNFIT_WINDOW 4096u
+#define UNFIT_FIRST_WINDOW 256u
 #define LOOK_EVENTS 8u
 
 static const struct timespec no_time = {0, 0};
@@ -872,10 +874,12 @@ static __attribute__((noinline)) void hold_signals(struct wait *wait)
 }
 
 /* Nobody reports reads, so that level-triggered fds are looked at again by a call of its own
- * in each turn, which kernel epoll does within its wait; and nothing is there to complete. */
+ * in each turn, which kernel epoll does within its wait; changes of registrations are spared,
+ * but there are few; and nothing is there to complete. */
 static bool looks_too_often(const struct rp_set *set)
 {
-    if (!(set->flags & RINGPOLL_DECLARED) || set->stats.rechecks - set->unfit_looks <= UNFIT_WINDOW / LOOK_EVENTS)
+    if (!(set->flags & RINGPOLL_DECLARED) || set->unfit_total < UNFIT_WINDOW ||
+        set->stats.rechecks - set->unfit_looks <= UNFIT_WINDOW / LOOK_EVENTS + set->unfit_changes)
         return false;
     for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         if (!watch->deleted && (rp_fd_flags(rp_fd_peek(watch->fd)) & RINGPOLL_FD_DECLARED))
@@ -885,10 +889,16 @@ static bool looks_too_often(const struct rp_set *set)
 
 static __attribute__((noinline)) void judge_fitness(struct rp_set *set)
 {
+    if (set->unfit_window == 0 && set->unfit_total < UNFIT_FIRST_WINDOW) {
+        set->unfit_window = UNFIT_FIRST_WINDOW;
+        return;
+    }
     if (rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
-        ((set->unfit_kernel > UNFIT_WINDOW / 4 * 3 && mostly_kernel_watches(set)) || looks_too_often(set)))
+        ((set->unfit_kernel > set->unfit_total / 4 * 3 && mostly_kernel_watches(set)) || looks_too_often(set)))
         rp_set_demote(set, RINGPOLL_REASON_UNFIT, 0);
-    set->unfit_total = set->unfit_kernel = 0;
+    if (set->unfit_window < UNFIT_WINDOW)
+        set->unfit_window = set->unfit_window ? set->unfit_window * 4 : UNFIT_FIRST_WINDOW * 4;
+    set->unfit_total = set->unfit_kernel = set->unfit_changes = 0;
     set->unfit_looks = set->stats.rechecks;
 }
 
@@ -896,7 +906,7 @@ static inline void count_events(struct rp_set *set, int result)
 {
     RP_COUNT(set->stats.events, (uint64_t)result);
     set->unfit_total += (uint32_t)result;
-    if (RP_UNLIKELY(set->unfit_total >= UNFIT_WINDOW))
+    if (RP_UNLIKELY(set->unfit_total >= set->unfit_window))
         judge_fitness(set);
 }
 
