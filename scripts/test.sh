@@ -41,7 +41,8 @@ done
 wanted() { [[ " $stages " == *" $1 "* ]]; }
 
 # What the caller's environment says about the shim is not for the tests.
-unset RINGPOLL RINGPOLL_MASK RINGPOLL_PROFILE RINGPOLL_STATS LD_PRELOAD
+unset RINGPOLL RINGPOLL_MASK RINGPOLL_PROFILE RINGPOLL_STATS LD_PRELOAD UV_USE_RINGPOLL EVENT_NOURING EVENT_NOIO_URING \
+    RINGPOLL_LIBEVENT_DIR RINGPOLL_LIBUV_DIR RINGPOLL_LIBUV_STOCK RINGPOLL_TEST_MODES RINGPOLL_TEST_CASES
 export LC_ALL=C
 plain_ops=${RINGPOLL_DIFFERENTIAL_OPS:-1000000}
 
@@ -340,7 +341,8 @@ if wanted upstream; then
             grep -qE "^upstream $project: [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped\$"; then
             read -r _ _ p _ f _ s _ < <(tail -n 1 "$work/upstream.out")
             total_passed=$((total_passed + p)) total_failed=$((total_failed + f)) total_skipped=$((total_skipped + s))
-            [ "$f" -eq 0 ] || failures+=("$project's own suite: $(grep -o '^\*\*.*\*\*$' "$work/upstream.out" | tr '\n' ' ')")
+            [ "$f" -eq 0 ] || failures+=("$project's own suite: $(grep -oE '^(\*\*.*\*\*|NOT OK: .*|\[  FAILED  \] [A-Za-z][^ ,]*)' "$work/upstream.out" |
+                sort -u | tr '\n' ' ')")
         else
             count failed "$project's own suite did not run"
         fi
@@ -355,7 +357,8 @@ if wanted upstream; then
         top_builddir=$work/upstream/build-prefix RINGPOLL_TEST_MODES=epoll,built,off \
             python3 "$top/tests/programs/${program}_test.py" > "$work/upstream.out" 2>&1
         if [ $? -eq 77 ]; then
-            count skipped "$program on a library --with-uring: $(tail -n 1 "$work/upstream.out")"
+            count skipped "$program on a library --with-uring: $(grep -m 1 skipped: "$work/upstream.out" ||
+                tail -n 1 "$work/upstream.out")"
         elif tail -n 1 "$work/upstream.out" | grep -qE '^[a-z]+: [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$'; then
             read -r _ p _ f _ s _ < <(tail -n 1 "$work/upstream.out")
             tail -n 1 "$work/upstream.out"

@@ -27,6 +27,8 @@
 # again on both; what is known to fail stands, with the reason, in
 # tests/upstream/PROJECT.known. libuv's suite runs as root and as nobody, where one is root.
 #
+# Of libuv, tests/libuv follows, on the stock library and on the tree's; each failure counts.
+#
 # The last line is "N passed, N failed, N skipped"; failed is what epoll does not fail.
 # Exit 0 when nothing is, 77 where the source cannot be had.
 set -u
@@ -50,7 +52,8 @@ while [ $# -gt 0 ]; do
 done
 [[ $at_a_time =~ ^[1-9][0-9]?$ ]] || die "--jobs takes a number from 1 to 99"
 [ -n "$project" ] || die "whose tests? 'libevent' or 'libuv' (see --help)"
-unset RINGPOLL RINGPOLL_MASK RINGPOLL_PROFILE RINGPOLL_STATS RINGPOLL_MACROS LD_PRELOAD LD_LIBRARY_PATH
+unset RINGPOLL RINGPOLL_MASK RINGPOLL_PROFILE RINGPOLL_STATS RINGPOLL_MACROS LD_PRELOAD LD_LIBRARY_PATH \
+    UV_USE_RINGPOLL EVENT_NOURING EVENT_NOIO_URING
 export LC_ALL=C
 
 work=$top/build
@@ -58,7 +61,7 @@ shared=$work/upstream place=$shared/$project
 mkdir -p "$place"
 install_missing required "${build_needs[@]}" python3:python3
 install_missing wanted dpkg-source:dpkg-dev '/usr/include/openssl/ssl.h:libssl-dev' '/usr/include/zlib.h:zlib1g-dev' \
-    '/usr/include/event2/event.h:libevent-dev' strace:strace
+    '/usr/include/event2/event.h:libevent-dev' strace:strace g++:g++ '/usr/include/gtest/gtest.h:libgtest-dev'
 generate_configure
 
 if [ -z "$source" ]; then
@@ -171,13 +174,14 @@ if [ "$project" = libuv ] && read -r _ _ passed _ failed _ skipped _ < <(tail -n
         failed=$((failed + 1)) status=1
     else
         for side in stock tree; do
-            "$top/tests/libuv/run.sh" "$place/libuv_test" $side > "$place/logs/tests-$side.log" 2>&1
+            timeout -k 10 600 "$top/tests/libuv/run.sh" "$place/libuv_test" $side > "$place/logs/tests-$side.log" 2>&1
             result=$?
             case $result in 0) result=PASS ;; 77) result=SKIP ;; *) result=FAIL status=1 ;; esac
             read -r p f s < <(tally_log $result "$place/logs/tests-$side.log")
             passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
             echo "tests/libuv, $side: $p passed, $f failed, $s skipped"
-            [ $result != FAIL ] || grep -B 8 '^\[  FAILED' "$place/logs/tests-$side.log"
+            [ $result != FAIL ] || { grep -B 8 '^\[  FAILED' "$place/logs/tests-$side.log" ||
+                tail -n 20 "$place/logs/tests-$side.log"; }
         done
     fi
     echo "upstream libuv: $passed passed, $failed failed, $skipped skipped"

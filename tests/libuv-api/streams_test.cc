@@ -271,8 +271,11 @@ public:
     /* Turns of the loop until it is so. */
     void run_until(std::function<bool()> is_so)
     {
+        bool kept = uv_has_ref((uv_handle_t *)&watchdog_);
+        keep_loop(true); /* a loop that is not alive runs no timers */
         while (!is_so() && !::testing::Test::HasFailure())
             uv_run(&loop_, UV_RUN_ONCE);
+        keep_loop(kept);
     }
     void keep_loop(bool on)
     {

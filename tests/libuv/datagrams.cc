@@ -228,12 +228,15 @@ TEST_F(Datagrams, ManyOfManySendersComeInTheirOrder)
         peers.push_back(std::make_unique<Peer>());
     std::vector<std::string> texts;
     std::vector<uint16_t> ports;
-    for (int round = 0; round < 20; round++)
+    for (int round = 0; round < 20; round++) {
         for (int i = 0; i < 48; i++) {
             texts.push_back(numbered(round * 48 + i));
             ports.push_back(peers[static_cast<size_t>(i)]->port());
             peers[static_cast<size_t>(i)]->send(address_, texts.back());
         }
+        if (round % 4 == 3) /* more may not have room in the socket */
+            run_until([&] { return receiver_.came.size() == texts.size(); });
+    }
     run_until([&] { return receiver_.came.size() == texts.size(); });
     EXPECT_EQ(receiver_.texts(), texts);
     for (size_t i = 0; i < ports.size(); i++)
@@ -427,12 +430,12 @@ TEST_F(Datagrams, OthersHaveATurnBeforeAllIsRead)
             *seen->most = now - *seen->before;
         *seen->before = now;
     });
-    for (int i = 0; i < 600; i++)
+    for (int i = 0; i < 300; i++)
         peer.send(address_, numbered(i));
     start();
-    run_until([&] { return receiver_.came.size() == 600; });
+    run_until([&] { return receiver_.came.size() == 300; });
     EXPECT_LE(most, on_tree() ? 64u : 32u);
-    EXPECT_EQ(receiver_.texts(), numbers(0, 600));
+    EXPECT_EQ(receiver_.texts(), numbers(0, 300));
     uv_close(reinterpret_cast<uv_handle_t *>(&check), nullptr);
     turn();
 }

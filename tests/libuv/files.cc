@@ -453,6 +453,7 @@ TEST_F(Files, HundredsOfWritesAtOnce)
     Read read;
     ASSERT_EQ(start(&read, size_, 0), 0);
     uv_run(&loop_, UV_RUN_DEFAULT);
+    ASSERT_EQ(read.result, static_cast<ssize_t>(size_));
     EXPECT_TRUE(is_text(read, 13));
 }
 

@@ -38,15 +38,14 @@ protected:
         EXPECT_EQ(uv_loop_close(&loop_), 0);
     }
 
-    /* Runs the loop until that is so. Ends, and fails, after ten seconds of nothing. */
+    /* Runs the loop until that is so. Ends, and fails, after thirty seconds. */
     void run_until(const std::function<bool()> &done)
     {
         uv_timer_t limit;
         bool late = false;
         uv_timer_init(&loop_, &limit);
         limit.data = &late;
-        uv_timer_start(&limit, [](uv_timer_t *timer) { *static_cast<bool *>(timer->data) = true; }, 10000, 0);
-        uv_unref(reinterpret_cast<uv_handle_t *>(&limit));
+        uv_timer_start(&limit, [](uv_timer_t *timer) { *static_cast<bool *>(timer->data) = true; }, 30000, 0);
         while (!done() && !late)
             uv_run(&loop_, UV_RUN_ONCE);
         EXPECT_FALSE(late) << "what was waited for did not come";

@@ -706,6 +706,8 @@ class Suite:
                 raise SystemExit("%s=%s has no %s" % (variable, directory, library))
             else:
                 self.built[library] = directory
+        if self.built and reasons:
+            print("%s: not every case goes by %s: %s" % (self.name, mode, "; ".join(reasons)))
         return "; ".join(reasons) if not self.built else None
 
     def takes(self, body, mode):
@@ -753,6 +755,8 @@ class Suite:
             if chosen and body.__name__ not in chosen.split(","):
                 continue
             if not alone and not any(self.takes(body, mode) for mode in modes if mode != "epoll"):
+                print("  %-28s skipped: there is nothing to compare epoll with" % body.__name__)
+                skipped += 1
                 continue
             values, verdict = {}, "passed"
             for mode in modes:
