@@ -68,7 +68,7 @@ public:
     }
     void pair(ringpoll_uv_pipe_t *pipe, int *ret_peer)
     {
-        int fds[2];
+        int fds[2] = {-1, -1};
         ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
         ASSERT_EQ(ringpoll_uv_pipe_init(&loop_, pipe, 0), 0);
         ASSERT_EQ(ringpoll_uv_pipe_open(pipe, fds[0]), 0);
@@ -252,7 +252,7 @@ TEST_F(Loop, ABorrowedBufferOutlivesStreamAndLoop)
     {
         Borrower borrower;
         uv_loop_t loop;
-        int fds[2];
+        int fds[2] = {-1, -1};
         ASSERT_EQ(uv_loop_init(&loop), 0);
         tcp_pair(fds);
         ASSERT_EQ(ringpoll_uv_pipe_init(&loop, &borrower.pipe, 0), 0);

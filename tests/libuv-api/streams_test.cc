@@ -73,7 +73,7 @@ struct Stream {
     void init(uv_loop_t *loop, bool is_unix)
     {
         ASSERT_EQ(is_unix ? E::pipe_init(loop, &pipe, 0) : E::tcp_init(loop, &tcp), 0);
-        ((typename E::Handle *)&tcp)->data = this;
+        (is_unix ? pipe.data : tcp.data) = this;
     }
     static Stream *of(void *user) { return (Stream *)((typename E::Handle *)user)->data; }
     int read_start()
