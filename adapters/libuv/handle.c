@@ -201,6 +201,15 @@ static void on_life_over(uv_handle_t *life)
     state_put(state);
 }
 
+/* As libuv, which leaves standard input, output and error to the process. */
+static void let_go(int fd)
+{
+    if (fd > STDERR_FILENO)
+        ringpoll_close(fd);
+    else
+        ringpoll_fd_forget(fd);
+}
+
 void ringpoll_uv_close(ringpoll_uv_handle_t *user, ringpoll_uv_close_cb on_close)
 {
     struct handle *handle = handle_of(user);
@@ -211,13 +220,15 @@ void ringpoll_uv_close(ringpoll_uv_handle_t *user, ringpoll_uv_close_cb on_close
     handle_changed(handle);
     undirty(handle);
     if (handle->fd >= 0) {
+        if (handle->declared) /* what is written goes out, also before the reset that unread bytes cause */
+            ringpoll_fd_flush(handle->fd);
         if (handle->registered)
             ringpoll_ctl(handle->loop->set, EPOLL_CTL_DEL, handle->fd, NULL);
         if (handle->type == TYPE_UDP)
             udp_closing(handle);
         else
             stream_closing(handle);
-        ringpoll_close(handle->fd);
+        let_go(handle->fd);
         handle->fd = -1;
     }
     uv_close((uv_handle_t *)&handle->life, on_life_over);
