@@ -1221,6 +1221,36 @@ TYPED_TEST(Streams, AWriteRightBeforeTheSleepGoesOut)
     this->run();
 }
 
+/* The loop's first handle of all, behind the place where our prepare would have run. */
+TYPED_TEST(Streams, AHandleThatIsMadeInAPrepareCallbackIsServed)
+{
+    TYPES;
+    struct Context {
+        std::function<void()> begin;
+    } context;
+    int peer = -1, got = 0;
+    context.begin = [&] {
+        S *stream = this->pair(&peer);
+        stream->on_read = [&got, stream](ssize_t nread, const char *) {
+            got += (int)nread;
+            stream->close();
+        };
+        stream->read_start();
+        ASSERT_EQ(::write(peer, "x", 1), 1);
+    };
+    uv_prepare_t prepare;
+    uv_prepare_init(&this->loop_, &prepare);
+    prepare.data = &context;
+    uv_prepare_start(&prepare, [](uv_prepare_t *self) {
+        uv_prepare_stop(self);
+        ((Context *)self->data)->begin();
+    });
+    this->run();
+    EXPECT_EQ(got, 1);
+    uv_close((uv_handle_t *)&prepare, nullptr);
+    this->run();
+}
+
 TYPED_TEST(Streams, TimersAndAsyncsOfTheLoopRunBesideThem)
 {
     TYPES;
