@@ -285,6 +285,19 @@ void udp_due(struct handle *handle)
         hand_on_kept(handle);
 }
 
+void udp_failed(struct handle *handle, int error)
+{
+    if (handle->blocked)
+        while (handle->sends.first)
+            finish_first(handle, error);
+    handle->blocked = false;
+    if (takes(handle)) {
+        handle->reading = READING_NOT;
+        handle_changed(handle);
+        tell_error(handle, error);
+    }
+}
+
 void udp_closing(struct handle *handle)
 {
     handle->reading = READING_NOT;
@@ -351,6 +364,8 @@ int ringpoll_uv_udp_open(ringpoll_uv_udp_t *udp, uv_os_sock_t fd)
     struct handle *handle = checked(udp);
     if (!handle || handle->state != HANDLE_FRESH)
         return handle ? UV_EBUSY : UV_EINVAL;
+    if (handle_has_fd(handle->loop, fd))
+        return UV_EEXIST;
     int flags = fcntl(fd, F_GETFL), type = 0;
     socklen_t length = sizeof type;
     if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 ||

@@ -1123,6 +1123,27 @@ TYPED_TEST(Streams, AnAnswerThatIsFollowedByACloseArrivesThoughBytesWereUnread)
     }
 }
 
+TYPED_TEST(Streams, AnFdThatAStreamHasIsRefused)
+{
+    TYPES;
+    int peer;
+    S *stream = this->pair(&peer), *other = this->make();
+    stream->on_read = [](ssize_t, const char *) {};
+    stream->read_start();
+    uv_os_fd_t fd = -1;
+    ASSERT_EQ(E::fileno(stream->handle(), &fd), 0);
+    EXPECT_EQ(TypeParam::is_unix ? E::pipe_open(&other->pipe, fd) : E::tcp_open(&other->tcp, fd), UV_EEXIST);
+    stream->close();
+    this->run();
+    int again[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, again), 0);
+    int wanted = again[0] == fd ? fd : dup2(again[0], fd);
+    if (wanted != again[0])
+        ::close(again[0]);
+    EXPECT_EQ(TypeParam::is_unix ? E::pipe_open(&other->pipe, fd) : E::tcp_open(&other->tcp, fd), 0);
+    ::close(again[1]);
+}
+
 /* ------------------------------------------------------------------- the loop */
 
 TYPED_TEST(Streams, ALoopWithNothingActiveEnds)
