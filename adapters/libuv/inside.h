@@ -118,6 +118,7 @@ struct handle {
     size_t waiting_count;
     struct udp_kept *kept;
     bool udp_connected;
+    bool starved;           /* the program had no memory for what is kept */
     bool blocked;           /* sends wait for room */
 };
 
