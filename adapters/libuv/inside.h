@@ -73,6 +73,7 @@ enum reading { READING_NOT, READING_COPIES, READING_BORROWS };
 enum output { OUTPUT_OPEN, OUTPUT_ENDING, OUTPUT_ENDED };
 
 struct write_request; /* stream.c */
+struct connect_request;
 struct queue {
     struct write_request *first, **last;
 };
@@ -107,6 +108,7 @@ struct handle {
     ringpoll_uv_borrow_cb on_borrow;
     ringpoll_uv_connection_cb on_connection;
     ringpoll_uv_connect_t *connecting;
+    struct connect_request *refused; /* connects that cannot be: with callbacks due */
     ringpoll_uv_shutdown_t *ending;
     struct queue waiting, written; /* requests: with bytes to go; with a callback due */
     size_t waiting_bytes;

@@ -46,10 +46,12 @@ struct write_request { /* is a ringpoll_uv_write_t */
     int error;
     uv_buf_t few[FEW_BUFS];
 };
-struct connect_request {
+struct connect_request { /* is a ringpoll_uv_connect_t */
     void *data;
     ringpoll_uv_stream_t *user;
     ringpoll_uv_connect_cb on_connect;
+    struct connect_request *next; /* refused */
+    int error;
 };
 struct shutdown_request {
     void *data;
@@ -57,6 +59,7 @@ struct shutdown_request {
     ringpoll_uv_shutdown_cb on_shutdown;
 };
 _Static_assert(sizeof(struct write_request) <= sizeof(ringpoll_uv_write_t), "a write request has room");
+_Static_assert(sizeof(struct connect_request) <= sizeof(ringpoll_uv_connect_t), "a connect request has room");
 _Static_assert(sizeof(uv_buf_t) == sizeof(struct iovec), "uv_buf_t is struct iovec");
 
 static struct handle *checked(const void *user)
@@ -480,6 +483,37 @@ static void begin_connect(struct handle *handle, ringpoll_uv_connect_t *req, rin
     handle->requests++;
 }
 
+/* A connect that cannot be, and is to call back. */
+static void refuse_connect(struct handle *handle, ringpoll_uv_connect_t *req, ringpoll_uv_connect_cb on_connect,
+                           int error)
+{
+    struct connect_request *request = (struct connect_request *)req, **at = &handle->refused;
+    request->user = (ringpoll_uv_stream_t *)handle->user;
+    request->on_connect = on_connect;
+    request->error = error;
+    request->next = NULL;
+    while (*at)
+        at = &(*at)->next;
+    *at = request;
+    handle->requests++;
+    handle_defer(handle);
+    handle_changed(handle);
+}
+
+static void tell_refused(struct handle *handle)
+{
+    struct connect_request *request = handle->refused, *next;
+    handle->refused = NULL;
+    for (; request; request = next) {
+        next = request->next;
+        handle->requests--;
+        handle_changed(handle);
+        if (request->on_connect)
+            request->on_connect((ringpoll_uv_connect_t *)request,
+                                handle->state == HANDLE_CLOSING ? UV_ECANCELED : request->error);
+    }
+}
+
 /* ----------------------------------------------------------------- listening */
 
 /* One more connection cannot be had for want of a number: all that wait are let go. */
@@ -610,6 +644,7 @@ void stream_due(struct handle *handle)
 {
     if (handle->state == HANDLE_CONNECTING && (handle->connect_is_over || handle->delayed_error))
         finish_connect(handle);
+    tell_refused(handle);
     tell_written(handle);
     if (handle->state == HANDLE_CONNECTED)
         end_output(handle);
@@ -667,6 +702,7 @@ void stream_closed(struct handle *handle)
     handle->ending = NULL;
     if (connecting && connecting->on_connect)
         connecting->on_connect((ringpoll_uv_connect_t *)connecting, UV_ECANCELED);
+    tell_refused(handle);
     while (handle->waiting.first) {
         struct write_request *request = dequeue(&handle->waiting);
         request->error = UV_ECANCELED;
@@ -880,6 +916,13 @@ int ringpoll_uv_pipe_open(ringpoll_uv_pipe_t *pipe, uv_file fd)
     uint32_t kind = RINGPOLL_FD_OTHER;
     if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) == 0)
         kind = family == AF_UNIX ? RINGPOLL_FD_UNIX : RINGPOLL_FD_TCP;
+    struct sockaddr_storage peer;
+    length = sizeof peer;
+    if (kind == RINGPOLL_FD_UNIX && getpeername(fd, (struct sockaddr *)&peer, &length) < 0) {
+        handle_take_fd(handle, fd, kind); /* to be listened with, or connected */
+        handle_step(handle, HANDLE_OPEN);
+        return 0;
+    }
     handle_take_fd(handle, fd, kind | (kind == RINGPOLL_FD_OTHER ? 0u : RINGPOLL_FD_CONNECTED));
     connected(handle);
     handle->readable = mode != O_WRONLY;
@@ -924,6 +967,14 @@ void ringpoll_uv_pipe_connect(ringpoll_uv_connect_t *req, ringpoll_uv_pipe_t *pi
                               ringpoll_uv_connect_cb on_connect)
 {
     struct handle *handle = handle_of(pipe);
+    if (handle->state != HANDLE_FRESH && handle->state != HANDLE_OPEN) {
+        refuse_connect(handle, req, on_connect,
+                       handle->state == HANDLE_CONNECTING  ? UV_EALREADY
+                       : handle->state != HANDLE_CONNECTED ? UV_EINVAL
+                       : handle->is_socket                 ? UV_EISCONN
+                                                           : UV_ENOTSOCK);
+        return;
+    }
     struct sockaddr_un address;
     int error = address_of(name, &address);
     if (error == 0)
@@ -937,6 +988,8 @@ void ringpoll_uv_pipe_connect(ringpoll_uv_connect_t *req, ringpoll_uv_pipe_t *pi
     }
     begin_connect(handle, req, (ringpoll_uv_stream_t *)pipe, on_connect);
     handle_step(handle, HANDLE_CONNECTING);
+    if (error < 0)
+        handle->readable = handle->writable = false;
     handle->delayed_error = error;
     handle->connect_is_over = true; /* there is no third way for AF_UNIX */
     handle_defer(handle);

@@ -787,6 +787,93 @@ TYPED_TEST(Streams, AConnectToNobodyIsRefused)
     EXPECT_EQ(written, TypeParam::is_unix ? 1 : UV_ECANCELED);
 }
 
+/* From a parent, say. */
+TYPED_TEST(Streams, AListenerThatWasOpenedElsewhereListens)
+{
+    TYPES;
+    int fd = socket(TypeParam::is_unix ? AF_UNIX : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_un name = {};
+    name.sun_family = AF_UNIX;
+    strcpy(name.sun_path, this->path_.c_str());
+    struct sockaddr_in &address = this->address_;
+    socklen_t length = sizeof address;
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    ASSERT_EQ(TypeParam::is_unix ? ::bind(fd, (struct sockaddr *)&name, sizeof name)
+                                 : ::bind(fd, (struct sockaddr *)&address, sizeof address), 0);
+    if (!TypeParam::is_unix)
+        getsockname(fd, (struct sockaddr *)&address, &length);
+    ASSERT_EQ(::listen(fd, 4), 0);
+    S *server = this->make();
+    ASSERT_EQ(TypeParam::is_unix ? E::pipe_open(&server->pipe, fd) : E::tcp_open(&server->tcp, fd), 0);
+    int told = 0;
+    server->on_connection = [&](int status) {
+        EXPECT_EQ(status, 0);
+        S *client = this->make();
+        ASSERT_EQ(E::accept(server->stream(), client->stream()), 0);
+        client->write("hello", [client](int) { client->close(); });
+        if (++told == 3)
+            server->close();
+    };
+    this->listen(server, 4);
+    int peers[3];
+    for (int &peer : peers)
+        peer = this->peer();
+    this->run();
+    EXPECT_EQ(told, 3);
+    char bytes[8];
+    for (int peer : peers)
+        EXPECT_EQ(recv(peer, bytes, sizeof bytes, 0), 5);
+    unlink(this->path_.c_str());
+}
+
+TYPED_TEST(Streams, APipesConnectAlwaysCallsBack)
+{
+    TYPES;
+    if (!TypeParam::is_unix)
+        return;
+    S *server = this->serve([](S *client) {
+        client->on_read = [client](ssize_t, const char *) { client->close(); };
+        client->read_start();
+    });
+    S *client = this->make();
+    int first = 1, second = 1, third = 1;
+    this->connect(client, [&](int status) { first = status; });
+    this->run_until([&] { return first != 1; });
+    EXPECT_EQ(first, 0);
+    this->connect(client, [&](int status) { second = status; });
+    EXPECT_EQ(second, 1) << "inside the call";
+    this->run_until([&] { return second != 1; });
+    EXPECT_EQ(second, UV_EISCONN);
+    if (E::is_ours) { /* libuv forgets the first of two, and a listener's */
+        typename E::Connect req[4];
+        std::vector<int> told;
+        S *twice = this->make();
+        this->connect(twice, [&](int status) { third = status; });
+        S *targets[4] = {twice, twice, server, client};
+        for (int i = 0; i < 4; i++) {
+            if (i == 3)
+                client->close();
+            req[i].data = &told;
+            E::pipe_connect(&req[i], &targets[i]->pipe, this->path_.c_str(), [](typename E::Connect *self, int status) {
+                ((std::vector<int> *)self->data)->push_back(status);
+            });
+        }
+        EXPECT_TRUE(told.empty());
+        this->run_until([&] { return third != 1 && told.size() == 4; });
+        EXPECT_EQ(third, 0);
+        std::sort(told.begin(), told.end());
+        std::vector<int> expected = {UV_EALREADY, UV_EALREADY, UV_EINVAL, UV_ECANCELED};
+        std::sort(expected.begin(), expected.end());
+        EXPECT_EQ(told, expected);
+        twice->close();
+    } else {
+        client->close();
+    }
+    server->close();
+    this->run();
+}
+
 TYPED_TEST(Streams, ACloseWhileConnectingCancels)
 {
     TYPES;
