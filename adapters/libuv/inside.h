@@ -113,6 +113,7 @@ struct handle {
     struct queue waiting, written; /* requests: with bytes to go; with a callback due */
     size_t waiting_bytes;
     int accepted_fd;        /* LISTENING: a connection that the program has yet to accept, or -1 */
+    bool nodelay, keepalive; /* asked for; a socket that comes later gets them */
     char *path;             /* a bound pipe's, to be unlinked; or NULL */
     /* datagrams */
     ringpoll_uv_udp_recv_cb on_receive;

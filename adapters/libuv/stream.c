@@ -62,6 +62,34 @@ _Static_assert(sizeof(struct write_request) <= sizeof(ringpoll_uv_write_t), "a w
 _Static_assert(sizeof(struct connect_request) <= sizeof(ringpoll_uv_connect_t), "a connect request has room");
 _Static_assert(sizeof(uv_buf_t) == sizeof(struct iovec), "uv_buf_t is struct iovec");
 
+static int set_option(int fd, int level, int name, int value)
+{
+    return setsockopt(fd, level, name, &value, sizeof value) < 0 ? -errno : 0;
+}
+
+static int set_nodelay(int fd, bool on)
+{
+    return set_option(fd, IPPROTO_TCP, TCP_NODELAY, on);
+}
+
+static int set_keepalive(int fd, bool on, unsigned delay)
+{
+    int error = set_option(fd, SOL_SOCKET, SO_KEEPALIVE, on);
+    if (error < 0 || !on)
+        return error;
+    if ((error = set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, (int)delay)) < 0 ||
+        (error = set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, 1)) < 0)
+        return error;
+    return set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 10);
+}
+
+/* What was asked of the handle before there was a socket; the delay is libuv's then. */
+static int set_asked(const struct handle *handle, int fd)
+{
+    int error = handle->nodelay ? set_nodelay(fd, true) : 0;
+    return error == 0 && handle->keepalive ? set_keepalive(fd, true, 60) : error;
+}
+
 static struct handle *checked(const void *user)
 {
     struct handle *handle = handle_of(user);
@@ -516,6 +544,28 @@ static void tell_refused(struct handle *handle)
 
 /* ----------------------------------------------------------------- listening */
 
+static uint32_t kind_of(const struct handle *handle)
+{
+    return handle->type == TYPE_TCP ? RINGPOLL_FD_TCP : RINGPOLL_FD_UNIX;
+}
+
+static int need_socket(struct handle *handle, int family)
+{
+    if (handle->fd >= 0)
+        return 0;
+    int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    int error = set_asked(handle, fd);
+    if (error < 0) {
+        close(fd);
+        return error;
+    }
+    handle_take_fd(handle, fd, kind_of(handle));
+    handle_step(handle, HANDLE_OPEN);
+    return 0;
+}
+
 /* One more connection cannot be had for want of a number: all that wait are let go. */
 static long refuse_waiting(struct handle *handle)
 {
@@ -578,11 +628,9 @@ int ringpoll_uv_listen(ringpoll_uv_stream_t *stream, int backlog, ringpoll_uv_co
     if (handle->delayed_error)
         return handle->delayed_error;
     if (handle->state == HANDLE_FRESH && handle->type == TYPE_TCP) {
-        int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-        if (fd < 0)
-            return -errno;
-        handle_take_fd(handle, fd, RINGPOLL_FD_TCP);
-        handle_step(handle, HANDLE_OPEN);
+        int error = need_socket(handle, AF_INET);
+        if (error < 0)
+            return error;
     }
     if (handle->state != HANDLE_OPEN && handle->state != HANDLE_LISTENING)
         return UV_EINVAL;
@@ -596,11 +644,6 @@ int ringpoll_uv_listen(ringpoll_uv_stream_t *stream, int backlog, ringpoll_uv_co
     return 0;
 }
 
-static uint32_t kind_of(const struct handle *handle)
-{
-    return handle->type == TYPE_TCP ? RINGPOLL_FD_TCP : RINGPOLL_FD_UNIX;
-}
-
 int ringpoll_uv_accept(ringpoll_uv_stream_t *server, ringpoll_uv_stream_t *client)
 {
     struct handle *from = checked(server), *to = checked(client);
@@ -610,6 +653,9 @@ int ringpoll_uv_accept(ringpoll_uv_stream_t *server, ringpoll_uv_stream_t *clien
         return UV_EAGAIN;
     if (to->state != HANDLE_FRESH)
         return UV_EBUSY;
+    int error = set_asked(to, from->accepted_fd);
+    if (error < 0)
+        return error;
     handle_take_fd(to, from->accepted_fd, kind_of(from) | RINGPOLL_FD_CONNECTED);
     connected(to);
     from->accepted_fd = -1;
@@ -747,18 +793,6 @@ static int make_nonblocking(int fd)
     return flags & O_ACCMODE;
 }
 
-static int need_socket(struct handle *handle, int family)
-{
-    if (handle->fd >= 0)
-        return 0;
-    int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -errno;
-    handle_take_fd(handle, fd, kind_of(handle));
-    handle_step(handle, HANDLE_OPEN);
-    return 0;
-}
-
 int ringpoll_uv_tcp_open(ringpoll_uv_tcp_t *tcp, uv_os_sock_t fd)
 {
     struct handle *handle = checked(tcp);
@@ -771,7 +805,7 @@ int ringpoll_uv_tcp_open(ringpoll_uv_tcp_t *tcp, uv_os_sock_t fd)
     if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) < 0)
         return -errno;
     int error = make_nonblocking(fd);
-    if (error < 0)
+    if (error < 0 || (error = set_asked(handle, fd)) < 0)
         return error;
     struct sockaddr_storage peer;
     length = sizeof peer;
@@ -848,29 +882,22 @@ int ringpoll_uv_tcp_connect(ringpoll_uv_connect_t *req, ringpoll_uv_tcp_t *tcp, 
     return 0;
 }
 
-static int set_option(const struct handle *handle, int level, int name, int value)
-{
-    return setsockopt(handle->fd, level, name, &value, sizeof value) < 0 ? -errno : 0;
-}
-
 int ringpoll_uv_tcp_nodelay(ringpoll_uv_tcp_t *tcp, int enable)
 {
     struct handle *handle = checked(tcp);
-    return !handle || handle->fd < 0 ? UV_EBADF : set_option(handle, IPPROTO_TCP, TCP_NODELAY, enable != 0);
+    int error = !handle ? UV_EBADF : handle->fd >= 0 ? set_nodelay(handle->fd, enable != 0) : 0;
+    if (error == 0)
+        handle->nodelay = enable != 0;
+    return error;
 }
 
 int ringpoll_uv_tcp_keepalive(ringpoll_uv_tcp_t *tcp, int enable, unsigned delay)
 {
     struct handle *handle = checked(tcp);
-    if (!handle || handle->fd < 0)
-        return UV_EBADF;
-    int error = set_option(handle, SOL_SOCKET, SO_KEEPALIVE, enable != 0);
-    if (error < 0 || !enable)
-        return error;
-    if ((error = set_option(handle, IPPROTO_TCP, TCP_KEEPIDLE, (int)delay)) < 0 ||
-        (error = set_option(handle, IPPROTO_TCP, TCP_KEEPINTVL, 1)) < 0)
-        return error;
-    return set_option(handle, IPPROTO_TCP, TCP_KEEPCNT, 10);
+    int error = !handle ? UV_EBADF : handle->fd >= 0 ? set_keepalive(handle->fd, enable != 0, delay) : 0;
+    if (error == 0)
+        handle->keepalive = enable != 0;
+    return error;
 }
 
 int ringpoll_uv_tcp_getsockname(const ringpoll_uv_tcp_t *tcp, struct sockaddr *name, int *length)

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -872,6 +873,55 @@ TYPED_TEST(Streams, APipesConnectAlwaysCallsBack)
     }
     server->close();
     this->run();
+}
+
+TYPED_TEST(Streams, OptionsThatAreSetBeforeThereIsASocketAreItsOwn)
+{
+    TYPES;
+    if (TypeParam::is_unix)
+        return;
+    auto has = [](S *stream, bool wanted) {
+        uv_os_fd_t fd = -1;
+        int nodelay = -1, keepalive = -1;
+        socklen_t length = sizeof(int);
+        ASSERT_EQ(E::fileno(stream->handle(), &fd), 0);
+        ASSERT_EQ(getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &nodelay, &length), 0);
+        ASSERT_EQ(getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &keepalive, &length), 0);
+        EXPECT_EQ(nodelay != 0, wanted);
+        EXPECT_EQ(keepalive, wanted);
+    };
+    auto ask = [](S *stream) {
+        EXPECT_EQ(E::tcp_nodelay(&stream->tcp, 1), 0);
+        EXPECT_EQ(E::tcp_keepalive(&stream->tcp, 1, 60), 0);
+    };
+    S *server = this->make(), *accepted = this->make(), *client = this->make(), *opened = this->make();
+    S *plain = this->make();
+    for (S *stream : {server, accepted, client, opened, plain})
+        ask(stream);
+    EXPECT_EQ(E::tcp_nodelay(&plain->tcp, 0), 0);
+    EXPECT_EQ(E::tcp_keepalive(&plain->tcp, 0, 0), 0);
+    this->bind(server);
+    has(server, true);
+    struct sockaddr_in address = this->address_;
+    this->bind(plain);
+    has(plain, false);
+    this->address_ = address;
+    int done = 0;
+    server->on_connection = [&](int status) {
+        ASSERT_EQ(status, 0);
+        ASSERT_EQ(E::accept(server->stream(), accepted->stream()), 0);
+        has(accepted, true);
+        done++;
+    };
+    this->listen(server, 4);
+    EXPECT_EQ(this->connect(client, [&](int status) {
+        EXPECT_EQ(status, 0);
+        done++;
+    }), 0);
+    has(client, true);
+    ASSERT_EQ(E::tcp_open(&opened->tcp, socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)), 0);
+    has(opened, true);
+    this->run_until([&] { return done == 2; });
 }
 
 TYPED_TEST(Streams, ACloseWhileConnectingCancels)
