@@ -96,6 +96,12 @@ static struct handle *checked(const void *user)
     return handle && handle->state != HANDLE_CLOSING ? handle : NULL;
 }
 
+/* There is a connection, or may be one in a moment: reads and ends can be asked for. */
+static bool is_coming(const struct handle *handle)
+{
+    return handle->state == HANDLE_CONNECTED || handle->state == HANDLE_CONNECTING;
+}
+
 /* ------------------------------------------------------------------ requests */
 
 static void enqueue(struct queue *queue, struct write_request *request)
@@ -273,10 +279,10 @@ int ringpoll_uv_try_write(ringpoll_uv_stream_t *stream, const uv_buf_t *bufs, un
     return (int)sent;
 }
 
-static void tell_shutdown(struct handle *handle, int error)
+static void tell_shutdown(struct handle *handle, enum output output, int error)
 {
     struct shutdown_request *request = (struct shutdown_request *)handle->ending;
-    handle->output = OUTPUT_ENDED;
+    handle->output = (uint8_t)output;
     handle->ending = NULL;
     handle->requests--;
     handle_changed(handle);
@@ -295,13 +301,13 @@ static void end_output(struct handle *handle)
     }
     if (handle->declared)
         ringpoll_fd_shutdown(handle->fd, SHUT_WR);
-    tell_shutdown(handle, shutdown(handle->fd, SHUT_WR) < 0 ? -errno : 0);
+    tell_shutdown(handle, OUTPUT_ENDED, shutdown(handle->fd, SHUT_WR) < 0 ? -errno : 0);
 }
 
 int ringpoll_uv_shutdown(ringpoll_uv_shutdown_t *req, ringpoll_uv_stream_t *stream, ringpoll_uv_shutdown_cb on_shutdown)
 {
     struct handle *handle = checked(stream);
-    if (!handle || handle->state != HANDLE_CONNECTED || !handle->writable || handle->output != OUTPUT_OPEN)
+    if (!handle || !is_coming(handle) || !handle->writable || handle->output != OUTPUT_OPEN)
         return UV_ENOTCONN;
     struct shutdown_request *request = (struct shutdown_request *)req;
     request->user = stream;
@@ -423,7 +429,7 @@ static int start_reading(ringpoll_uv_stream_t *stream, enum reading how, ringpol
         return UV_EINVAL;
     if (handle->reading != READING_NOT)
         return UV_EALREADY;
-    if (!handle->readable || handle->state != HANDLE_CONNECTED)
+    if (!handle->readable || !is_coming(handle))
         return UV_ENOTCONN;
     handle->reading = (uint8_t)how;
     handle->on_alloc = on_alloc;
@@ -486,10 +492,14 @@ static void finish_connect(struct handle *handle)
         connected(handle);
         if (handle->declared)
             ringpoll_fd_connected(handle->fd);
+        handle->writable = handle->output == OUTPUT_OPEN;
         write_waiting(handle);
+        if (handle->output == OUTPUT_ENDING)
+            handle_defer(handle);
     } else {
         handle_step(handle, HANDLE_OPEN);
         handle->readable = handle->writable = false;
+        handle->reading = READING_NOT;
     }
     handle_changed(handle);
     if (request->on_connect)
@@ -498,6 +508,8 @@ static void finish_connect(struct handle *handle)
         cancel_waiting(handle, UV_ECANCELED);
         tell_written(handle);
     }
+    if (error < 0 && handle->state != HANDLE_CLOSING && handle->output == OUTPUT_ENDING)
+        tell_shutdown(handle, OUTPUT_OPEN, UV_ECANCELED);
 }
 
 static void begin_connect(struct handle *handle, ringpoll_uv_connect_t *req, ringpoll_uv_stream_t *user,
@@ -722,7 +734,7 @@ void stream_failed(struct handle *handle, int error)
         if (handle->state == HANDLE_CONNECTED)
             tell_written(handle);
         if (handle->state == HANDLE_CONNECTED && handle->output == OUTPUT_ENDING)
-            tell_shutdown(handle, error);
+            tell_shutdown(handle, OUTPUT_ENDED, error);
         break;
     default:
         break;

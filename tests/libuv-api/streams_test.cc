@@ -924,6 +924,94 @@ TYPED_TEST(Streams, OptionsThatAreSetBeforeThereIsASocketAreItsOwn)
     this->run_until([&] { return done == 2; });
 }
 
+TYPED_TEST(Streams, ReadsAndTheEndMayBeAskedForBeforeTheConnectionIsThere)
+{
+    TYPES;
+    bool writes[] = {true, false};
+    for (bool with_bytes : writes) {
+        if (!with_bytes && !E::is_ours)
+            continue; /* libuv 1.44 forgets an end that stands alone */
+        std::string got, answer;
+        S *server = nullptr;
+        server = this->serve([&](S *client) {
+            server->close();
+            client->on_read = [&, client](ssize_t nread, const char *bytes) {
+                if (nread > 0) {
+                    got.append(bytes, (size_t)nread);
+                    return;
+                }
+                EXPECT_EQ(nread, UV_EOF);
+                client->write("answer", [client](int) { client->close(); });
+            };
+            client->read_start();
+        });
+        S *client = this->make();
+        std::vector<std::string> told;
+        client->on_read = [&](ssize_t nread, const char *bytes) {
+            if (nread > 0)
+                answer.append(bytes, (size_t)nread);
+            else
+                client->close();
+        };
+        EXPECT_EQ(this->connect(client, [&](int status) {
+            EXPECT_EQ(status, 0);
+            told.push_back("connected");
+        }), 0);
+        EXPECT_EQ(client->read_start(), 0);
+        EXPECT_EQ(client->read_start(), UV_EALREADY);
+        if (with_bytes) {
+            EXPECT_EQ(client->write("question", [&](int status) {
+                EXPECT_EQ(status, 0);
+                told.push_back("written");
+            }), 0);
+        }
+        EXPECT_EQ(client->shutdown([&](int status) {
+            EXPECT_EQ(status, 0);
+            told.push_back("ended");
+        }), 0);
+        EXPECT_EQ(client->write("too late"), UV_EPIPE);
+        EXPECT_EQ(client->shutdown_req.handle, client->stream());
+        this->run();
+        EXPECT_EQ(got, with_bytes ? "question" : "");
+        EXPECT_EQ(answer, "answer");
+        EXPECT_EQ(told, with_bytes ? (std::vector<std::string>{"connected", "written", "ended"})
+                                   : (std::vector<std::string>{"connected", "ended"}));
+    }
+}
+
+TYPED_TEST(Streams, ARefusedConnectEndsWhatWasAskedForMeanwhile)
+{
+    TYPES;
+    if (TypeParam::is_unix) { /* where it is known inside the call */
+        S *client = this->make();
+        int status = 1;
+        this->connect(client, [&](int result) { status = result; });
+        EXPECT_EQ(client->read_start(), UV_ENOTCONN);
+        this->run();
+        EXPECT_EQ(status, UV_ENOENT);
+        return;
+    }
+    if (!E::is_ours)
+        return; /* libuv 1.44 leaves the request pending */
+    S *server = this->make();
+    this->bind(server);
+    server->close();
+    this->run();
+    S *client = this->make();
+    std::vector<int> told;
+    auto note = [&](int status) { told.push_back(status); };
+    client->on_read = [](ssize_t, const char *) { FAIL() << "there was no connection"; };
+    EXPECT_EQ(this->connect(client, note), 0);
+    EXPECT_EQ(client->read_start(), 0);
+    EXPECT_EQ(client->write("nobody hears", note), 0);
+    EXPECT_EQ(client->shutdown(note), 0);
+    this->run();
+    EXPECT_EQ(told, (std::vector<int>{UV_ECONNREFUSED, UV_ECANCELED, UV_ECANCELED}));
+    EXPECT_FALSE(E::is_active(client->handle()));
+    EXPECT_EQ(client->read_start(), UV_ENOTCONN);
+    EXPECT_EQ(client->shutdown(note), UV_ENOTCONN);
+}
+
 TYPED_TEST(Streams, ACloseWhileConnectingCancels)
 {
     TYPES;
