@@ -250,6 +250,7 @@ void ringpoll_uv_close(ringpoll_uv_handle_t *user, ringpoll_uv_close_cb on_close
     struct handle *handle = handle_of(user);
     if (!handle || handle->state == HANDLE_CLOSING)
         return;
+    state_see_fork(handle->loop);
     handle_step(handle, HANDLE_CLOSING);
     handle->on_close = on_close;
     handle_changed(handle);

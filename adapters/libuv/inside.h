@@ -29,6 +29,8 @@ struct waker { /* lives on until libuv has closed it */
 struct uv_state {
     uv_loop_t *loop;
     int set;
+    unsigned forks;         /* at which `set` was made, or looked at */
+    int held;               /* a number that is still polled by libuv, of a set that was given up; or -1 */
     int wake_fd;            /* what `waker` polls beside the set, which `set_waker` does; or -1; or the set */
     struct waker *waker, *set_waker;
     uv_prepare_t prepare;
@@ -56,6 +58,8 @@ void state_put(struct uv_state *state);
 /* Our part of the turn sees to it before libuv sleeps. */
 void state_touch(struct uv_state *state);
 void state_keep(struct uv_state *state, bool on);
+/* Before anything is done to the set: it may be a parent's. */
+void state_see_fork(struct uv_state *state);
 
 /* ---------------------------------------------------------------- handle.c */
 

@@ -25,7 +25,10 @@
  * does (`keeps`).
  *
  * A fork's child that calls uv_loop_fork() goes on: its copy of the set is on kernel epoll, as
- * any child's of ringpoll is, and the next prepare polls that.
+ * any child's of ringpoll is, and the next prepare polls that. Where the parent's set was on
+ * kernel epoll already, the instance is the parent's, too, which loses what the child takes
+ * out: so the child gives the number up, and all handles go to a set of its own. libuv
+ * may still poll that number: `held` keeps it from being another file's until prepare.
  */
 #include "inside.h"
 
@@ -39,6 +42,13 @@ static pthread_mutex_t states_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct uv_state *states;
 static const struct timespec no_time;
 static __thread char thread_mark;
+static unsigned forks; /* between us and the process that began */
+
+static void on_fork_child(void)
+{
+    ringpoll_fork_child();
+    forks++;
+}
 
 static int know_forks(void)
 {
@@ -47,7 +57,7 @@ static int know_forks(void)
     int error = 0;
     pthread_mutex_lock(&lock);
     if (!known)
-        error = -pthread_atfork(ringpoll_fork_prepare, ringpoll_fork_parent, ringpoll_fork_child);
+        error = -pthread_atfork(ringpoll_fork_prepare, ringpoll_fork_parent, on_fork_child);
     known = error == 0;
     pthread_mutex_unlock(&lock);
     return error;
@@ -137,8 +147,56 @@ void state_keep(struct uv_state *state, bool on)
         uv_unref((uv_handle_t *)&state->prepare);
 }
 
+static int make_set(void)
+{
+    struct ringpoll_options options = {
+        .size = sizeof options,
+        .flags = RINGPOLL_CLOEXEC | RINGPOLL_DECLARED | RINGPOLL_BATCH | RINGPOLL_ACCEPT,
+    };
+    return ringpoll_create(&options);
+}
+
+void state_see_fork(struct uv_state *state)
+{
+    struct ringpoll_stats stats = {.size = sizeof stats};
+    if (state->forks == forks)
+        return;
+    state->forks = forks;
+    if (ringpoll_get_stats(state->set, &stats) < 0 || stats.engine != RINGPOLL_ENGINE_KERNEL)
+        return;
+    int set = make_set(), old = state->set;
+    if (set < 0)
+        return;
+    ringpoll_close(old);
+    if (state->set_waker && state->held < 0 && dup3(state->reserve_fd, old, O_CLOEXEC) == old)
+        state->held = old;
+    if (state->held < 0) {
+        end_waker(&state->waker);
+        end_waker(&state->set_waker);
+    }
+    state->set = set;
+    state->wake_fd = -1;
+    for (unsigned slot = 0; slot < FD_SLOTS; slot++)
+        for (struct handle *handle = state->by_fd[slot]; handle; handle = handle->next_by_fd) {
+            handle->registered = 0;
+            handle_changed(handle);
+        }
+}
+
+/* libuv shall not poll a number that was given up. */
+static void drop_held(struct uv_state *state)
+{
+    if (state->held < 0)
+        return;
+    end_waker(&state->waker);
+    end_waker(&state->set_waker);
+    close(state->held);
+    state->held = -1;
+}
+
 static void sync_all(struct uv_state *state)
 {
+    state_see_fork(state);
     while (state->dirty)
         handle_sync(state->dirty); /* which takes it out */
 }
@@ -178,6 +236,7 @@ static void on_prepare(uv_prepare_t *prepare)
     __atomic_store_n(&state->runner, &thread_mark, __ATOMIC_RELAXED);
     bool ran = run_deferred(state);
     sync_all(state);
+    drop_held(state);
     state->count = 0;
     int fd = -EAGAIN;
     for (int turn = 0; turn < 4 && fd == -EAGAIN && state->count == 0; turn++) {
@@ -234,6 +293,7 @@ static void end_state(struct uv_state *state)
             break;
         }
     pthread_mutex_unlock(&states_lock);
+    drop_held(state);
     end_waker(&state->waker);
     end_waker(&state->set_waker);
     udp_free_room(state);
@@ -264,17 +324,14 @@ static bool runs_elsewhere(const struct uv_state *state)
 
 static int make_state(uv_loop_t *loop, struct uv_state **ret_state)
 {
-    struct ringpoll_options options = {
-        .size = sizeof options,
-        .flags = RINGPOLL_CLOEXEC | RINGPOLL_DECLARED | RINGPOLL_BATCH | RINGPOLL_ACCEPT,
-    };
     struct uv_state *state = know_forks() == 0 ? calloc(1, sizeof *state) : NULL;
     if (!state)
         return UV_ENOMEM;
     state->loop = loop;
-    state->wake_fd = -1;
+    state->wake_fd = state->held = -1;
     state->deferred_tail = &state->deferred;
-    state->set = ringpoll_create(&options);
+    state->forks = forks;
+    state->set = make_set();
     if (state->set < 0) {
         int error = state->set;
         free(state);

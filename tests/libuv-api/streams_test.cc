@@ -1673,4 +1673,65 @@ TYPED_TEST(Streams, AChildGoesOnAfterUvLoopFork)
     EXPECT_EQ(status, 0);
 }
 
+/* Whatever the child does to what it has inherited, before uv_loop_fork() or behind it. */
+TYPED_TEST(Streams, AParentIsServedOnWhenItsChildEndsItsCopies)
+{
+    TYPES;
+    for (bool tells : {true, false}) {
+        if (!tells && !E::is_ours)
+            continue; /* libuv's own child takes its parent's fds out */
+        int peers[2], told = 0;
+        S *streams[2];
+        std::string got[2];
+        for (int i = 0; i < 2; i++) {
+            streams[i] = this->pair(&peers[i]);
+            streams[i]->on_read = [&, i](ssize_t nread, const char *bytes) {
+                ASSERT_GT(nread, 0);
+                got[i].append(bytes, (size_t)nread);
+            };
+            streams[i]->read_start();
+        }
+        S *server = this->serve([&](S *client) {
+            told++;
+            client->close();
+        });
+        for (int i = 0; i < 2; i++)
+            ASSERT_EQ(::write(peers[i], "p", 1), 1);
+        this->peer();
+        this->run_until([&] { return got[0] == "p" && got[1] == "p" && told == 1; });
+        uv_run(&this->loop_, UV_RUN_NOWAIT);
+        pid_t child = fork();
+        if (child == 0) {
+            alarm(10);
+            if (tells && uv_loop_fork(&this->loop_) != 0)
+                _exit(1);
+            E::read_stop(streams[1]->stream());
+            streams[0]->close();
+            if (!TypeParam::is_unix) /* where it would remove the name */
+                server->close();
+            if (tells) {
+                for (int turn = 0; turn < 3; turn++)
+                    uv_run(&this->loop_, UV_RUN_NOWAIT);
+                streams[1]->read_start();
+                for (int turn = 0; turn < 3; turn++)
+                    uv_run(&this->loop_, UV_RUN_NOWAIT);
+                streams[1]->close();
+                for (int turn = 0; turn < 3; turn++)
+                    uv_run(&this->loop_, UV_RUN_NOWAIT);
+            }
+            _exit(0);
+        }
+        int status = 0;
+        ASSERT_EQ(waitpid(child, &status, 0), child);
+        EXPECT_EQ(status, 0);
+        for (int i = 0; i < 2; i++)
+            ASSERT_EQ(::write(peers[i], "q", 1), 1);
+        this->peer();
+        this->run_until([&] { return got[0] == "pq" && got[1] == "pq" && told == 2; });
+        for (S *stream : {streams[0], streams[1], server})
+            stream->close();
+        this->run();
+    }
+}
+
 } // namespace
