@@ -15,8 +15,9 @@
 #endif
 #define NOWAIT 8 /* RWF_NOWAIT */
 #define IOV_MOST 1024u
-#define PATIENCE_S 10
 #define MOST_BYTES 0x7ffff000u /* of one read or write, as the kernel has it */
+
+uint64_t rp_request_patience_ns = 10000000000;
 
 static const uint8_t edges[RP_REQUEST_STATES] = {
     [RP_REQUEST_FREE] = 1u << RP_REQUEST_QUEUED,
@@ -271,31 +272,48 @@ void rp_request_lost_one(struct rp_set *set)
 
 void rp_request_end_all(struct rp_set *set)
 {
+    static const struct timespec short_time = {0, 1000000};
     struct rp_requests *all = &set->requested;
     if (!set->any_requests)
         return;
     while (all->first[RP_REQUEST_QUEUED])
         finish(set, all->first[RP_REQUEST_QUEUED], -ENOTSUP);
     /* Of a lost completion the kernel knows nothing, and of a read that waits for its page
-     * neither: there is no asking. */
-    const struct timespec patience = {PATIENCE_S, 0};
-    int error = 0;
-    while (error >= 0 && all->first[RP_REQUEST_INFLIGHT])
-        if (cancel(set, all->first[RP_REQUEST_INFLIGHT]) < 0)
-            error = rp_set_enter_and_reap(set);
-    while (error >= 0 && all->first[RP_REQUEST_CANCELING]) {
-        if ((error = rp_set_enter_and_reap(set)) < 0 || !all->first[RP_REQUEST_CANCELING])
+     * neither: there is no asking, and a CQE held back hides ETIME. */
+    uint64_t deadline = 0;
+    while (all->first[RP_REQUEST_INFLIGHT] || all->first[RP_REQUEST_CANCELING]) {
+        while (all->first[RP_REQUEST_INFLIGHT] && cancel(set, all->first[RP_REQUEST_INFLIGHT]) == 0)
+            ;
+        int error = rp_set_enter_and_reap(set);
+        if (error < 0 && error != -EAGAIN)
             break;
+        uint64_t now = rp_sys_now_ns(), left = rp_request_patience_ns;
+        if (!all->lost && error == 0)
+            deadline = 0;
+        else if (deadline == 0)
+            deadline = now + left;
+        else if (now >= deadline)
+            break;
+        else
+            left = deadline - now;
+        if (error == -EAGAIN) { /* no memory, for now */
+            (void)rp_sys_poll(NULL, 0, &short_time);
+            continue;
+        }
+        if (all->first[RP_REQUEST_INFLIGHT] || !all->first[RP_REQUEST_CANCELING])
+            continue;
+        const struct timespec patience = {(time_t)(left / 1000000000), (long)(left % 1000000000)};
         error = rp_ring_enter(&set->ring, 1, all->lost ? &patience : NULL, NULL);
         if (error == -EBADR)
             all->lost = true;
-        if (error == -EINTR || error == -EAGAIN || error == -EBUSY || error == -EBADR)
-            error = 0;
+        else if (error < 0 && error != -EINTR && error != -ETIME && error != -EAGAIN && error != -EBUSY)
+            break;
     }
-    /* A ring that answers no more: it is closed next, which ends what it has. */
+    /* A ring that answers no more: it is closed next, which ends what it has. Nobody may
+     * have it before that, so that the ops stay. */
     for (unsigned state = RP_REQUEST_INFLIGHT; state <= RP_REQUEST_CANCELING; state++)
         while (all->first[state]) {
-            rp_op_step(&set->ops, all->first[state]->op, RP_OP_FREE);
+            rp_op_step(&set->ops, all->first[state]->op, RP_OP_ORPHANED);
             finish(set, all->first[state], -EIO);
         }
 }

@@ -13,7 +13,8 @@
  * Who owns what. The record is the set's. The bytes are the caller's, and the kernel's from
  * QUEUED to DONE: this is the one exception to the rule that no SQE points into memory of
  * the caller's. So a ring never ends before the kernel has let go of all of it: it is asked
- * to cancel, and its last completion is waited for. The array of iovecs is read until then,
+ * to cancel, and its last completion is waited for, but one that may be lost for a while
+ * only (-EIO; closing the ring ends it then). The array of iovecs is read until then,
  * too. After a fork the child's copies are nobody's: they are DONE there, ECANCELED.
  *
  * Who may do what. Where the set has no ring yet any thread submits, and the first wait
@@ -99,7 +100,9 @@ void rp_request_completed(struct rp_set *set, struct rp_op *op, int result);
 /* The kernel has dropped a completion, and it may have been one of these: the ring goes. */
 void rp_request_lost_one(struct rp_set *set);
 /* Before the ring ends, or where there is none to be had. Returns when the kernel has
- * nothing any more. Owner, or no ring. */
+ * nothing any more, or has not answered for so long after it dropped a completion, or for
+ * want of memory: then ops stay, so that the ring is closed. Owner, or no ring. */
+extern uint64_t rp_request_patience_ns; /* less in tests */
 void rp_request_end_all(struct rp_set *set);
 /* Those that are DONE are to be told to who polls the identity. No ring. */
 void rp_request_tell(struct rp_set *set);

@@ -101,6 +101,7 @@ protected:
         if (file_ >= 0)
             close(file_);
         rp_sys = &rp_sys_kernel;
+        patience_ = usual_patience_;
     }
     void make_set()
     {
@@ -205,6 +206,7 @@ protected:
     struct ringpoll_options options_;
     struct epoll_event events_[64];
     int set_ = -1, file_ = -1, count_ = 0, pipe_[2];
+    uint64_t &patience_ = rp_request_patience_ns, usual_patience_ = patience_;
 };
 
 TEST_F(Requests, AFewCachedReadsAreMadeByTheWaitItself)
@@ -855,6 +857,88 @@ TEST_F(Requests, ALostCompletionEndsTheRingAndNoRequestIsLeftWithoutAnAnswer)
     };
     EXPECT_EQ(results(1).at(0).result, -ENOTSUP);
     EXPECT_EQ(stats().engine, RINGPOLL_ENGINE_KERNEL);
+    end_pipe();
+}
+
+/* The kernel knows nothing of it, and its word on the cancel stays in the CQ: a wait for more
+ * is not told that the time is over. */
+TEST_F(Requests, ALostCompletionThatNeverComesIsNotWaitedForForEver)
+{
+    char byte = 'x';
+    struct iovec iov = {&byte, 1};
+    run_in();
+    patience_ = 20000000;
+    faults.edit = [](struct rp_sqe *sqe) {
+        if (sqe->opcode == RP_IORING_OP_READ)
+            sqe->user_data = RP_OP_NONE;
+    };
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov, 1, 0, nullptr, file_), 0);
+    for (int i = 0; i < 8; i++) /* more than are tried at once */
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov, 1, 0), 0);
+    EXPECT_EQ(wait(8, 0), 0);
+    bool said = false;
+    faults.instead = [&](unsigned, int *ret_answer) {
+        *ret_answer = -EBADR;
+        return !said && (said = true);
+    };
+    for (auto &one : results(9))
+        EXPECT_EQ(one.result, -EIO);
+    EXPECT_EQ(stats().engine, RINGPOLL_ENGINE_KERNEL);
+}
+
+TEST_F(Requests, NoOtherSetGetsARingThatStillHasARequest)
+{
+    char byte = 'x', bytes[8];
+    struct iovec iov = {&byte, 1}, second = {bytes, sizeof bytes};
+    run_in();
+    ask_for_what_does_not_come(&iov);
+    patience_ = 20000000;
+    faults.edit = [](struct rp_sqe *sqe) {
+        if (sqe->opcode == RP_IORING_OP_ASYNC_CANCEL && (uint8_t)sqe->addr == RP_OP_REQUEST)
+            turn_into_nop(sqe, -ENOENT);
+    };
+    bool said = false;
+    faults.instead = [&](unsigned, int *ret_answer) {
+        *ret_answer = -EBADR;
+        return !said && (said = true);
+    };
+    EXPECT_EQ(results(1).at(0).result, -EIO);
+    faults = {};
+    int first = set_, first_pipe[2] = {pipe_[0], pipe_[1]};
+    make_set();
+    run_in();
+    ask_for_what_does_not_come(&second);
+    ASSERT_EQ(write(first_pipe[1], "x", 1), 1);
+    EXPECT_EQ(wait(8, 0), 0);
+    ASSERT_EQ(write(pipe_[1], "second", 6), 6);
+    EXPECT_EQ(results(1).at(0).result, 6);
+    EXPECT_EQ(std::string(bytes, 6), "second");
+    end_pipe();
+    close(first_pipe[0]);
+    close(first_pipe[1]);
+    ringpoll_close(first);
+}
+
+TEST_F(Requests, WhereThereIsNoMemoryForAWhileTheRingIsNotGivenUpBeforeItsRequests)
+{
+    char byte = 'x';
+    struct iovec iov = {&byte, 1};
+    run_in();
+    ask_for_what_does_not_come(&iov);
+    unsigned left = 0;
+    bool begun = false;
+    faults.instead = [&](unsigned, int *ret_answer) {
+        struct rp_requests *all = &faults.set->requested;
+        if (!begun && all->count[RP_REQUEST_CANCELING] > 0) {
+            begun = true;
+            left = 300;
+        }
+        *ret_answer = -EAGAIN;
+        return left > 0 && left-- > 0;
+    };
+    EXPECT_EQ(ringpoll_demote(set_), 0);
+    EXPECT_TRUE(begun);
+    EXPECT_EQ(results(1).at(0).result, -ENOTSUP);
     end_pipe();
 }
 
