@@ -53,7 +53,7 @@ static void step(struct rp_set *set, struct rp_request *request, enum rp_request
         request->generation++;
     request->state = (uint8_t)to;
     append(all, request);
-    set->request_queued = all->count[RP_REQUEST_QUEUED] > 0;
+    set->request_queued = all->lost || all->count[RP_REQUEST_QUEUED] > 0;
     RP_WRITE_ONCE(set->request_done, all->count[RP_REQUEST_DONE] > 0);
 }
 
@@ -233,7 +233,7 @@ int rp_request_flush(struct rp_set *set)
             finish(set, request, request->had > 0 ? (int64_t)request->had : -ENOTSUP);
         }
     }
-    return 0;
+    return all->lost ? -EBADR : 0;
 }
 
 void rp_request_completed(struct rp_set *set, struct rp_op *op, int result)
@@ -316,6 +316,7 @@ void rp_request_end_all(struct rp_set *set)
             rp_op_step(&set->ops, all->first[state]->op, RP_OP_ORPHANED);
             finish(set, all->first[state], -EIO);
         }
+    all->lost = set->request_queued = false;
 }
 
 void rp_request_tell(struct rp_set *set)
@@ -331,7 +332,7 @@ void rp_request_tell(struct rp_set *set)
 void rp_request_after_fork(struct rp_set *set)
 {
     struct rp_requests *all = &set->requested;
-    all->told = false;
+    all->told = all->lost = false;
     for (unsigned state = RP_REQUEST_QUEUED; state <= RP_REQUEST_CANCELING; state++)
         while (all->first[state])
             finish(set, all->first[state], -ECANCELED);

@@ -942,4 +942,25 @@ TEST_F(Requests, WhereThereIsNoMemoryForAWhileTheRingIsNotGivenUpBeforeItsReques
     end_pipe();
 }
 
+TEST_F(Requests, ALostCompletionIsNotForgottenOverWhatComesAfterIt)
+{
+    char byte = 'x', other = 'o';
+    struct iovec iov = {&byte, 1}, second = {&other, 1};
+    uint64_t id = 0;
+    run_in();
+    ask_for_what_does_not_come(&iov);
+    rp_set_lock(faults.set);
+    rp_request_lost_one(faults.set); /* as the last enter of a turn tells it */
+    rp_set_unlock(faults.set);
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, &other, &second, 1, 0, &id), 0);
+    EXPECT_EQ(ringpoll_request_cancel(set_, id, 0), 0);
+    auto all = results(2);
+    ASSERT_EQ(all.size(), 2u);
+    EXPECT_EQ(all[0].user, &other);
+    EXPECT_EQ(all[0].result, -ECANCELED);
+    EXPECT_EQ(all[1].result, -ENOTSUP);
+    EXPECT_EQ(stats().engine, RINGPOLL_ENGINE_KERNEL);
+    end_pipe();
+}
+
 } // namespace
