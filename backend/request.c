@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #ifndef SYS_preadv2
@@ -37,6 +38,38 @@ static void append(struct rp_requests *all, struct rp_request *request)
     all->count[request->state]++;
 }
 
+/* ------------------------------------------------------ the current position */
+
+static bool is_on_disk(struct rp_request *request)
+{
+    unsigned mode = 0;
+    if (request->place == RP_REQUEST_UNKNOWN)
+        request->place = rp_sys_fstat_mode(request->fd, &mode) == 0 && !S_ISREG(mode) && !S_ISBLK(mode)
+                             ? RP_REQUEST_ELSEWHERE
+                             : RP_REQUEST_DISK;
+    return request->place == RP_REQUEST_DISK;
+}
+
+/* One in flight may be at the same position. */
+static bool has_to_wait(const struct rp_requests *all, struct rp_request *request)
+{
+    for (struct rp_request *other = all->at_position; other; other = other->next_at_position)
+        if (other->fd == request->fd || (is_on_disk(other) && is_on_disk(request)))
+            return true;
+    return false;
+}
+
+static bool leave_position(struct rp_requests *all, const struct rp_request *request)
+{
+    struct rp_request **link = &all->at_position;
+    while (*link && *link != request)
+        link = &(*link)->next_at_position;
+    if (!*link)
+        return false;
+    *link = request->next_at_position;
+    return true;
+}
+
 static void step(struct rp_set *set, struct rp_request *request, enum rp_request_state to)
 {
     struct rp_requests *all = &set->requested;
@@ -47,13 +80,15 @@ static void step(struct rp_set *set, struct rp_request *request, enum rp_request
     *(request->before ? &request->before->next : &all->first[request->state]) = request->next;
     *(request->next ? &request->next->before : &all->last[request->state]) = request->before;
     all->count[request->state]--;
-    if (all->at_position == request && to == RP_REQUEST_DONE)
-        all->at_position = NULL;
+    bool was_at_position = to == RP_REQUEST_DONE && leave_position(all, request);
     if (to == RP_REQUEST_FREE)
         request->generation++;
     request->state = (uint8_t)to;
     append(all, request);
-    set->request_queued = all->lost || all->count[RP_REQUEST_QUEUED] > 0;
+    if (to == RP_REQUEST_QUEUED || was_at_position)
+        set->request_queued = true;
+    if (all->count[RP_REQUEST_QUEUED] == 0)
+        set->request_queued = all->lost;
     RP_WRITE_ONCE(set->request_done, all->count[RP_REQUEST_DONE] > 0);
 }
 
@@ -191,8 +226,10 @@ static int fill(struct rp_set *set, struct rp_request *request)
     fill_in(sqe, request);
     sqe->user_data = rp_op_user_data(&set->ops, op);
     request->op = op;
-    if (request->offset < 0)
+    if (request->offset < 0) {
+        request->next_at_position = set->requested.at_position;
         set->requested.at_position = request;
+    }
     step(set, request, RP_REQUEST_INFLIGHT);
     return 0;
 }
@@ -203,18 +240,23 @@ int rp_request_flush(struct rp_set *set)
     bool few = all->count[RP_REQUEST_QUEUED] <= RP_REQUEST_FEW;
     uint64_t bytes = 0;
     unsigned full = 0;
+    bool passed_over = false; /* one at the current position, which no later one may overtake */
 
     if (all->lost)
         return -EBADR;
+    set->request_queued = false;
     for (struct rp_request *request = all->first[RP_REQUEST_QUEUED], *next; request; request = next) {
         next = request->next;
         bool is_large = request->bytes > RP_REQUEST_INLINE;
         int64_t result;
-        if (request->offset < 0 && all->at_position)
+        if (request->offset < 0 && (passed_over || has_to_wait(all, request)))
             continue;
         if (!is_large) {
-            if (bytes >= RP_REQUEST_TURN)
+            if (bytes >= RP_REQUEST_TURN) {
+                passed_over = passed_over || request->offset < 0;
+                set->request_queued = true;
                 continue;
+            }
             bytes += request->bytes;
         }
         if (request->operation == RINGPOLL_REQUEST_READ && !is_large && (few || request->offset < 0) && is_read_now(request, &result)) {
@@ -224,11 +266,14 @@ int rp_request_flush(struct rp_set *set)
         }
         int error = fill(set, request);
         if (error == -EBUSY) {
-            if (full++ == 64) /* another turn, then */
-                return 0;
+            if (full++ == 64) { /* another turn, then */
+                set->request_queued = true;
+                break;
+            }
             if ((error = rp_set_enter_and_reap(set)) < 0)
                 return error;
             next = all->first[RP_REQUEST_QUEUED]; /* all of what went before is gone, or waits for its turn */
+            passed_over = false;
         } else if (error < 0) {
             finish(set, request, request->had > 0 ? (int64_t)request->had : -ENOTSUP);
         }
@@ -437,6 +482,7 @@ int ringpoll_request_submit(int epfd, const struct ringpoll_request *asked, uint
     request->had = 0;
     request->operation = (uint8_t)asked->operation;
     request->asked = false;
+    request->place = RP_REQUEST_UNKNOWN;
     all->data = asked->data;
     step(set, request, RP_REQUEST_QUEUED);
     set->stats.requests++;

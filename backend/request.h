@@ -31,8 +31,11 @@
  * An open is a kernel worker's from the start: tried in the call, io_uring's opens a FIFO
  * without waiting for its other end. What else is no read goes where the kernel sends it.
  *
- * A request at the current position (offset -1) is alone of its kind in the ring: io_uring
- * takes the position when it begins, and writes it back when it is done.
+ * Of requests at the current position (offset -1) one is in the ring at a time: io_uring
+ * takes the position when it begins, and writes it back when it is done. Two fds may be
+ * names of one file, so that this goes for all that are on a disk together; for pipes and
+ * terminals, which may keep one for long, by fd. The rest is QUEUED, and no reason for a
+ * turn: request_queued is set where a flush would find something to begin.
  */
 #ifndef RP_REQUEST_H
 #define RP_REQUEST_H
@@ -60,6 +63,9 @@ enum rp_request_state {
     RP_REQUEST_STATES
 };
 
+/* Looked up where it matters. */
+enum rp_request_place { RP_REQUEST_UNKNOWN, RP_REQUEST_DISK, RP_REQUEST_ELSEWHERE };
+
 struct rp_request {
     struct rp_request *next, *before; /* in the list of its state */
     struct rp_op *op;                 /* INFLIGHT, CANCELING */
@@ -69,6 +75,7 @@ struct rp_request {
     int64_t result; /* DONE */
     uint64_t bytes; /* asked for */
     uint64_t had;   /* of them, read already, by preadv2 */
+    struct rp_request *next_at_position;
     int32_t fd;
     uint32_t count;
     uint32_t slot, generation;
@@ -77,6 +84,7 @@ struct rp_request {
     uint8_t state;   /* enum rp_request_state */
     uint8_t operation; /* RINGPOLL_REQUEST_* */
     bool asked;      /* the caller has cancelled it */
+    uint8_t place;   /* enum rp_request_place */
 };
 
 struct rp_requests { /* a part of rp_set; under its lock */
@@ -84,7 +92,7 @@ struct rp_requests { /* a part of rp_set; under its lock */
     uint32_t count[RP_REQUEST_STATES];
     struct rp_request **pages; /* RP_REQUEST_PAGE records each; they never move */
     uint32_t pages_used;
-    struct rp_request *at_position; /* in flight with offset -1 */
+    struct rp_request *at_position; /* in flight with offset -1, a list */
     epoll_data_t data;              /* of the event by which a wait tells */
     bool told;                      /* the wake fd stands in the identity, for those that are DONE */
     bool first_turn;                /* of waits that have room for one event */

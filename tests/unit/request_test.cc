@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -961,6 +962,100 @@ TEST_F(Requests, ALostCompletionIsNotForgottenOverWhatComesAfterIt)
     EXPECT_EQ(all[1].result, -ENOTSUP);
     EXPECT_EQ(stats().engine, RINGPOLL_ENGINE_KERNEL);
     end_pipe();
+}
+
+/* -------------------------------------------------- what waits for another one */
+
+TEST_F(Requests, AnOuterLoopSleepsWhileOneWaitsForAnotherAtTheCurrentPosition)
+{
+    char bytes[2] = {'x', 'x'};
+    struct iovec iov[2] = {{&bytes[0], 1}, {&bytes[1], 1}};
+    run_in();
+    ASSERT_EQ(pipe2(pipe_, O_CLOEXEC), 0);
+    for (unsigned i = 0; i < 2; i++)
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, &bytes[i], &iov[i], 1, -1, nullptr, pipe_[0]), 0);
+    int fd = -EAGAIN;
+    for (unsigned turn = 0; turn < 50 && fd == -EAGAIN; turn++) {
+        EXPECT_EQ(wait(8, 0), 0);
+        fd = ringpoll_sleep_fd(set_, 0);
+    }
+    ASSERT_GE(fd, 0);
+    for (unsigned i = 0; i < 2; i++) {
+        EXPECT_EQ(faults.set->requested.count[RP_REQUEST_QUEUED], 1 - i);
+        ASSERT_EQ(write(pipe_[1], "ab" + i, 1), 1);
+        struct pollfd look = {fd, POLLIN, 0};
+        EXPECT_EQ(poll(&look, 1, 10000), 1);
+        auto all = results(1);
+        ASSERT_EQ(all.size(), 1u);
+        EXPECT_EQ(all[0].user, &bytes[i]);
+        EXPECT_EQ(all[0].result, 1);
+        fd = -EAGAIN;
+        for (unsigned turn = 0; turn < 50 && fd == -EAGAIN; turn++) {
+            EXPECT_EQ(wait(8, 0), 0);
+            fd = ringpoll_sleep_fd(set_, 1);
+        }
+        ASSERT_GE(fd, 0);
+    }
+    EXPECT_EQ(std::string(bytes, 2), "ab");
+    end_pipe();
+}
+
+TEST_F(Requests, AnotherFilesCurrentPositionIsNotWaitedForButTheSameFilesIs)
+{
+    char byte = 'x', written[] = "written", more[] = "more";
+    struct iovec iov = {&byte, 1}, first = {written, 7}, second = {more, 4};
+    run_in();
+    ASSERT_EQ(pipe2(pipe_, O_CLOEXEC), 0);
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, this, &iov, 1, -1, nullptr, pipe_[0]), 0);
+    wait(8, 0);
+    ASSERT_EQ(faults.set->requested.count[RP_REQUEST_INFLIGHT], 1u);
+    int same = fcntl(file_, F_DUPFD_CLOEXEC, 0);
+    ASSERT_GE(same, 0);
+    lseek(file_, 100, SEEK_SET);
+    unsigned most = 0;
+    faults.edit = [&](struct rp_sqe *sqe) {
+        if (sqe->opcode == RP_IORING_OP_WRITE)
+            sqe->flags |= RP_SQE_ASYNC;
+        unsigned at_once = 0;
+        for (struct rp_request *other = faults.set->requested.at_position; other; other = other->next_at_position)
+            at_once += other->operation == RINGPOLL_REQUEST_WRITE;
+        most = std::max(most, at_once);
+    };
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_WRITE, written, &first, 1, -1), 0);
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_WRITE, more, &second, 1, -1, nullptr, same), 0);
+    auto all = results(2);
+    ASSERT_EQ(all.size(), 2u);
+    EXPECT_EQ(all[0].user, written);
+    EXPECT_EQ(all[0].result, 7);
+    EXPECT_EQ(all[1].result, 4);
+    EXPECT_EQ(most, 1u);
+    char is[11];
+    ASSERT_EQ(pread(file_, is, 11, 100), 11);
+    EXPECT_EQ(std::string(is, 11), "writtenmore");
+    ASSERT_EQ(write(pipe_[1], "p", 1), 1);
+    EXPECT_EQ(results(1).at(0).user, this);
+    close(same);
+    end_pipe();
+}
+
+/* A small one that waits for its share of a turn is before a large one. */
+TEST_F(Requests, NoneIsOvertakenAtTheCurrentPosition)
+{
+    std::string small(65536, '\0'), large(200000, '\0');
+    struct iovec iov[2] = {{small.data(), small.size()}, {large.data(), large.size()}};
+    std::vector<std::string> bytes(16, std::string(65536, '\0'));
+    std::vector<struct iovec> others(16);
+    run_in();
+    lseek(file_, 0, SEEK_SET);
+    for (unsigned i = 0; i < 16; i++) {
+        others[i] = {bytes[i].data(), bytes[i].size()};
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &others[i], 1, 0), 0);
+    }
+    for (unsigned i = 0; i < 2; i++)
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov[i], 1, -1), 0);
+    EXPECT_EQ(results(18).size(), 18u);
+    EXPECT_TRUE(is_text(small.data(), small.size(), 0));
+    EXPECT_TRUE(is_text(large.data(), large.size(), 65536));
 }
 
 } // namespace
