@@ -1058,4 +1058,31 @@ TEST_F(Requests, NoneIsOvertakenAtTheCurrentPosition)
     EXPECT_TRUE(is_text(large.data(), large.size(), 65536));
 }
 
+TEST_F(Requests, ThoseThatAreBeyondATurnsShareBeginThoughTheOthersDoNotEnd)
+{
+    std::vector<std::string> bytes(16, std::string(65536, '\0'));
+    std::vector<struct iovec> iov(16);
+    char small[100];
+    struct iovec last = {small, sizeof small};
+    int pipes[16][2];
+    run_in();
+    for (unsigned i = 0; i < 16; i++) {
+        ASSERT_EQ(pipe2(pipes[i], O_CLOEXEC), 0);
+        iov[i] = {bytes[i].data(), bytes[i].size()};
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov[i], 1, 0, nullptr, pipes[i][0]), 0);
+    }
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, small, &last, 1, 300), 0);
+    auto all = results(1);
+    ASSERT_EQ(all.size(), 1u);
+    EXPECT_EQ(all[0].user, small);
+    EXPECT_EQ(all[0].result, 100);
+    EXPECT_TRUE(is_text(small, sizeof small, 300));
+    ringpoll_close(set_);
+    set_ = -1;
+    for (auto &ends : pipes) {
+        close(ends[0]);
+        close(ends[1]);
+    }
+}
+
 } // namespace
