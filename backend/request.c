@@ -142,8 +142,9 @@ static long read_now(const struct rp_request *request, const struct iovec *iov, 
     return rp_sys_call(SYS_preadv2, request->fd, (long)iov, (long)count, (long)at, high, NOWAIT);
 }
 
-/* True: it is read as far as a read would have, which is to its end, or to the file's. What
- * was read of several pieces is read again by the ring, so that they are not counted here. */
+/* True: it is read as far as a read would have, which is to its end, or to the file's, and
+ * of a pipe or a terminal what is there. What was read of several pieces is read again by the
+ * ring, so that they are not counted here. */
 static bool is_read_now(struct rp_request *request, int64_t *ret_result)
 {
     if (request->count > 1) {
@@ -154,11 +155,13 @@ static bool is_read_now(struct rp_request *request, int64_t *ret_result)
     while (request->had < request->bytes) {
         struct iovec rest = {(char *)request->iov->iov_base + request->had, request->bytes - request->had};
         long got = read_now(request, &rest, 1);
-        if (got < 0)
+        if (got < 0 && (request->had == 0 || is_on_disk(request)))
             return false;
-        if (got == 0)
+        if (got <= 0)
             break;
         request->had += (uint64_t)got;
+        if ((uint64_t)got < rest.iov_len && request->offset < 0 && !is_on_disk(request))
+            break;
     }
     *ret_result = (int64_t)request->had;
     return request->bytes > 0;

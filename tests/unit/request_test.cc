@@ -1085,4 +1085,38 @@ TEST_F(Requests, ThoseThatAreBeyondATurnsShareBeginThoughTheOthersDoNotEnd)
     }
 }
 
+TEST_F(Requests, APipesReadIsDoneWithWhatIsThere)
+{
+    char bytes[100];
+    struct iovec iov = {bytes, sizeof bytes};
+    run_in();
+    ASSERT_EQ(pipe2(pipe_, O_CLOEXEC), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        ASSERT_EQ(write(pipe_[1], "ten bytes.", 10), 10);
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov, 1, -1, nullptr, pipe_[0]), 0);
+        auto all = results(1);
+        ASSERT_EQ(all.size(), 1u);
+        EXPECT_EQ(all[0].result, 10);
+        EXPECT_EQ(std::string(bytes, 10), "ten bytes.");
+    }
+    end_pipe();
+}
+
+TEST_F(Requests, APacketOfAPipeIsOneRead)
+{
+    char bytes[2][100];
+    struct iovec iov[2] = {{bytes[0], 100}, {bytes[1], 100}};
+    run_in();
+    ASSERT_EQ(pipe2(pipe_, O_CLOEXEC | O_DIRECT), 0);
+    ASSERT_EQ(write(pipe_[1], "first", 5), 5);
+    ASSERT_EQ(write(pipe_[1], "next", 4), 4);
+    for (unsigned i = 0; i < 2; i++)
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, bytes[i], &iov[i], 1, -1, nullptr, pipe_[0]), 0);
+    auto all = results(2);
+    ASSERT_EQ(all.size(), 2u);
+    EXPECT_EQ(all[0].result, 5);
+    EXPECT_EQ(all[1].result, 4);
+    end_pipe();
+}
+
 } // namespace
