@@ -99,6 +99,18 @@ static void finish(struct rp_set *set, struct rp_request *request, int64_t resul
     step(set, request, RP_REQUEST_DONE);
 }
 
+/* What was read at the current position is read: nobody else can. */
+static bool has_moved(const struct rp_request *request)
+{
+    return request->offset < 0 && request->had > 0;
+}
+
+/* Without the kernel's word. */
+static void give_up(struct rp_set *set, struct rp_request *request, int error)
+{
+    finish(set, request, has_moved(request) ? (int64_t)request->had : error);
+}
+
 static bool grow(struct rp_set *set)
 {
     struct rp_requests *all = &set->requested;
@@ -278,7 +290,7 @@ int rp_request_flush(struct rp_set *set)
             next = all->first[RP_REQUEST_QUEUED]; /* all of what went before is gone, or waits for its turn */
             passed_over = false;
         } else if (error < 0) {
-            finish(set, request, request->had > 0 ? (int64_t)request->had : -ENOTSUP);
+            give_up(set, request, -ENOTSUP);
         }
     }
     return all->lost ? -EBADR : 0;
@@ -325,7 +337,7 @@ void rp_request_end_all(struct rp_set *set)
     if (!set->any_requests)
         return;
     while (all->first[RP_REQUEST_QUEUED])
-        finish(set, all->first[RP_REQUEST_QUEUED], -ENOTSUP);
+        give_up(set, all->first[RP_REQUEST_QUEUED], -ENOTSUP);
     /* Of a lost completion the kernel knows nothing, and of a read that waits for its page
      * neither: there is no asking, and a CQE held back hides ETIME. */
     uint64_t deadline = 0;
@@ -362,7 +374,7 @@ void rp_request_end_all(struct rp_set *set)
     for (unsigned state = RP_REQUEST_INFLIGHT; state <= RP_REQUEST_CANCELING; state++)
         while (all->first[state]) {
             rp_op_step(&set->ops, all->first[state]->op, RP_OP_ORPHANED);
-            finish(set, all->first[state], -EIO);
+            give_up(set, all->first[state], -EIO);
         }
     all->lost = set->request_queued = false;
 }
@@ -511,8 +523,13 @@ int ringpoll_request_cancel(int epfd, uint64_t id, uint32_t flags)
     if (!request) {
         error = -ENOENT;
     } else if (request->state == RP_REQUEST_QUEUED) {
-        request->asked = true;
-        finish(set, request, -ECANCELED);
+        bool begun = has_moved(request);
+        if (begun)
+            error = -EBUSY;
+        if (!begun || !(flags & RINGPOLL_REQUEST_UNSTARTED)) {
+            request->asked = true;
+            give_up(set, request, -ECANCELED);
+        }
     } else if (request->state != RP_REQUEST_INFLIGHT || (flags & RINGPOLL_REQUEST_UNSTARTED) ||
                !rp_set_is_mine(set) || set->owner_inside) {
         error = -EBUSY;

@@ -1119,4 +1119,37 @@ TEST_F(Requests, APacketOfAPipeIsOneRead)
     end_pipe();
 }
 
+/* A part was cached, and the SQ has no room for the rest yet. */
+TEST_F(Requests, WhatWasReadAtTheCurrentPositionIsToldWhateverComesThen)
+{
+    char bytes[100];
+    struct iovec iov = {bytes, sizeof bytes};
+    auto part_of = [&](int64_t offset, uint64_t *ret_id) {
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov, 1, offset, ret_id), 0);
+        struct rp_request *request = faults.set->requested.last[RP_REQUEST_QUEUED];
+        request->had = (uint64_t)pread(file_, bytes, 10, 0);
+        if (offset < 0)
+            lseek(file_, 10, SEEK_SET);
+    };
+    uint64_t id = 0;
+    run_in();
+    part_of(-1, &id);
+    EXPECT_EQ(ringpoll_request_cancel(set_, id, 0), -EBUSY);
+    EXPECT_EQ(results(1).at(0).result, 10);
+    part_of(-1, &id);
+    EXPECT_EQ(ringpoll_request_cancel(set_, id, RINGPOLL_REQUEST_UNSTARTED), -EBUSY);
+    EXPECT_EQ(results(1).at(0).result, 100);
+    EXPECT_TRUE(is_text(bytes, 100, 0));
+    part_of(0, &id);
+    EXPECT_EQ(ringpoll_request_cancel(set_, id, RINGPOLL_REQUEST_UNSTARTED), 0);
+    EXPECT_EQ(results(1).at(0).result, -ECANCELED);
+    part_of(-1, &id);
+    part_of(0, &id);
+    EXPECT_EQ(ringpoll_demote(set_), 0);
+    auto all = results(2);
+    ASSERT_EQ(all.size(), 2u);
+    EXPECT_EQ(all[0].result, 10);
+    EXPECT_EQ(all[1].result, -ENOTSUP);
+}
+
 } // namespace
