@@ -696,7 +696,8 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
             break;
         }
         rp_buffers_refill(&set->buffers);
-        bool looks = set->ready_count || (set->hidden_ready | poll_only | interrupted | set->request_done);
+        bool looks = set->ready_count || (set->hidden_ready | poll_only | interrupted | set->request_done |
+                                          set->request_queued); /* more than a turn's share */
         if (looks ? rp_ring_queued(ring) || rp_ring_wants_enter(ring) : set->sending && rp_ring_peek(ring)) {
             if ((result = look_in_ring(set, &reaped)) < 0)
                 break;

@@ -402,7 +402,8 @@ RINGPOLL_API int ringpoll_request_submit(int epfd, const struct ringpoll_request
 
 /* 0: its result is -ECANCELED, nothing was read or written. -EINPROGRESS: the kernel was
  * asked, and the result tells whether in time. -EBUSY: it is done or, with
- * RINGPOLL_REQUEST_UNSTARTED or from another thread, has begun. -ENOENT: there is no such request, or its result was
+ * RINGPOLL_REQUEST_UNSTARTED, from another thread, or with a part read at the current
+ * position, has begun. -ENOENT: there is no such request, or its result was
  * taken. In each case the result comes, if one was to come. */
 RINGPOLL_API int ringpoll_request_cancel(int epfd, uint64_t id, uint32_t flags);
 
