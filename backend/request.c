@@ -332,6 +332,11 @@ static int cancel(struct rp_set *set, struct rp_request *request)
     return 0;
 }
 
+bool rp_request_is_under_way(const struct rp_set *set)
+{
+    return set->requested.count[RP_REQUEST_INFLIGHT] + set->requested.count[RP_REQUEST_CANCELING] > 0;
+}
+
 void rp_request_lost_one(struct rp_set *set)
 {
     struct rp_requests *all = &set->requested;
@@ -434,7 +439,7 @@ static bool takes_requests(const struct rp_set *set)
         (set->flags & RINGPOLL_SQPOLL))
         return false;
     if (engine == RINGPOLL_ENGINE_NEW)
-        return set->waiters == 0;
+        return set->waiters == 0 && (!set->sleeper || set->sleeper == rp_self.id);
     return engine == RINGPOLL_ENGINE_RING && set->tells && rp_set_is_mine(set) && !set->owner_inside;
 }
 

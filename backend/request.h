@@ -107,6 +107,8 @@ int rp_request_flush(struct rp_set *set);
 void rp_request_completed(struct rp_set *set, struct rp_op *op, int result);
 /* The kernel has dropped a completion, and it may have been one of these: the ring goes. */
 void rp_request_lost_one(struct rp_set *set);
+/* The kernel has some: leaving the ring would wait for them. */
+bool rp_request_is_under_way(const struct rp_set *set);
 /* Before the ring ends, or where there is none to be had. Returns when the kernel has
  * nothing any more, or has not answered for so long after it dropped a completion, or for
  * want of memory: then ops stay, so that the ring is closed. Owner, or no ring. */

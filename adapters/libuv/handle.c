@@ -15,7 +15,8 @@
  *
  * What a handle waits for (EPOLL bits) follows from its fields. Whoever changes them calls
  * handle_changed(); the set hears of it before its next wait, so that a stop and a start in
- * one turn are nothing. The fd leaves the set and is closed inside the close call.
+ * one turn are nothing. Where the set refuses, the error is told in the handle's turn, to whom
+ * waits, and nobody waits any more. The fd leaves the set and is closed inside the close call.
  *
  * A callback is called from handle_event(), handle_due() and stream_closed() alone. It may
  * close the handle, but the record stays until the loop's phase of closing.
@@ -100,7 +101,8 @@ void handle_changed(struct handle *handle)
         handle->keeps = keeps;
         state_keep(state, keeps);
     }
-    if (handle->is_dirty || handle->state == HANDLE_CLOSING || interest(handle) == handle->registered)
+    if (handle->is_dirty || handle->state == HANDLE_CLOSING || handle->wait_error ||
+        interest(handle) == handle->registered)
         return;
     handle->prev_dirty = NULL;
     handle->next_dirty = state->dirty;
@@ -132,14 +134,32 @@ void handle_sync(struct handle *handle)
     struct epoll_event event = {.events = wanted, .data.ptr = handle};
     int op = wanted == 0 ? EPOLL_CTL_DEL : handle->registered == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
     int error = ringpoll_ctl(handle->loop->set, op, handle->fd, &event);
-    if (error == 0)
+    if (error == 0 || op == EPOLL_CTL_DEL) {
         handle->registered = wanted;
-    else
-        handle_event(handle, EPOLLERR); /* no memory, no epoll for this file: whoever waits finds out */
+        return;
+    }
+    handle->wait_error = error; /* no memory, no epoll for this file */
+    handle_defer(handle);
+}
+
+static struct handle **slot_of(struct uv_state *state, int fd)
+{
+    return &state->by_fd[(unsigned)fd % FD_SLOTS];
+}
+
+bool handle_has_fd(const struct uv_state *state, int fd)
+{
+    const struct handle *handle = fd >= 0 ? state->by_fd[(unsigned)fd % FD_SLOTS] : NULL;
+    while (handle && handle->fd != fd)
+        handle = handle->next_by_fd;
+    return handle != NULL;
 }
 
 void handle_take_fd(struct handle *handle, int fd, uint32_t kind)
 {
+    struct handle **slot = slot_of(handle->loop, fd);
+    handle->next_by_fd = *slot;
+    *slot = handle;
     handle->fd = fd;
     handle->is_socket = (kind & RINGPOLL_FD_KIND) != RINGPOLL_FD_OTHER;
     handle->declared = handle->is_socket;
@@ -159,6 +179,15 @@ void handle_event(struct handle *handle, uint32_t events)
 
 void handle_due(struct handle *handle)
 {
+    int error = handle->wait_error;
+    handle->wait_error = 0;
+    if (error && handle->state != HANDLE_CLOSING) {
+        if (handle->type == TYPE_UDP)
+            udp_failed(handle, error);
+        else
+            stream_failed(handle, error);
+        handle_changed(handle);
+    }
     if (handle->state == HANDLE_CLOSING)
         return;
     if (handle->type == TYPE_UDP)
@@ -201,6 +230,21 @@ static void on_life_over(uv_handle_t *life)
     state_put(state);
 }
 
+/* As libuv, which leaves standard input, output and error to the process. */
+static void let_go(struct handle *handle)
+{
+    int fd = handle->fd;
+    struct handle **at = slot_of(handle->loop, fd);
+    while (*at != handle)
+        at = &(*at)->next_by_fd;
+    *at = handle->next_by_fd;
+    handle->fd = -1;
+    if (fd > STDERR_FILENO)
+        ringpoll_close(fd);
+    else
+        ringpoll_fd_forget(fd);
+}
+
 void ringpoll_uv_close(ringpoll_uv_handle_t *user, ringpoll_uv_close_cb on_close)
 {
     struct handle *handle = handle_of(user);
@@ -211,14 +255,15 @@ void ringpoll_uv_close(ringpoll_uv_handle_t *user, ringpoll_uv_close_cb on_close
     handle_changed(handle);
     undirty(handle);
     if (handle->fd >= 0) {
+        if (handle->declared) /* what is written goes out, also before the reset that unread bytes cause */
+            ringpoll_fd_flush(handle->fd);
         if (handle->registered)
             ringpoll_ctl(handle->loop->set, EPOLL_CTL_DEL, handle->fd, NULL);
         if (handle->type == TYPE_UDP)
             udp_closing(handle);
         else
             stream_closing(handle);
-        ringpoll_close(handle->fd);
-        handle->fd = -1;
+        let_go(handle);
     }
     uv_close((uv_handle_t *)&handle->life, on_life_over);
     state_touch(handle->loop);

@@ -19,6 +19,7 @@ struct handle;
 
 #define TURN_EVENTS 256
 #define UDP_BATCH 32
+#define FD_SLOTS 256
 
 struct waker { /* lives on until libuv has closed it */
     uv_poll_t poll;
@@ -42,6 +43,7 @@ struct uv_state {
     int reserve_fd;         /* given up for a moment where a listener meets EMFILE */
     struct handle *dirty;   /* whose interest may differ from what the set has */
     struct handle *deferred, **deferred_tail; /* with callbacks due */
+    struct handle *by_fd[FD_SLOTS]; /* those that have an fd, by `next_by_fd` */
     int count;              /* events[], to be dispatched by our check */
     struct epoll_event events[TURN_EVENTS];
     struct udp_room *room;  /* for datagrams; NULL: not needed yet */
@@ -92,10 +94,12 @@ struct handle {
     bool is_socket;
     int fd;
     int delayed_error;      /* a UV_E…, of bind or connect, to be told later */
+    int wait_error;         /* a UV_E…: the set did not take the fd; to be told instead of events */
+    bool deaf;              /* LISTENING, and its error was told */
     bool connect_is_over;   /* CONNECTING: its callback is due */
     uint32_t registered;    /* EPOLL bits that the set has; 0: none */
     uint32_t requests;      /* pending */
-    struct handle *next_dirty, *next_deferred, *prev_dirty;
+    struct handle *next_dirty, *next_deferred, *prev_dirty, *next_by_fd;
     ringpoll_uv_close_cb on_close;
     /* streams */
     ringpoll_uv_alloc_cb on_alloc;
@@ -114,6 +118,7 @@ struct handle {
     size_t waiting_count;
     struct udp_kept *kept;
     bool udp_connected;
+    bool starved;           /* the program had no memory for what is kept */
     bool blocked;           /* sends wait for room */
 };
 
@@ -131,6 +136,8 @@ void handle_changed(struct handle *handle);
 void handle_defer(struct handle *handle);
 bool handle_is_active(const struct handle *handle);
 void handle_sync(struct handle *handle);
+/* Whether a handle of this loop has it: it cannot be watched twice. */
+bool handle_has_fd(const struct uv_state *state, int fd);
 /* An fd that this library made, or was given: non-blocking, FD_CLOEXEC as it is. */
 void handle_take_fd(struct handle *handle, int fd, uint32_t kind);
 void handle_event(struct handle *handle, uint32_t events);
@@ -144,6 +151,8 @@ uint32_t stream_interest(const struct handle *handle);
 bool stream_is_active(const struct handle *handle);
 void stream_event(struct handle *handle, uint32_t events);
 void stream_due(struct handle *handle);
+/* What the stream waits for will not come: told to whom it concerns. */
+void stream_failed(struct handle *handle, int error);
 /* fd and what came with it are gone in a moment. */
 void stream_closing(struct handle *handle);
 /* Callbacks of what is pending: UV_ECANCELED. */
@@ -160,6 +169,7 @@ uint32_t udp_interest(const struct handle *handle);
 bool udp_is_active(const struct handle *handle);
 void udp_event(struct handle *handle, uint32_t events);
 void udp_due(struct handle *handle);
+void udp_failed(struct handle *handle, int error);
 void udp_closing(struct handle *handle);
 void udp_closed(struct handle *handle);
 void udp_free_room(struct uv_state *state);

@@ -291,6 +291,7 @@ static int make_state(uv_loop_t *loop, struct uv_state **ret_state)
     uv_unref((uv_handle_t *)&state->prepare);
     uv_unref((uv_handle_t *)&state->check);
     uv_unref((uv_handle_t *)&state->idle);
+    stay_awake(state); /* made in another prepare's callback: ours does not run in this iteration */
     pthread_mutex_lock(&states_lock);
     state->next = states;
     states = state;

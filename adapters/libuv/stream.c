@@ -139,7 +139,7 @@ uint32_t stream_interest(const struct handle *handle)
 {
     switch (handle->state) {
     case HANDLE_LISTENING:
-        return handle->accepted_fd < 0 ? EPOLLIN : 0u;
+        return handle->accepted_fd < 0 && !handle->deaf ? EPOLLIN : 0u;
     case HANDLE_CONNECTING:
         return handle->connect_is_over ? 0u : EPOLLOUT;
     case HANDLE_CONNECTED:
@@ -152,7 +152,7 @@ uint32_t stream_interest(const struct handle *handle)
 
 bool stream_is_active(const struct handle *handle)
 {
-    return handle->state == HANDLE_LISTENING || handle->state == HANDLE_CONNECTING ||
+    return (handle->state == HANDLE_LISTENING && !handle->deaf) || handle->state == HANDLE_CONNECTING ||
            (handle->state == HANDLE_CONNECTED &&
             (handle->reading != READING_NOT || handle->waiting.first || handle->output == OUTPUT_ENDING));
 }
@@ -242,10 +242,20 @@ int ringpoll_uv_try_write(ringpoll_uv_stream_t *stream, const uv_buf_t *bufs, un
     return (int)sent;
 }
 
+static void tell_shutdown(struct handle *handle, int error)
+{
+    struct shutdown_request *request = (struct shutdown_request *)handle->ending;
+    handle->output = OUTPUT_ENDED;
+    handle->ending = NULL;
+    handle->requests--;
+    handle_changed(handle);
+    if (request->on_shutdown)
+        request->on_shutdown((ringpoll_uv_shutdown_t *)request, error);
+}
+
 /* OUTPUT_ENDING → OUTPUT_ENDED, once there is nothing before the end. */
 static void end_output(struct handle *handle)
 {
-    struct shutdown_request *request = (struct shutdown_request *)handle->ending;
     if (handle->output != OUTPUT_ENDING || handle->waiting.first || handle->written.first)
         return;
     if (handle->declared && ringpoll_fd_flush(handle->fd) == -EAGAIN) {
@@ -254,13 +264,7 @@ static void end_output(struct handle *handle)
     }
     if (handle->declared)
         ringpoll_fd_shutdown(handle->fd, SHUT_WR);
-    int error = shutdown(handle->fd, SHUT_WR) < 0 ? -errno : 0;
-    handle->output = OUTPUT_ENDED;
-    handle->ending = NULL;
-    handle->requests--;
-    handle_changed(handle);
-    if (request->on_shutdown)
-        request->on_shutdown((ringpoll_uv_shutdown_t *)request, error);
+    tell_shutdown(handle, shutdown(handle->fd, SHUT_WR) < 0 ? -errno : 0);
 }
 
 int ringpoll_uv_shutdown(ringpoll_uv_shutdown_t *req, ringpoll_uv_stream_t *stream, ringpoll_uv_shutdown_cb on_shutdown)
@@ -552,6 +556,7 @@ int ringpoll_uv_listen(ringpoll_uv_stream_t *stream, int backlog, ringpoll_uv_co
         return -errno;
     ringpoll_fd_listening(handle->fd, backlog);
     handle->on_connection = on_connection;
+    handle->deaf = false;
     handle_step(handle, HANDLE_LISTENING);
     handle_changed(handle);
     return 0;
@@ -608,6 +613,39 @@ void stream_due(struct handle *handle)
     tell_written(handle);
     if (handle->state == HANDLE_CONNECTED)
         end_output(handle);
+}
+
+void stream_failed(struct handle *handle, int error)
+{
+    uv_buf_t none = uv_buf_init(NULL, 0);
+    ringpoll_uv_stream_t *user = (ringpoll_uv_stream_t *)handle->user;
+    uint8_t how = handle->reading;
+    switch (handle->state) {
+    case HANDLE_LISTENING:
+        handle->deaf = true;
+        handle_changed(handle);
+        handle->on_connection(user, error);
+        break;
+    case HANDLE_CONNECTING:
+        handle->delayed_error = error;
+        finish_connect(handle);
+        break;
+    case HANDLE_CONNECTED:
+        cancel_waiting(handle, error);
+        if (how != READING_NOT)
+            stop_reading(handle);
+        if (how == READING_BORROWS)
+            handle->on_borrow(user, error, NULL);
+        else if (how == READING_COPIES)
+            handle->on_read(user, error, &none);
+        if (handle->state == HANDLE_CONNECTED)
+            tell_written(handle);
+        if (handle->state == HANDLE_CONNECTED && handle->output == OUTPUT_ENDING)
+            tell_shutdown(handle, error);
+        break;
+    default:
+        break;
+    }
 }
 
 void stream_closing(struct handle *handle)
@@ -690,6 +728,8 @@ int ringpoll_uv_tcp_open(ringpoll_uv_tcp_t *tcp, uv_os_sock_t fd)
     struct handle *handle = checked(tcp);
     if (!handle || handle->state != HANDLE_FRESH)
         return handle ? UV_EBUSY : UV_EINVAL;
+    if (handle_has_fd(handle->loop, fd))
+        return UV_EEXIST;
     int family = 0;
     socklen_t length = sizeof family;
     if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) < 0)
@@ -831,6 +871,8 @@ int ringpoll_uv_pipe_open(ringpoll_uv_pipe_t *pipe, uv_file fd)
     struct handle *handle = checked(pipe);
     if (!handle || handle->state != HANDLE_FRESH)
         return handle ? UV_EBUSY : UV_EINVAL;
+    if (handle_has_fd(handle->loop, fd))
+        return UV_EEXIST;
     int mode = make_nonblocking(fd), family = 0;
     if (mode < 0)
         return mode;

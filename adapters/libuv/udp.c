@@ -3,7 +3,8 @@
  * Datagrams. The set tells when there are any (its kernel epoll does: a bound socket on a
  * ring would keep its port beyond a kill). They are received many at a time into memory of
  * the loop's, and handed on one by one: alloc_cb, a copy, recv_cb. What a program that stops in
- * the midst of that does not take waits in `kept`, and comes first when it starts again.
+ * the midst of that does not take, or has no memory for, waits in `kept`, and comes first when it starts again,
+ * or in the next turn.
  *
  * Sends of a turn wait for our part of it and go out many at a time, in order, or with a close:
  *
@@ -118,11 +119,12 @@ static void hand_on_kept(struct handle *handle)
 {
     while (handle->kept && takes(handle)) {
         struct udp_kept *first = handle->kept;
-        handle->kept = first->next;
-        bool had_room = hand_on(handle, first->bytes, first->length, first->cut, &first->address);
-        free(first); /* where there was no room it is lost, as in libuv's recvmmsg */
-        if (!had_room)
+        if (!hand_on(handle, first->bytes, first->length, first->cut, &first->address)) {
+            handle->starved = true;
             break;
+        }
+        handle->kept = first->next;
+        free(first);
     }
     if (handle->kept && takes(handle))
         handle_defer(handle);
@@ -174,10 +176,14 @@ static void receive(struct handle *handle)
         for (int i = 0; i < count; i++) {
             size_t length = room->messages[i].msg_len;
             bool cut = (room->messages[i].msg_hdr.msg_flags & MSG_TRUNC) != 0;
-            if (takes(handle))
-                hand_on(handle, room->bytes[i], length, cut, &room->addresses[i]);
-            else if (handle->state != HANDLE_CLOSING)
+            bool taken = takes(handle) && !handle->kept &&
+                         hand_on(handle, room->bytes[i], length, cut, &room->addresses[i]);
+            if (!taken && handle->state != HANDLE_CLOSING)
                 keep(handle, room->bytes[i], length, cut, &room->addresses[i]);
+        }
+        if (takes(handle) && handle->kept) {
+            handle->starved = true;
+            handle_defer(handle);
         }
         if (count < (int)BATCH)
             return;
@@ -281,8 +287,27 @@ void udp_due(struct handle *handle)
     send_waiting(handle);
     handle_changed(handle);
     tell_sent(handle);
-    if (takes(handle) && handle->kept)
+    if (!takes(handle) || !handle->kept)
+        return;
+    if (handle->starved) { /* there was no memory a moment ago */
+        handle->starved = false;
+        handle_defer(handle);
+    } else {
         hand_on_kept(handle);
+    }
+}
+
+void udp_failed(struct handle *handle, int error)
+{
+    if (handle->blocked)
+        while (handle->sends.first)
+            finish_first(handle, error);
+    handle->blocked = false;
+    if (takes(handle)) {
+        handle->reading = READING_NOT;
+        handle_changed(handle);
+        tell_error(handle, error);
+    }
 }
 
 void udp_closing(struct handle *handle)
@@ -351,6 +376,8 @@ int ringpoll_uv_udp_open(ringpoll_uv_udp_t *udp, uv_os_sock_t fd)
     struct handle *handle = checked(udp);
     if (!handle || handle->state != HANDLE_FRESH)
         return handle ? UV_EBUSY : UV_EINVAL;
+    if (handle_has_fd(handle->loop, fd))
+        return UV_EEXIST;
     int flags = fcntl(fd, F_GETFL), type = 0;
     socklen_t length = sizeof type;
     if (flags < 0 || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) < 0 ||
@@ -395,6 +422,16 @@ static int need_bound(struct handle *handle, int family)
     return ringpoll_uv_udp_bind((ringpoll_uv_udp_t *)handle->user, (struct sockaddr *)&any, 0);
 }
 
+/* What was sent before goes where it was meant to go. */
+static void send_before_change(struct handle *handle)
+{
+    if (handle->sends.first && !handle->blocked) {
+        send_waiting(handle);
+        handle_defer(handle);
+        handle_changed(handle);
+    }
+}
+
 int ringpoll_uv_udp_connect(ringpoll_uv_udp_t *udp, const struct sockaddr *address)
 {
     struct handle *handle = checked(udp);
@@ -404,6 +441,7 @@ int ringpoll_uv_udp_connect(ringpoll_uv_udp_t *udp, const struct sockaddr *addre
         struct sockaddr none = {.sa_family = AF_UNSPEC};
         if (!handle->udp_connected)
             return UV_ENOTCONN;
+        send_before_change(handle);
         if (connect(handle->fd, &none, sizeof none) < 0 && errno != EAFNOSUPPORT)
             return -errno;
         handle->udp_connected = false;
@@ -415,6 +453,7 @@ int ringpoll_uv_udp_connect(ringpoll_uv_udp_t *udp, const struct sockaddr *addre
     int error = length == 0 ? UV_EINVAL : need_bound(handle, address->sa_family);
     if (error < 0)
         return error;
+    send_before_change(handle);
     int result;
     do
         result = connect(handle->fd, address, length);

@@ -215,6 +215,44 @@ TYPED_TEST(Others, AStopInTheMidstOfManyDatagramsLosesNone)
     ::close(fd);
 }
 
+TYPED_TEST(Others, ARefusedAllocationLosesNoDatagram)
+{
+    using E = TypeParam;
+    constexpr int count = 40;
+    auto *to = this->make();
+    struct sockaddr_in address = this->bound(to);
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), got = 0, refused = 0, in_turn = 0;
+    to->room_size = 0;
+    to->on_receive = [&](ssize_t nread, const char *bytes, const struct sockaddr *, unsigned) {
+        if (nread < 0) {
+            EXPECT_EQ(nread, UV_ENOBUFS);
+            EXPECT_EQ(++in_turn, 1) << "it is told once";
+            refused++;
+            if (refused % 3 == 0)
+                to->room_size = sizeof to->room;
+            if (refused % 4 == 0) {
+                EXPECT_EQ(E::udp_recv_stop(&to->udp), 0);
+            }
+            return;
+        }
+        ASSERT_EQ(nread, (ssize_t)sizeof got);
+        EXPECT_EQ(memcmp(bytes, &got, sizeof got), 0);
+        if (++got % 5 == 0)
+            to->room_size = 0;
+    };
+    for (int i = 0; i < count; i++)
+        ASSERT_EQ(sendto(fd, &i, sizeof i, 0, (struct sockaddr *)&address, sizeof address), (ssize_t)sizeof i);
+    for (int turn = 0; got < count && turn < 1000; turn++) {
+        in_turn = 0;
+        int started = to->receive();
+        ASSERT_TRUE(started == 0 || started == UV_EALREADY);
+        uv_run(&this->loop_, UV_RUN_NOWAIT);
+    }
+    EXPECT_EQ(got, count);
+    EXPECT_GE(refused, count / 5);
+    ::close(fd);
+}
+
 TYPED_TEST(Others, ADatagramThatIsTooLongIsPartial)
 {
     auto *to = this->make(), *from = this->make();
@@ -255,6 +293,49 @@ TYPED_TEST(Others, AConnectedDatagramSocketNeedsNoAddress)
     EXPECT_EQ(peer.sin_port, address.sin_port);
     EXPECT_EQ(E::udp_connect(&from->udp, nullptr), 0);
     EXPECT_EQ(E::udp_connect(&from->udp, nullptr), UV_ENOTCONN);
+}
+
+TYPED_TEST(Others, AChangeOfPeerDoesNotOvertakeWhatWasSent)
+{
+    using E = TypeParam;
+    auto *from = this->make();
+    typename TestFixture::Udp *to[2] = {this->make(), this->make()};
+    struct sockaddr_in addresses[2];
+    std::vector<std::string> got[2];
+    int sent = 0;
+    for (int i = 0; i < 2; i++) {
+        addresses[i] = this->bound(to[i]);
+        to[i]->on_receive = [&, i](ssize_t nread, const char *bytes, const struct sockaddr *, unsigned) {
+            got[i].emplace_back(bytes, (size_t)nread);
+        };
+        to[i]->receive();
+    }
+    auto count = [&](int status) {
+        EXPECT_EQ(status, 0);
+        sent++;
+    };
+    int sends = E::is_ours ? 3 : 1; /* libuv keeps a second one back, and sends it to the wrong peer */
+    std::vector<std::string> expected[2];
+    for (int round = 0; round < 4; round++) {
+        int which = round % 2;
+        ASSERT_EQ(E::udp_connect(&from->udp, (struct sockaddr *)&addresses[which]), 0);
+        for (int i = 0; i < sends; i++) {
+            expected[which].push_back(std::to_string(round) + "," + std::to_string(i));
+            EXPECT_EQ(from->send(expected[which].back(), nullptr, count), 0);
+        }
+        ASSERT_EQ(E::udp_connect(&from->udp, nullptr), 0);
+        EXPECT_EQ(sent, round * sends) << "a callback inside a call";
+        if (round % 3 == 1) {
+            ASSERT_EQ(E::udp_connect(&from->udp, (struct sockaddr *)&addresses[1 - which]), 0);
+        }
+        this->run_until([&] { return sent == (round + 1) * sends; });
+        if (round % 3 == 1) {
+            ASSERT_EQ(E::udp_connect(&from->udp, nullptr), 0);
+        }
+    }
+    this->run_until([&] { return got[0].size() + got[1].size() == 4u * (size_t)sends; });
+    EXPECT_EQ(got[0], expected[0]);
+    EXPECT_EQ(got[1], expected[1]);
 }
 
 TYPED_TEST(Others, ADatagramThatIsSentRightBeforeTheCloseArrives)

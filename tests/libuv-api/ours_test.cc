@@ -189,6 +189,154 @@ TEST_F(Loop, PipesThatPassHandlesAreRefused)
     EXPECT_EQ(ringpoll_uv_pipe_init(&loop_, &pipe, 1), UV_ENOTSUP);
 }
 
+/* ------------------------------------------------- what the set does not take */
+
+struct Failing {
+    int calls = 0, written = 1, ended = 1;
+    ssize_t status = 0;
+    static void alloc(ringpoll_uv_handle_t *, size_t, uv_buf_t *buf)
+    {
+        static char room[64];
+        *buf = uv_buf_init(room, sizeof room);
+    }
+    static Failing *of(void *handle) { return (Failing *)((ringpoll_uv_handle_t *)handle)->data; }
+    void note(ssize_t result)
+    {
+        calls++;
+        status = result;
+    }
+};
+
+TEST_F(Loop, AFileThatCannotBeWatchedIsItsReadersErrorAndTheLoopEnds)
+{
+    char name[] = "/tmp/ringpoll-uv-XXXXXX";
+    int plain = mkostemp(name, O_CLOEXEC);
+    ASSERT_GE(plain, 0);
+    unlink(name);
+    for (int fd : {open("/dev/null", O_RDWR | O_CLOEXEC), plain}) {
+        ringpoll_uv_pipe_t pipe;
+        Failing failing;
+        ASSERT_EQ(ringpoll_uv_pipe_init(&loop_, &pipe, 0), 0);
+        ASSERT_EQ(ringpoll_uv_pipe_open(&pipe, fd), 0);
+        pipe.data = &failing;
+        auto *stream = (ringpoll_uv_stream_t *)&pipe;
+        for (int round = 1; round <= 2; round++) {
+            ASSERT_EQ(ringpoll_uv_read_start(stream, Failing::alloc,
+                [](ringpoll_uv_stream_t *self, ssize_t nread, const uv_buf_t *) { Failing::of(self)->note(nread); }), 0);
+            uv_run(&loop_, UV_RUN_DEFAULT);
+            EXPECT_EQ(failing.calls, round);
+            EXPECT_EQ(failing.status, UV_EPERM);
+            EXPECT_FALSE(ringpoll_uv_is_active((ringpoll_uv_handle_t *)&pipe));
+        }
+        ringpoll_uv_write_t req;
+        req.data = &failing;
+        uv_buf_t buf = uv_buf_init((char *)"bytes", 5);
+        ASSERT_EQ(ringpoll_uv_write(&req, stream, &buf, 1, [](ringpoll_uv_write_t *self, int status) {
+            ((Failing *)self->data)->written = status;
+        }), 0);
+        uv_run(&loop_, UV_RUN_DEFAULT);
+        EXPECT_EQ(failing.written, 0);
+        ringpoll_uv_close((ringpoll_uv_handle_t *)&pipe, nullptr);
+        uv_run(&loop_, UV_RUN_DEFAULT);
+    }
+}
+
+/* EEXIST stands for all that the set may answer. */
+TEST_F(Loop, WhatTheSetRefusesIsToldToWhoWaits)
+{
+    ASSERT_EQ(ringpoll_uv_attach(&loop_), 0);
+    int set = ringpoll_uv_set(&loop_);
+    uv_os_fd_t fd;
+    struct epoll_event none = {};
+    none.data.ptr = nullptr;
+    auto take = [&](void *handle) {
+        ASSERT_EQ(ringpoll_uv_fileno((ringpoll_uv_handle_t *)handle, &fd), 0);
+        ASSERT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, fd, &none), 0);
+    };
+    auto end = [&](void *handle) {
+        EXPECT_FALSE(ringpoll_uv_is_active((ringpoll_uv_handle_t *)handle));
+        EXPECT_EQ(ringpoll_ctl(set, EPOLL_CTL_DEL, fd, nullptr), 0);
+        ringpoll_uv_close((ringpoll_uv_handle_t *)handle, nullptr);
+        uv_run(&loop_, UV_RUN_DEFAULT);
+    };
+    struct sockaddr_in address;
+    uv_ip4_addr("127.0.0.1", 0, &address);
+
+    ringpoll_uv_tcp_t tcp;
+    Failing listener;
+    tcp.data = &listener;
+    ASSERT_EQ(ringpoll_uv_tcp_init(&loop_, &tcp), 0);
+    ASSERT_EQ(ringpoll_uv_tcp_bind(&tcp, (struct sockaddr *)&address, 0), 0);
+    take(&tcp);
+    for (int round = 1; round <= 2; round++) {
+        ASSERT_EQ(ringpoll_uv_listen((ringpoll_uv_stream_t *)&tcp, 4,
+            [](ringpoll_uv_stream_t *self, int status) { Failing::of(self)->note(status); }), 0);
+        uv_run(&loop_, UV_RUN_DEFAULT);
+        EXPECT_EQ(listener.calls, round);
+        EXPECT_EQ(listener.status, UV_EEXIST);
+    }
+    int length = sizeof address;
+    ASSERT_EQ(ringpoll_uv_tcp_getsockname(&tcp, (struct sockaddr *)&address, &length), 0);
+
+    ringpoll_uv_tcp_t client;
+    Failing connecting;
+    int listening = fd;
+    ringpoll_uv_connect_t req;
+    req.data = &connecting;
+    ASSERT_EQ(ringpoll_uv_tcp_init(&loop_, &client), 0);
+    ASSERT_EQ(ringpoll_uv_tcp_connect(&req, &client, (struct sockaddr *)&address,
+        [](ringpoll_uv_connect_t *self, int status) { ((Failing *)self->data)->note(status); }), 0);
+    take(&client);
+    uv_run(&loop_, UV_RUN_DEFAULT);
+    EXPECT_EQ(connecting.calls, 1);
+    EXPECT_EQ(connecting.status, UV_EEXIST);
+    end(&client);
+    fd = listening;
+    end(&tcp);
+
+    ringpoll_uv_udp_t udp;
+    Failing receiver;
+    udp.data = &receiver;
+    ASSERT_EQ(ringpoll_uv_udp_init(&loop_, &udp), 0);
+    address.sin_port = 0;
+    ASSERT_EQ(ringpoll_uv_udp_bind(&udp, (struct sockaddr *)&address, 0), 0);
+    take(&udp);
+    ASSERT_EQ(ringpoll_uv_udp_recv_start(&udp, Failing::alloc,
+        [](ringpoll_uv_udp_t *self, ssize_t nread, const uv_buf_t *, const struct sockaddr *, unsigned) {
+            Failing::of(self)->note(nread);
+        }), 0);
+    uv_run(&loop_, UV_RUN_DEFAULT);
+    EXPECT_EQ(receiver.calls, 1);
+    EXPECT_EQ(receiver.status, UV_EEXIST);
+    end(&udp);
+
+    ringpoll_uv_pipe_t pipe;
+    int peer;
+    Failing stream;
+    pair(&pipe, &peer);
+    pipe.data = &stream;
+    take(&pipe);
+    std::string much(8u << 20, 'm');
+    uv_buf_t buf = uv_buf_init(much.data(), (unsigned)much.size());
+    ringpoll_uv_write_t write;
+    ringpoll_uv_shutdown_t ending;
+    write.data = ending.data = &stream;
+    ASSERT_EQ(ringpoll_uv_read_start((ringpoll_uv_stream_t *)&pipe, Failing::alloc,
+        [](ringpoll_uv_stream_t *self, ssize_t nread, const uv_buf_t *) { Failing::of(self)->note(nread); }), 0);
+    ASSERT_EQ(ringpoll_uv_write(&write, (ringpoll_uv_stream_t *)&pipe, &buf, 1,
+        [](ringpoll_uv_write_t *self, int status) { ((Failing *)self->data)->written = status; }), 0);
+    ASSERT_EQ(ringpoll_uv_shutdown(&ending, (ringpoll_uv_stream_t *)&pipe,
+        [](ringpoll_uv_shutdown_t *self, int status) { ((Failing *)self->data)->ended = status; }), 0);
+    uv_run(&loop_, UV_RUN_DEFAULT);
+    EXPECT_EQ(stream.calls, 1);
+    EXPECT_EQ(stream.status, UV_EEXIST);
+    EXPECT_EQ(stream.written, UV_EEXIST);
+    EXPECT_EQ(stream.ended, UV_EEXIST);
+    end(&pipe);
+    ::close(peer);
+    EXPECT_EQ(ringpoll_uv_detach(&loop_), 0);
+}
+
 /* -------------------------------------------------------------- lent buffers */
 
 struct Borrower {

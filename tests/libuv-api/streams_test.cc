@@ -241,8 +241,8 @@ public:
         }
         return E::tcp_connect(&client->connect_req, &client->tcp, (struct sockaddr *)&address_, call);
     }
-    /* One end in the loop, the other a plain one. */
-    S *pair(int *ret_peer)
+    /* One end in the loop, by the number `as` where that is not -1; the other a plain one. */
+    S *pair(int *ret_peer, int as = -1)
     {
         int fds[2];
         if (is_unix) {
@@ -260,6 +260,11 @@ public:
             EXPECT_EQ(::connect(fds[1], (struct sockaddr *)&name, sizeof name), 0);
             fds[0] = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
             ::close(listener);
+        }
+        if (as >= 0) {
+            EXPECT_EQ(dup2(fds[0], as), as);
+            ::close(fds[0]);
+            fds[0] = as;
         }
         S *stream = make();
         EXPECT_EQ(is_unix ? E::pipe_open(&stream->pipe, fds[0]) : E::tcp_open(&stream->tcp, fds[0]), 0);
@@ -1048,6 +1053,97 @@ TYPED_TEST(Streams, StreamsThatCloseEachOtherInOneTurn)
     EXPECT_EQ(closed, count);
 }
 
+TYPED_TEST(Streams, ACloseLeavesTheStandardNumbersOpen)
+{
+    TYPES;
+    int saved = fcntl(0, F_DUPFD_CLOEXEC, 3), peer;
+    S *stream = this->pair(&peer, 0);
+    size_t got = 0;
+    stream->on_read = [&](ssize_t nread, const char *) { got += (size_t)nread; };
+    stream->read_start();
+    for (size_t i = 1; i <= 5; i++) { /* until it is adopted */
+        ASSERT_EQ(::write(peer, "x", 1), 1);
+        this->run_until([&] { return got == i; });
+    }
+    EXPECT_EQ(stream->write("last", [](int status) { EXPECT_EQ(status, 0); }), 0);
+    stream->close();
+    this->run();
+    EXPECT_EQ(::send(0, "!", 1, MSG_NOSIGNAL), 1) << strerror(errno);
+    char bytes[8] = {};
+    EXPECT_EQ(recv(peer, bytes, 5, MSG_WAITALL), 5);
+    EXPECT_STREQ(bytes, "last!");
+    ASSERT_EQ(::write(peer, "y", 1), 1);
+    EXPECT_EQ(recv(0, bytes, sizeof bytes, 0), 1);
+    if (saved >= 0) {
+        dup2(saved, 0);
+        ::close(saved);
+    } else {
+        ::close(0);
+    }
+}
+
+/* As by a server that answers the head of a request and hangs up on the rest. */
+TYPED_TEST(Streams, AnAnswerThatIsFollowedByACloseArrivesThoughBytesWereUnread)
+{
+    TYPES;
+    constexpr int count = 3;
+    for (int round = 0; round < 10; round++) {
+        int peers[count], answered = 0;
+        S *all[count];
+        for (int i = 0; i < count; i++) {
+            S *stream = all[i] = this->pair(&peers[i]);
+            stream->room_size = 1024;
+            size_t begun = (size_t)round;
+            auto got = std::make_shared<size_t>(0);
+            stream->on_read = [&, stream, begun, got](ssize_t nread, const char *) {
+                ASSERT_GT(nread, 0);
+                *got += (size_t)nread;
+                if (*got > begun) {
+                    EXPECT_EQ(stream->write(std::string(100, 'a')), 0);
+                    stream->close();
+                    answered++;
+                }
+            };
+            stream->read_start();
+            for (size_t sent = 1; sent <= begun; sent++) { /* it may be adopted, or not yet */
+                ASSERT_EQ(::write(peers[i], "x", 1), 1);
+                this->run_until([&] { return *got == sent; });
+            }
+        }
+        std::string request(3072, 'r');
+        for (int fd : peers)
+            ASSERT_EQ(::write(fd, request.data(), request.size()), (ssize_t)request.size());
+        this->run_until([&] { return answered == count; });
+        this->run();
+        char bytes[200];
+        for (int fd : peers) {
+            EXPECT_EQ(recv(fd, bytes, 100, MSG_WAITALL), 100) << "in round " << round;
+            this->forget_peer(fd);
+        }
+    }
+}
+
+TYPED_TEST(Streams, AnFdThatAStreamHasIsRefused)
+{
+    TYPES;
+    int peer;
+    S *stream = this->pair(&peer), *other = this->make();
+    stream->on_read = [](ssize_t, const char *) {};
+    stream->read_start();
+    uv_os_fd_t fd = -1;
+    ASSERT_EQ(E::fileno(stream->handle(), &fd), 0);
+    EXPECT_EQ(TypeParam::is_unix ? E::pipe_open(&other->pipe, fd) : E::tcp_open(&other->tcp, fd), UV_EEXIST);
+    stream->close();
+    this->run();
+    int again[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, again), 0);
+    int wanted = again[0] == fd ? fd : dup2(again[0], fd);
+    if (wanted != again[0])
+        ::close(again[0]);
+    EXPECT_EQ(TypeParam::is_unix ? E::pipe_open(&other->pipe, fd) : E::tcp_open(&other->tcp, fd), 0);
+    ::close(again[1]);
+}
+
 /* ------------------------------------------------------------------- the loop */
 
 TYPED_TEST(Streams, ALoopWithNothingActiveEnds)
@@ -1143,6 +1239,36 @@ TYPED_TEST(Streams, AWriteRightBeforeTheSleepGoesOut)
     EXPECT_EQ(recv(peer, bytes, 2, MSG_WAITALL), 2);
     uv_close((uv_handle_t *)&before, nullptr);
     uv_close((uv_handle_t *)&after, nullptr);
+    this->run();
+}
+
+/* The loop's first handle of all, behind the place where our prepare would have run. */
+TYPED_TEST(Streams, AHandleThatIsMadeInAPrepareCallbackIsServed)
+{
+    TYPES;
+    struct Context {
+        std::function<void()> begin;
+    } context;
+    int peer = -1, got = 0;
+    context.begin = [&] {
+        S *stream = this->pair(&peer);
+        stream->on_read = [&got, stream](ssize_t nread, const char *) {
+            got += (int)nread;
+            stream->close();
+        };
+        stream->read_start();
+        ASSERT_EQ(::write(peer, "x", 1), 1);
+    };
+    uv_prepare_t prepare;
+    uv_prepare_init(&this->loop_, &prepare);
+    prepare.data = &context;
+    uv_prepare_start(&prepare, [](uv_prepare_t *self) {
+        uv_prepare_stop(self);
+        ((Context *)self->data)->begin();
+    });
+    this->run();
+    EXPECT_EQ(got, 1);
+    uv_close((uv_handle_t *)&prepare, nullptr);
     this->run();
 }
 
