@@ -15,6 +15,8 @@
 #define SYS_preadv2 (-1) /* ENOSYS */
 #endif
 #define NOWAIT 8 /* RWF_NOWAIT */
+#define RESTARTS_FIRST 512 /* ERESTARTSYS and its kin, which no caller is to see */
+#define RESTARTS_LAST 516
 #define IOV_MOST 1024u
 #define MOST_BYTES 0x7ffff000u /* of one read or write, as the kernel has it */
 
@@ -301,6 +303,13 @@ void rp_request_completed(struct rp_set *set, struct rp_op *op, int result)
     struct rp_request *request = op->owner;
     int64_t told = result;
     rp_op_step(&set->ops, op, RP_OP_FREE);
+    /* A worker that our cancel has interrupted says it as a system call does. A close is one all
+     * the same. */
+    bool interrupted = result == -EINTR || (result <= -RESTARTS_FIRST && result >= -RESTARTS_LAST);
+    if (interrupted && request->operation == RINGPOLL_REQUEST_CLOSE)
+        result = told = -EINTR;
+    else if (interrupted && request->state == RP_REQUEST_CANCELING)
+        result = told = -ECANCELED;
     if (result == -ECANCELED && !request->asked)
         told = -ENOTSUP; /* the library's own cancel, or the kernel's: nothing was done */
     if (request->operation == RINGPOLL_REQUEST_CLOSE && result == -EOPNOTSUPP)

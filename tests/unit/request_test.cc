@@ -1152,4 +1152,65 @@ TEST_F(Requests, WhatWasReadAtTheCurrentPositionIsToldWhateverComesThen)
     EXPECT_EQ(all[1].result, -ENOTSUP);
 }
 
+TEST_F(Requests, AnOpenThatWaitsIsCancelled)
+{
+    const char *where = getenv("TMPDIR");
+    std::string name = std::string(where ? where : "/tmp") + "/ringpoll-fifo-XXXXXX";
+    close(mkstemp(name.data()));
+    unlink(name.c_str());
+    ASSERT_EQ(mkfifo(name.c_str(), 0600), 0);
+    struct ringpoll_request request = {};
+    request.size = sizeof request;
+    request.operation = RINGPOLL_REQUEST_OPEN;
+    request.path = name.c_str();
+    request.flags = O_RDONLY | O_CLOEXEC;
+    request.data.u64 = mark;
+    uint64_t id = 0;
+    run_in();
+    ASSERT_EQ(ringpoll_request_submit(set_, &request, &id), 0);
+    EXPECT_EQ(wait(8, 30), 0); /* whether a worker has begun makes no difference */
+    EXPECT_EQ(ringpoll_request_cancel(set_, id, 0), -EINPROGRESS);
+    EXPECT_EQ(results(1).at(0).result, -ECANCELED);
+    ASSERT_EQ(ringpoll_request_submit(set_, &request, &id), 0);
+    EXPECT_EQ(wait(8, 30), 0);
+    EXPECT_EQ(ringpoll_demote(set_), 0);
+    EXPECT_EQ(results(1).at(0).result, -ENOTSUP);
+    unlink(name.c_str());
+}
+
+/* A cancelled worker's word, given in its name. */
+TEST_F(Requests, AnInterruptedWorkersWordIsThatOfACancel)
+{
+    static const int answers[] = {-EINTR, -512, -513, -514, -516, -ECANCELED, -EIO};
+    char byte = 'x';
+    struct iovec iov = {&byte, 1};
+    run_in();
+    for (int answer : answers)
+        for (bool closes : {false, true}) {
+            uint64_t id = 0;
+            ask_for_what_does_not_come(&iov, &id);
+            rp_set_lock(faults.set);
+            struct rp_request *request = faults.set->requested.first[RP_REQUEST_INFLIGHT];
+            request->operation = closes ? RINGPOLL_REQUEST_CLOSE : request->operation;
+            rp_set_unlock(faults.set);
+            EXPECT_EQ(ringpoll_request_cancel(set_, id, 0), -EINPROGRESS);
+            struct rp_op *op = request->op;
+            uint64_t user_data = rp_op_user_data(&faults.set->ops, op);
+            faults.edit = [&](struct rp_sqe *sqe) {
+                if (sqe->opcode == RP_IORING_OP_ASYNC_CANCEL) {
+                    turn_into_nop(sqe, answer); /* in the request's name, which itself stays */
+                    sqe->user_data = user_data;
+                }
+            };
+            int64_t result = results(1).at(0).result;
+            faults.edit = nullptr;
+            if (answer == -EIO || answer == -ECANCELED)
+                EXPECT_EQ(result, answer);
+            else
+                EXPECT_EQ(result, closes ? -EINTR : -ECANCELED) << answer;
+            end_pipe();
+            EXPECT_EQ(wait(8, 0), 0); /* the read itself, which now is at its end */
+        }
+}
+
 } // namespace
