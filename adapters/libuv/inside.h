@@ -73,6 +73,7 @@ enum reading { READING_NOT, READING_COPIES, READING_BORROWS };
 enum output { OUTPUT_OPEN, OUTPUT_ENDING, OUTPUT_ENDED };
 
 struct write_request; /* stream.c */
+struct connect_request;
 struct queue {
     struct write_request *first, **last;
 };
@@ -107,10 +108,12 @@ struct handle {
     ringpoll_uv_borrow_cb on_borrow;
     ringpoll_uv_connection_cb on_connection;
     ringpoll_uv_connect_t *connecting;
+    struct connect_request *refused; /* connects that cannot be: with callbacks due */
     ringpoll_uv_shutdown_t *ending;
     struct queue waiting, written; /* requests: with bytes to go; with a callback due */
     size_t waiting_bytes;
     int accepted_fd;        /* LISTENING: a connection that the program has yet to accept, or -1 */
+    bool nodelay, keepalive; /* asked for; a socket that comes later gets them */
     char *path;             /* a bound pipe's, to be unlinked; or NULL */
     /* datagrams */
     ringpoll_uv_udp_recv_cb on_receive;

@@ -46,10 +46,12 @@ struct write_request { /* is a ringpoll_uv_write_t */
     int error;
     uv_buf_t few[FEW_BUFS];
 };
-struct connect_request {
+struct connect_request { /* is a ringpoll_uv_connect_t */
     void *data;
     ringpoll_uv_stream_t *user;
     ringpoll_uv_connect_cb on_connect;
+    struct connect_request *next; /* refused */
+    int error;
 };
 struct shutdown_request {
     void *data;
@@ -57,12 +59,47 @@ struct shutdown_request {
     ringpoll_uv_shutdown_cb on_shutdown;
 };
 _Static_assert(sizeof(struct write_request) <= sizeof(ringpoll_uv_write_t), "a write request has room");
+_Static_assert(sizeof(struct connect_request) <= sizeof(ringpoll_uv_connect_t), "a connect request has room");
 _Static_assert(sizeof(uv_buf_t) == sizeof(struct iovec), "uv_buf_t is struct iovec");
+
+static int set_option(int fd, int level, int name, int value)
+{
+    return setsockopt(fd, level, name, &value, sizeof value) < 0 ? -errno : 0;
+}
+
+static int set_nodelay(int fd, bool on)
+{
+    return set_option(fd, IPPROTO_TCP, TCP_NODELAY, on);
+}
+
+static int set_keepalive(int fd, bool on, unsigned delay)
+{
+    int error = set_option(fd, SOL_SOCKET, SO_KEEPALIVE, on);
+    if (error < 0 || !on)
+        return error;
+    if ((error = set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, (int)delay)) < 0 ||
+        (error = set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, 1)) < 0)
+        return error;
+    return set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 10);
+}
+
+/* What was asked of the handle before there was a socket; the delay is libuv's then. */
+static int set_asked(const struct handle *handle, int fd)
+{
+    int error = handle->nodelay ? set_nodelay(fd, true) : 0;
+    return error == 0 && handle->keepalive ? set_keepalive(fd, true, 60) : error;
+}
 
 static struct handle *checked(const void *user)
 {
     struct handle *handle = handle_of(user);
     return handle && handle->state != HANDLE_CLOSING ? handle : NULL;
+}
+
+/* There is a connection, or may be one in a moment: reads and ends can be asked for. */
+static bool is_coming(const struct handle *handle)
+{
+    return handle->state == HANDLE_CONNECTED || handle->state == HANDLE_CONNECTING;
 }
 
 /* ------------------------------------------------------------------ requests */
@@ -242,10 +279,10 @@ int ringpoll_uv_try_write(ringpoll_uv_stream_t *stream, const uv_buf_t *bufs, un
     return (int)sent;
 }
 
-static void tell_shutdown(struct handle *handle, int error)
+static void tell_shutdown(struct handle *handle, enum output output, int error)
 {
     struct shutdown_request *request = (struct shutdown_request *)handle->ending;
-    handle->output = OUTPUT_ENDED;
+    handle->output = (uint8_t)output;
     handle->ending = NULL;
     handle->requests--;
     handle_changed(handle);
@@ -264,13 +301,13 @@ static void end_output(struct handle *handle)
     }
     if (handle->declared)
         ringpoll_fd_shutdown(handle->fd, SHUT_WR);
-    tell_shutdown(handle, shutdown(handle->fd, SHUT_WR) < 0 ? -errno : 0);
+    tell_shutdown(handle, OUTPUT_ENDED, shutdown(handle->fd, SHUT_WR) < 0 ? -errno : 0);
 }
 
 int ringpoll_uv_shutdown(ringpoll_uv_shutdown_t *req, ringpoll_uv_stream_t *stream, ringpoll_uv_shutdown_cb on_shutdown)
 {
     struct handle *handle = checked(stream);
-    if (!handle || handle->state != HANDLE_CONNECTED || !handle->writable || handle->output != OUTPUT_OPEN)
+    if (!handle || !is_coming(handle) || !handle->writable || handle->output != OUTPUT_OPEN)
         return UV_ENOTCONN;
     struct shutdown_request *request = (struct shutdown_request *)req;
     request->user = stream;
@@ -392,7 +429,7 @@ static int start_reading(ringpoll_uv_stream_t *stream, enum reading how, ringpol
         return UV_EINVAL;
     if (handle->reading != READING_NOT)
         return UV_EALREADY;
-    if (!handle->readable || handle->state != HANDLE_CONNECTED)
+    if (!handle->readable || !is_coming(handle))
         return UV_ENOTCONN;
     handle->reading = (uint8_t)how;
     handle->on_alloc = on_alloc;
@@ -455,10 +492,14 @@ static void finish_connect(struct handle *handle)
         connected(handle);
         if (handle->declared)
             ringpoll_fd_connected(handle->fd);
+        handle->writable = handle->output == OUTPUT_OPEN;
         write_waiting(handle);
+        if (handle->output == OUTPUT_ENDING)
+            handle_defer(handle);
     } else {
         handle_step(handle, HANDLE_OPEN);
         handle->readable = handle->writable = false;
+        handle->reading = READING_NOT;
     }
     handle_changed(handle);
     if (request->on_connect)
@@ -467,6 +508,8 @@ static void finish_connect(struct handle *handle)
         cancel_waiting(handle, UV_ECANCELED);
         tell_written(handle);
     }
+    if (error < 0 && handle->state != HANDLE_CLOSING && handle->output == OUTPUT_ENDING)
+        tell_shutdown(handle, OUTPUT_OPEN, UV_ECANCELED);
 }
 
 static void begin_connect(struct handle *handle, ringpoll_uv_connect_t *req, ringpoll_uv_stream_t *user,
@@ -480,7 +523,60 @@ static void begin_connect(struct handle *handle, ringpoll_uv_connect_t *req, rin
     handle->requests++;
 }
 
+/* A connect that cannot be, and is to call back. */
+static void refuse_connect(struct handle *handle, ringpoll_uv_connect_t *req, ringpoll_uv_connect_cb on_connect,
+                           int error)
+{
+    struct connect_request *request = (struct connect_request *)req, **at = &handle->refused;
+    request->user = (ringpoll_uv_stream_t *)handle->user;
+    request->on_connect = on_connect;
+    request->error = error;
+    request->next = NULL;
+    while (*at)
+        at = &(*at)->next;
+    *at = request;
+    handle->requests++;
+    handle_defer(handle);
+    handle_changed(handle);
+}
+
+static void tell_refused(struct handle *handle)
+{
+    struct connect_request *request = handle->refused, *next;
+    handle->refused = NULL;
+    for (; request; request = next) {
+        next = request->next;
+        handle->requests--;
+        handle_changed(handle);
+        if (request->on_connect)
+            request->on_connect((ringpoll_uv_connect_t *)request,
+                                handle->state == HANDLE_CLOSING ? UV_ECANCELED : request->error);
+    }
+}
+
 /* ----------------------------------------------------------------- listening */
+
+static uint32_t kind_of(const struct handle *handle)
+{
+    return handle->type == TYPE_TCP ? RINGPOLL_FD_TCP : RINGPOLL_FD_UNIX;
+}
+
+static int need_socket(struct handle *handle, int family)
+{
+    if (handle->fd >= 0)
+        return 0;
+    int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    int error = set_asked(handle, fd);
+    if (error < 0) {
+        close(fd);
+        return error;
+    }
+    handle_take_fd(handle, fd, kind_of(handle));
+    handle_step(handle, HANDLE_OPEN);
+    return 0;
+}
 
 /* One more connection cannot be had for want of a number: all that wait are let go. */
 static long refuse_waiting(struct handle *handle)
@@ -544,11 +640,9 @@ int ringpoll_uv_listen(ringpoll_uv_stream_t *stream, int backlog, ringpoll_uv_co
     if (handle->delayed_error)
         return handle->delayed_error;
     if (handle->state == HANDLE_FRESH && handle->type == TYPE_TCP) {
-        int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-        if (fd < 0)
-            return -errno;
-        handle_take_fd(handle, fd, RINGPOLL_FD_TCP);
-        handle_step(handle, HANDLE_OPEN);
+        int error = need_socket(handle, AF_INET);
+        if (error < 0)
+            return error;
     }
     if (handle->state != HANDLE_OPEN && handle->state != HANDLE_LISTENING)
         return UV_EINVAL;
@@ -562,11 +656,6 @@ int ringpoll_uv_listen(ringpoll_uv_stream_t *stream, int backlog, ringpoll_uv_co
     return 0;
 }
 
-static uint32_t kind_of(const struct handle *handle)
-{
-    return handle->type == TYPE_TCP ? RINGPOLL_FD_TCP : RINGPOLL_FD_UNIX;
-}
-
 int ringpoll_uv_accept(ringpoll_uv_stream_t *server, ringpoll_uv_stream_t *client)
 {
     struct handle *from = checked(server), *to = checked(client);
@@ -576,6 +665,9 @@ int ringpoll_uv_accept(ringpoll_uv_stream_t *server, ringpoll_uv_stream_t *clien
         return UV_EAGAIN;
     if (to->state != HANDLE_FRESH)
         return UV_EBUSY;
+    int error = set_asked(to, from->accepted_fd);
+    if (error < 0)
+        return error;
     handle_take_fd(to, from->accepted_fd, kind_of(from) | RINGPOLL_FD_CONNECTED);
     connected(to);
     from->accepted_fd = -1;
@@ -610,6 +702,7 @@ void stream_due(struct handle *handle)
 {
     if (handle->state == HANDLE_CONNECTING && (handle->connect_is_over || handle->delayed_error))
         finish_connect(handle);
+    tell_refused(handle);
     tell_written(handle);
     if (handle->state == HANDLE_CONNECTED)
         end_output(handle);
@@ -641,7 +734,7 @@ void stream_failed(struct handle *handle, int error)
         if (handle->state == HANDLE_CONNECTED)
             tell_written(handle);
         if (handle->state == HANDLE_CONNECTED && handle->output == OUTPUT_ENDING)
-            tell_shutdown(handle, error);
+            tell_shutdown(handle, OUTPUT_ENDED, error);
         break;
     default:
         break;
@@ -667,6 +760,7 @@ void stream_closed(struct handle *handle)
     handle->ending = NULL;
     if (connecting && connecting->on_connect)
         connecting->on_connect((ringpoll_uv_connect_t *)connecting, UV_ECANCELED);
+    tell_refused(handle);
     while (handle->waiting.first) {
         struct write_request *request = dequeue(&handle->waiting);
         request->error = UV_ECANCELED;
@@ -711,18 +805,6 @@ static int make_nonblocking(int fd)
     return flags & O_ACCMODE;
 }
 
-static int need_socket(struct handle *handle, int family)
-{
-    if (handle->fd >= 0)
-        return 0;
-    int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -errno;
-    handle_take_fd(handle, fd, kind_of(handle));
-    handle_step(handle, HANDLE_OPEN);
-    return 0;
-}
-
 int ringpoll_uv_tcp_open(ringpoll_uv_tcp_t *tcp, uv_os_sock_t fd)
 {
     struct handle *handle = checked(tcp);
@@ -735,7 +817,7 @@ int ringpoll_uv_tcp_open(ringpoll_uv_tcp_t *tcp, uv_os_sock_t fd)
     if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) < 0)
         return -errno;
     int error = make_nonblocking(fd);
-    if (error < 0)
+    if (error < 0 || (error = set_asked(handle, fd)) < 0)
         return error;
     struct sockaddr_storage peer;
     length = sizeof peer;
@@ -812,29 +894,22 @@ int ringpoll_uv_tcp_connect(ringpoll_uv_connect_t *req, ringpoll_uv_tcp_t *tcp, 
     return 0;
 }
 
-static int set_option(const struct handle *handle, int level, int name, int value)
-{
-    return setsockopt(handle->fd, level, name, &value, sizeof value) < 0 ? -errno : 0;
-}
-
 int ringpoll_uv_tcp_nodelay(ringpoll_uv_tcp_t *tcp, int enable)
 {
     struct handle *handle = checked(tcp);
-    return !handle || handle->fd < 0 ? UV_EBADF : set_option(handle, IPPROTO_TCP, TCP_NODELAY, enable != 0);
+    int error = !handle ? UV_EBADF : handle->fd >= 0 ? set_nodelay(handle->fd, enable != 0) : 0;
+    if (error == 0)
+        handle->nodelay = enable != 0;
+    return error;
 }
 
 int ringpoll_uv_tcp_keepalive(ringpoll_uv_tcp_t *tcp, int enable, unsigned delay)
 {
     struct handle *handle = checked(tcp);
-    if (!handle || handle->fd < 0)
-        return UV_EBADF;
-    int error = set_option(handle, SOL_SOCKET, SO_KEEPALIVE, enable != 0);
-    if (error < 0 || !enable)
-        return error;
-    if ((error = set_option(handle, IPPROTO_TCP, TCP_KEEPIDLE, (int)delay)) < 0 ||
-        (error = set_option(handle, IPPROTO_TCP, TCP_KEEPINTVL, 1)) < 0)
-        return error;
-    return set_option(handle, IPPROTO_TCP, TCP_KEEPCNT, 10);
+    int error = !handle ? UV_EBADF : handle->fd >= 0 ? set_keepalive(handle->fd, enable != 0, delay) : 0;
+    if (error == 0)
+        handle->keepalive = enable != 0;
+    return error;
 }
 
 int ringpoll_uv_tcp_getsockname(const ringpoll_uv_tcp_t *tcp, struct sockaddr *name, int *length)
@@ -880,6 +955,13 @@ int ringpoll_uv_pipe_open(ringpoll_uv_pipe_t *pipe, uv_file fd)
     uint32_t kind = RINGPOLL_FD_OTHER;
     if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) == 0)
         kind = family == AF_UNIX ? RINGPOLL_FD_UNIX : RINGPOLL_FD_TCP;
+    struct sockaddr_storage peer;
+    length = sizeof peer;
+    if (kind == RINGPOLL_FD_UNIX && getpeername(fd, (struct sockaddr *)&peer, &length) < 0) {
+        handle_take_fd(handle, fd, kind); /* to be listened with, or connected */
+        handle_step(handle, HANDLE_OPEN);
+        return 0;
+    }
     handle_take_fd(handle, fd, kind | (kind == RINGPOLL_FD_OTHER ? 0u : RINGPOLL_FD_CONNECTED));
     connected(handle);
     handle->readable = mode != O_WRONLY;
@@ -924,6 +1006,14 @@ void ringpoll_uv_pipe_connect(ringpoll_uv_connect_t *req, ringpoll_uv_pipe_t *pi
                               ringpoll_uv_connect_cb on_connect)
 {
     struct handle *handle = handle_of(pipe);
+    if (handle->state != HANDLE_FRESH && handle->state != HANDLE_OPEN) {
+        refuse_connect(handle, req, on_connect,
+                       handle->state == HANDLE_CONNECTING  ? UV_EALREADY
+                       : handle->state != HANDLE_CONNECTED ? UV_EINVAL
+                       : handle->is_socket                 ? UV_EISCONN
+                                                           : UV_ENOTSOCK);
+        return;
+    }
     struct sockaddr_un address;
     int error = address_of(name, &address);
     if (error == 0)
@@ -937,6 +1027,8 @@ void ringpoll_uv_pipe_connect(ringpoll_uv_connect_t *req, ringpoll_uv_pipe_t *pi
     }
     begin_connect(handle, req, (ringpoll_uv_stream_t *)pipe, on_connect);
     handle_step(handle, HANDLE_CONNECTING);
+    if (error < 0)
+        handle->readable = handle->writable = false;
     handle->delayed_error = error;
     handle->connect_is_over = true; /* there is no third way for AF_UNIX */
     handle_defer(handle);

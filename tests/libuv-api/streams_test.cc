@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -785,6 +786,230 @@ TYPED_TEST(Streams, AConnectToNobodyIsRefused)
     this->run();
     EXPECT_EQ(status, TypeParam::is_unix ? UV_ENOENT : UV_ECONNREFUSED);
     EXPECT_EQ(written, TypeParam::is_unix ? 1 : UV_ECANCELED);
+}
+
+/* From a parent, say. */
+TYPED_TEST(Streams, AListenerThatWasOpenedElsewhereListens)
+{
+    TYPES;
+    int fd = socket(TypeParam::is_unix ? AF_UNIX : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_un name = {};
+    name.sun_family = AF_UNIX;
+    strcpy(name.sun_path, this->path_.c_str());
+    struct sockaddr_in &address = this->address_;
+    socklen_t length = sizeof address;
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    ASSERT_EQ(TypeParam::is_unix ? ::bind(fd, (struct sockaddr *)&name, sizeof name)
+                                 : ::bind(fd, (struct sockaddr *)&address, sizeof address), 0);
+    if (!TypeParam::is_unix)
+        getsockname(fd, (struct sockaddr *)&address, &length);
+    ASSERT_EQ(::listen(fd, 4), 0);
+    S *server = this->make();
+    ASSERT_EQ(TypeParam::is_unix ? E::pipe_open(&server->pipe, fd) : E::tcp_open(&server->tcp, fd), 0);
+    int told = 0;
+    server->on_connection = [&](int status) {
+        EXPECT_EQ(status, 0);
+        S *client = this->make();
+        ASSERT_EQ(E::accept(server->stream(), client->stream()), 0);
+        client->write("hello", [client](int) { client->close(); });
+        if (++told == 3)
+            server->close();
+    };
+    this->listen(server, 4);
+    int peers[3];
+    for (int &peer : peers)
+        peer = this->peer();
+    this->run();
+    EXPECT_EQ(told, 3);
+    char bytes[8];
+    for (int peer : peers)
+        EXPECT_EQ(recv(peer, bytes, sizeof bytes, 0), 5);
+    unlink(this->path_.c_str());
+}
+
+TYPED_TEST(Streams, APipesConnectAlwaysCallsBack)
+{
+    TYPES;
+    if (!TypeParam::is_unix)
+        return;
+    S *server = this->serve([](S *client) {
+        client->on_read = [client](ssize_t, const char *) { client->close(); };
+        client->read_start();
+    });
+    S *client = this->make();
+    int first = 1, second = 1, third = 1;
+    this->connect(client, [&](int status) { first = status; });
+    this->run_until([&] { return first != 1; });
+    EXPECT_EQ(first, 0);
+    this->connect(client, [&](int status) { second = status; });
+    EXPECT_EQ(second, 1) << "inside the call";
+    this->run_until([&] { return second != 1; });
+    EXPECT_EQ(second, UV_EISCONN);
+    if (E::is_ours) { /* libuv forgets the first of two, and a listener's */
+        typename E::Connect req[4];
+        std::vector<int> told;
+        S *twice = this->make();
+        this->connect(twice, [&](int status) { third = status; });
+        S *targets[4] = {twice, twice, server, client};
+        for (int i = 0; i < 4; i++) {
+            if (i == 3)
+                client->close();
+            req[i].data = &told;
+            E::pipe_connect(&req[i], &targets[i]->pipe, this->path_.c_str(), [](typename E::Connect *self, int status) {
+                ((std::vector<int> *)self->data)->push_back(status);
+            });
+        }
+        EXPECT_TRUE(told.empty());
+        this->run_until([&] { return third != 1 && told.size() == 4; });
+        EXPECT_EQ(third, 0);
+        std::sort(told.begin(), told.end());
+        std::vector<int> expected = {UV_EALREADY, UV_EALREADY, UV_EINVAL, UV_ECANCELED};
+        std::sort(expected.begin(), expected.end());
+        EXPECT_EQ(told, expected);
+        twice->close();
+    } else {
+        client->close();
+    }
+    server->close();
+    this->run();
+}
+
+TYPED_TEST(Streams, OptionsThatAreSetBeforeThereIsASocketAreItsOwn)
+{
+    TYPES;
+    if (TypeParam::is_unix)
+        return;
+    auto has = [](S *stream, bool wanted) {
+        uv_os_fd_t fd = -1;
+        int nodelay = -1, keepalive = -1;
+        socklen_t length = sizeof(int);
+        ASSERT_EQ(E::fileno(stream->handle(), &fd), 0);
+        ASSERT_EQ(getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &nodelay, &length), 0);
+        ASSERT_EQ(getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &keepalive, &length), 0);
+        EXPECT_EQ(nodelay != 0, wanted);
+        EXPECT_EQ(keepalive, wanted);
+    };
+    auto ask = [](S *stream) {
+        EXPECT_EQ(E::tcp_nodelay(&stream->tcp, 1), 0);
+        EXPECT_EQ(E::tcp_keepalive(&stream->tcp, 1, 60), 0);
+    };
+    S *server = this->make(), *accepted = this->make(), *client = this->make(), *opened = this->make();
+    S *plain = this->make();
+    for (S *stream : {server, accepted, client, opened, plain})
+        ask(stream);
+    EXPECT_EQ(E::tcp_nodelay(&plain->tcp, 0), 0);
+    EXPECT_EQ(E::tcp_keepalive(&plain->tcp, 0, 0), 0);
+    this->bind(server);
+    has(server, true);
+    struct sockaddr_in address = this->address_;
+    this->bind(plain);
+    has(plain, false);
+    this->address_ = address;
+    int done = 0;
+    server->on_connection = [&](int status) {
+        ASSERT_EQ(status, 0);
+        ASSERT_EQ(E::accept(server->stream(), accepted->stream()), 0);
+        has(accepted, true);
+        done++;
+    };
+    this->listen(server, 4);
+    EXPECT_EQ(this->connect(client, [&](int status) {
+        EXPECT_EQ(status, 0);
+        done++;
+    }), 0);
+    has(client, true);
+    ASSERT_EQ(E::tcp_open(&opened->tcp, socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)), 0);
+    has(opened, true);
+    this->run_until([&] { return done == 2; });
+}
+
+TYPED_TEST(Streams, ReadsAndTheEndMayBeAskedForBeforeTheConnectionIsThere)
+{
+    TYPES;
+    bool writes[] = {true, false};
+    for (bool with_bytes : writes) {
+        if (!with_bytes && !E::is_ours)
+            continue; /* libuv 1.44 forgets an end that stands alone */
+        std::string got, answer;
+        S *server = nullptr;
+        server = this->serve([&](S *client) {
+            server->close();
+            client->on_read = [&, client](ssize_t nread, const char *bytes) {
+                if (nread > 0) {
+                    got.append(bytes, (size_t)nread);
+                    return;
+                }
+                EXPECT_EQ(nread, UV_EOF);
+                client->write("answer", [client](int) { client->close(); });
+            };
+            client->read_start();
+        });
+        S *client = this->make();
+        std::vector<std::string> told;
+        client->on_read = [&](ssize_t nread, const char *bytes) {
+            if (nread > 0)
+                answer.append(bytes, (size_t)nread);
+            else
+                client->close();
+        };
+        EXPECT_EQ(this->connect(client, [&](int status) {
+            EXPECT_EQ(status, 0);
+            told.push_back("connected");
+        }), 0);
+        EXPECT_EQ(client->read_start(), 0);
+        EXPECT_EQ(client->read_start(), UV_EALREADY);
+        if (with_bytes) {
+            EXPECT_EQ(client->write("question", [&](int status) {
+                EXPECT_EQ(status, 0);
+                told.push_back("written");
+            }), 0);
+        }
+        EXPECT_EQ(client->shutdown([&](int status) {
+            EXPECT_EQ(status, 0);
+            told.push_back("ended");
+        }), 0);
+        EXPECT_EQ(client->write("too late"), UV_EPIPE);
+        EXPECT_EQ(client->shutdown_req.handle, client->stream());
+        this->run();
+        EXPECT_EQ(got, with_bytes ? "question" : "");
+        EXPECT_EQ(answer, "answer");
+        EXPECT_EQ(told, with_bytes ? (std::vector<std::string>{"connected", "written", "ended"})
+                                   : (std::vector<std::string>{"connected", "ended"}));
+    }
+}
+
+TYPED_TEST(Streams, ARefusedConnectEndsWhatWasAskedForMeanwhile)
+{
+    TYPES;
+    if (TypeParam::is_unix) { /* where it is known inside the call */
+        S *client = this->make();
+        int status = 1;
+        this->connect(client, [&](int result) { status = result; });
+        EXPECT_EQ(client->read_start(), UV_ENOTCONN);
+        this->run();
+        EXPECT_EQ(status, UV_ENOENT);
+        return;
+    }
+    if (!E::is_ours)
+        return; /* libuv 1.44 leaves the request pending */
+    S *server = this->make();
+    this->bind(server);
+    server->close();
+    this->run();
+    S *client = this->make();
+    std::vector<int> told;
+    auto note = [&](int status) { told.push_back(status); };
+    client->on_read = [](ssize_t, const char *) { FAIL() << "there was no connection"; };
+    EXPECT_EQ(this->connect(client, note), 0);
+    EXPECT_EQ(client->read_start(), 0);
+    EXPECT_EQ(client->write("nobody hears", note), 0);
+    EXPECT_EQ(client->shutdown(note), 0);
+    this->run();
+    EXPECT_EQ(told, (std::vector<int>{UV_ECONNREFUSED, UV_ECANCELED, UV_ECANCELED}));
+    EXPECT_FALSE(E::is_active(client->handle()));
+    EXPECT_EQ(client->read_start(), UV_ENOTCONN);
+    EXPECT_EQ(client->shutdown(note), UV_ENOTCONN);
 }
 
 TYPED_TEST(Streams, ACloseWhileConnectingCancels)
