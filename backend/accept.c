@@ -892,7 +892,7 @@ static void ask_names(struct rp_set *set, struct rp_acceptor *acceptor)
         }
     acceptor->asked_from = acceptor->head;
     acceptor->asked = n;
-    set->no_names = true; /* an older kernel answers none */
+    set->no_names = n > 0 && (int32_t)(first + n - ring->sqe_head) <= 0; /* an older kernel answers none */
     for (uint32_t i = 0; i < n && set->no_names; i++)
         set->no_names = name_at(acceptor, acceptor->head + i) == NULL;
 }

@@ -181,6 +181,8 @@ void rp_set_name_closing(struct rp_set *set, int fd)
                 rp_set_wake_owner(set); /* a signal handler: the wait ends by itself */
             else
                 rp_set_ask_owner(set);
+        } else {
+            rp_set_nudge(set); /* it may sleep in another loop */
         }
         return;
     }

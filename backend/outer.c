@@ -131,6 +131,7 @@ int ringpoll_sleep_fd(int epfd, int woken)
     if (rp_self.locks_held) /* a signal handler in the midst of our own work */
         return -EAGAIN;
     rp_process_check();
+    (void)ringpoll_flush(); /* other sets' sends */
     rp_set_lock(set);
     int result = epfd;
     uint32_t engine = rp_set_engine(set);

@@ -8,15 +8,19 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #ifndef SYS_preadv2
 #define SYS_preadv2 (-1) /* ENOSYS */
 #endif
 #define NOWAIT 8 /* RWF_NOWAIT */
+#define RESTARTS_FIRST 512 /* ERESTARTSYS and its kin, which no caller is to see */
+#define RESTARTS_LAST 516
 #define IOV_MOST 1024u
-#define PATIENCE_S 10
 #define MOST_BYTES 0x7ffff000u /* of one read or write, as the kernel has it */
+
+uint64_t rp_request_patience_ns = 10000000000;
 
 static const uint8_t edges[RP_REQUEST_STATES] = {
     [RP_REQUEST_FREE] = 1u << RP_REQUEST_QUEUED,
@@ -36,6 +40,38 @@ static void append(struct rp_requests *all, struct rp_request *request)
     all->count[request->state]++;
 }
 
+/* ------------------------------------------------------ the current position */
+
+static bool is_on_disk(struct rp_request *request)
+{
+    unsigned mode = 0;
+    if (request->place == RP_REQUEST_UNKNOWN)
+        request->place = rp_sys_fstat_mode(request->fd, &mode) == 0 && !S_ISREG(mode) && !S_ISBLK(mode)
+                             ? RP_REQUEST_ELSEWHERE
+                             : RP_REQUEST_DISK;
+    return request->place == RP_REQUEST_DISK;
+}
+
+/* One in flight may be at the same position. */
+static bool has_to_wait(const struct rp_requests *all, struct rp_request *request)
+{
+    for (struct rp_request *other = all->at_position; other; other = other->next_at_position)
+        if (other->fd == request->fd || (is_on_disk(other) && is_on_disk(request)))
+            return true;
+    return false;
+}
+
+static bool leave_position(struct rp_requests *all, const struct rp_request *request)
+{
+    struct rp_request **link = &all->at_position;
+    while (*link && *link != request)
+        link = &(*link)->next_at_position;
+    if (!*link)
+        return false;
+    *link = request->next_at_position;
+    return true;
+}
+
 static void step(struct rp_set *set, struct rp_request *request, enum rp_request_state to)
 {
     struct rp_requests *all = &set->requested;
@@ -46,13 +82,15 @@ static void step(struct rp_set *set, struct rp_request *request, enum rp_request
     *(request->before ? &request->before->next : &all->first[request->state]) = request->next;
     *(request->next ? &request->next->before : &all->last[request->state]) = request->before;
     all->count[request->state]--;
-    if (all->at_position == request && to == RP_REQUEST_DONE)
-        all->at_position = NULL;
+    bool was_at_position = to == RP_REQUEST_DONE && leave_position(all, request);
     if (to == RP_REQUEST_FREE)
         request->generation++;
     request->state = (uint8_t)to;
     append(all, request);
-    set->request_queued = all->count[RP_REQUEST_QUEUED] > 0;
+    if (to == RP_REQUEST_QUEUED || was_at_position)
+        set->request_queued = true;
+    if (all->count[RP_REQUEST_QUEUED] == 0)
+        set->request_queued = all->lost;
     RP_WRITE_ONCE(set->request_done, all->count[RP_REQUEST_DONE] > 0);
 }
 
@@ -61,6 +99,18 @@ static void finish(struct rp_set *set, struct rp_request *request, int64_t resul
     request->result = result;
     request->op = NULL;
     step(set, request, RP_REQUEST_DONE);
+}
+
+/* What was read at the current position is read: nobody else can. */
+static bool has_moved(const struct rp_request *request)
+{
+    return request->offset < 0 && request->had > 0;
+}
+
+/* Without the kernel's word. */
+static void give_up(struct rp_set *set, struct rp_request *request, int error)
+{
+    finish(set, request, has_moved(request) ? (int64_t)request->had : error);
 }
 
 static bool grow(struct rp_set *set)
@@ -106,8 +156,9 @@ static long read_now(const struct rp_request *request, const struct iovec *iov, 
     return rp_sys_call(SYS_preadv2, request->fd, (long)iov, (long)count, (long)at, high, NOWAIT);
 }
 
-/* True: it is read as far as a read would have, which is to its end, or to the file's. What
- * was read of several pieces is read again by the ring, so that they are not counted here. */
+/* True: it is read as far as a read would have, which is to its end, or to the file's, and
+ * of a pipe or a terminal what is there. What was read of several pieces is read again by the
+ * ring, so that they are not counted here. */
 static bool is_read_now(struct rp_request *request, int64_t *ret_result)
 {
     if (request->count > 1) {
@@ -118,11 +169,13 @@ static bool is_read_now(struct rp_request *request, int64_t *ret_result)
     while (request->had < request->bytes) {
         struct iovec rest = {(char *)request->iov->iov_base + request->had, request->bytes - request->had};
         long got = read_now(request, &rest, 1);
-        if (got < 0)
+        if (got < 0 && (request->had == 0 || is_on_disk(request)))
             return false;
-        if (got == 0)
+        if (got <= 0)
             break;
         request->had += (uint64_t)got;
+        if ((uint64_t)got < rest.iov_len && request->offset < 0 && !is_on_disk(request))
+            break;
     }
     *ret_result = (int64_t)request->had;
     return request->bytes > 0;
@@ -190,8 +243,10 @@ static int fill(struct rp_set *set, struct rp_request *request)
     fill_in(sqe, request);
     sqe->user_data = rp_op_user_data(&set->ops, op);
     request->op = op;
-    if (request->offset < 0)
+    if (request->offset < 0) {
+        request->next_at_position = set->requested.at_position;
         set->requested.at_position = request;
+    }
     step(set, request, RP_REQUEST_INFLIGHT);
     return 0;
 }
@@ -202,18 +257,23 @@ int rp_request_flush(struct rp_set *set)
     bool few = all->count[RP_REQUEST_QUEUED] <= RP_REQUEST_FEW;
     uint64_t bytes = 0;
     unsigned full = 0;
+    bool passed_over = false; /* one at the current position, which no later one may overtake */
 
     if (all->lost)
         return -EBADR;
+    set->request_queued = false;
     for (struct rp_request *request = all->first[RP_REQUEST_QUEUED], *next; request; request = next) {
         next = request->next;
         bool is_large = request->bytes > RP_REQUEST_INLINE;
         int64_t result;
-        if (request->offset < 0 && all->at_position)
+        if (request->offset < 0 && (passed_over || has_to_wait(all, request)))
             continue;
         if (!is_large) {
-            if (bytes >= RP_REQUEST_TURN)
+            if (bytes >= RP_REQUEST_TURN) {
+                passed_over = passed_over || request->offset < 0;
+                set->request_queued = true;
                 continue;
+            }
             bytes += request->bytes;
         }
         if (request->operation == RINGPOLL_REQUEST_READ && !is_large && (few || request->offset < 0) && is_read_now(request, &result)) {
@@ -223,16 +283,19 @@ int rp_request_flush(struct rp_set *set)
         }
         int error = fill(set, request);
         if (error == -EBUSY) {
-            if (full++ == 64) /* another turn, then */
-                return 0;
+            if (full++ == 64) { /* another turn, then */
+                set->request_queued = true;
+                break;
+            }
             if ((error = rp_set_enter_and_reap(set)) < 0)
                 return error;
             next = all->first[RP_REQUEST_QUEUED]; /* all of what went before is gone, or waits for its turn */
+            passed_over = false;
         } else if (error < 0) {
-            finish(set, request, request->had > 0 ? (int64_t)request->had : -ENOTSUP);
+            give_up(set, request, -ENOTSUP);
         }
     }
-    return 0;
+    return all->lost ? -EBADR : 0;
 }
 
 void rp_request_completed(struct rp_set *set, struct rp_op *op, int result)
@@ -240,6 +303,13 @@ void rp_request_completed(struct rp_set *set, struct rp_op *op, int result)
     struct rp_request *request = op->owner;
     int64_t told = result;
     rp_op_step(&set->ops, op, RP_OP_FREE);
+    /* A worker that our cancel has interrupted says it as a system call does. A close is one all
+     * the same. */
+    bool interrupted = result == -EINTR || (result <= -RESTARTS_FIRST && result >= -RESTARTS_LAST);
+    if (interrupted && request->operation == RINGPOLL_REQUEST_CLOSE)
+        result = told = -EINTR;
+    else if (interrupted && request->state == RP_REQUEST_CANCELING)
+        result = told = -ECANCELED;
     if (result == -ECANCELED && !request->asked)
         told = -ENOTSUP; /* the library's own cancel, or the kernel's: nothing was done */
     if (request->operation == RINGPOLL_REQUEST_CLOSE && result == -EOPNOTSUPP)
@@ -262,6 +332,11 @@ static int cancel(struct rp_set *set, struct rp_request *request)
     return 0;
 }
 
+bool rp_request_is_under_way(const struct rp_set *set)
+{
+    return set->requested.count[RP_REQUEST_INFLIGHT] + set->requested.count[RP_REQUEST_CANCELING] > 0;
+}
+
 void rp_request_lost_one(struct rp_set *set)
 {
     struct rp_requests *all = &set->requested;
@@ -271,33 +346,51 @@ void rp_request_lost_one(struct rp_set *set)
 
 void rp_request_end_all(struct rp_set *set)
 {
+    static const struct timespec short_time = {0, 1000000};
     struct rp_requests *all = &set->requested;
     if (!set->any_requests)
         return;
     while (all->first[RP_REQUEST_QUEUED])
-        finish(set, all->first[RP_REQUEST_QUEUED], -ENOTSUP);
+        give_up(set, all->first[RP_REQUEST_QUEUED], -ENOTSUP);
     /* Of a lost completion the kernel knows nothing, and of a read that waits for its page
-     * neither: there is no asking. */
-    const struct timespec patience = {PATIENCE_S, 0};
-    int error = 0;
-    while (error >= 0 && all->first[RP_REQUEST_INFLIGHT])
-        if (cancel(set, all->first[RP_REQUEST_INFLIGHT]) < 0)
-            error = rp_set_enter_and_reap(set);
-    while (error >= 0 && all->first[RP_REQUEST_CANCELING]) {
-        if ((error = rp_set_enter_and_reap(set)) < 0 || !all->first[RP_REQUEST_CANCELING])
+     * neither: there is no asking, and a CQE held back hides ETIME. */
+    uint64_t deadline = 0;
+    while (all->first[RP_REQUEST_INFLIGHT] || all->first[RP_REQUEST_CANCELING]) {
+        while (all->first[RP_REQUEST_INFLIGHT] && cancel(set, all->first[RP_REQUEST_INFLIGHT]) == 0)
+            ;
+        int error = rp_set_enter_and_reap(set);
+        if (error < 0 && error != -EAGAIN)
             break;
+        uint64_t now = rp_sys_now_ns(), left = rp_request_patience_ns;
+        if (!all->lost && error == 0)
+            deadline = 0;
+        else if (deadline == 0)
+            deadline = now + left;
+        else if (now >= deadline)
+            break;
+        else
+            left = deadline - now;
+        if (error == -EAGAIN) { /* no memory, for now */
+            (void)rp_sys_poll(NULL, 0, &short_time);
+            continue;
+        }
+        if (all->first[RP_REQUEST_INFLIGHT] || !all->first[RP_REQUEST_CANCELING])
+            continue;
+        const struct timespec patience = {(time_t)(left / 1000000000), (long)(left % 1000000000)};
         error = rp_ring_enter(&set->ring, 1, all->lost ? &patience : NULL, NULL);
         if (error == -EBADR)
             all->lost = true;
-        if (error == -EINTR || error == -EAGAIN || error == -EBUSY || error == -EBADR)
-            error = 0;
+        else if (error < 0 && error != -EINTR && error != -ETIME && error != -EAGAIN && error != -EBUSY)
+            break;
     }
-    /* A ring that answers no more: it is closed next, which ends what it has. */
+    /* A ring that answers no more: it is closed next, which ends what it has. Nobody may
+     * have it before that, so that the ops stay. */
     for (unsigned state = RP_REQUEST_INFLIGHT; state <= RP_REQUEST_CANCELING; state++)
         while (all->first[state]) {
-            rp_op_step(&set->ops, all->first[state]->op, RP_OP_FREE);
-            finish(set, all->first[state], -EIO);
+            rp_op_step(&set->ops, all->first[state]->op, RP_OP_ORPHANED);
+            give_up(set, all->first[state], -EIO);
         }
+    all->lost = set->request_queued = false;
 }
 
 void rp_request_tell(struct rp_set *set)
@@ -313,7 +406,7 @@ void rp_request_tell(struct rp_set *set)
 void rp_request_after_fork(struct rp_set *set)
 {
     struct rp_requests *all = &set->requested;
-    all->told = false;
+    all->told = all->lost = false;
     for (unsigned state = RP_REQUEST_QUEUED; state <= RP_REQUEST_CANCELING; state++)
         while (all->first[state])
             finish(set, all->first[state], -ECANCELED);
@@ -346,7 +439,7 @@ static bool takes_requests(const struct rp_set *set)
         (set->flags & RINGPOLL_SQPOLL))
         return false;
     if (engine == RINGPOLL_ENGINE_NEW)
-        return set->waiters == 0;
+        return set->waiters == 0 && (!set->sleeper || set->sleeper == rp_self.id);
     return engine == RINGPOLL_ENGINE_RING && set->tells && rp_set_is_mine(set) && !set->owner_inside;
 }
 
@@ -418,6 +511,7 @@ int ringpoll_request_submit(int epfd, const struct ringpoll_request *asked, uint
     request->had = 0;
     request->operation = (uint8_t)asked->operation;
     request->asked = false;
+    request->place = RP_REQUEST_UNKNOWN;
     all->data = asked->data;
     step(set, request, RP_REQUEST_QUEUED);
     set->stats.requests++;
@@ -443,8 +537,13 @@ int ringpoll_request_cancel(int epfd, uint64_t id, uint32_t flags)
     if (!request) {
         error = -ENOENT;
     } else if (request->state == RP_REQUEST_QUEUED) {
-        request->asked = true;
-        finish(set, request, -ECANCELED);
+        bool begun = has_moved(request);
+        if (begun)
+            error = -EBUSY;
+        if (!begun || !(flags & RINGPOLL_REQUEST_UNSTARTED)) {
+            request->asked = true;
+            give_up(set, request, -ECANCELED);
+        }
     } else if (request->state != RP_REQUEST_INFLIGHT || (flags & RINGPOLL_REQUEST_UNSTARTED) ||
                !rp_set_is_mine(set) || set->owner_inside) {
         error = -EBUSY;

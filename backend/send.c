@@ -753,17 +753,20 @@ long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
 
 static __attribute__((noinline)) void flush_sets(void)
 {
-    rp_self.batched = 0;
+    uint32_t refused = 0; /* by the kernel, for now */
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set; set = set->next_set) {
         if (!__atomic_load_n(&set->batched, __ATOMIC_RELAXED) || !rp_set_is_mine(set))
             continue;
         rp_lock(&set->lock);
-        if (set->in_use && set->ring.fd >= 0 && !set->owner_inside)
+        if (set->in_use && set->ring.fd >= 0 && !set->owner_inside) {
             (void)rp_send_flush(set);
+            refused += set->batched != NULL;
+        }
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);
+    rp_self.batched = refused;
 }
 
 int ringpoll_flush(void)

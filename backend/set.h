@@ -47,7 +47,7 @@ struct rp_set {
     bool requests;      /* the owner shall flush, enter and say so (serviced) */
     bool wake_sent;     /* the owner is being woken */
     bool unpolled;      /* a BLOCKED stream has no poll yet */
-    bool any_requests, request_queued; /* there were some ever; see request.h */
+    bool any_requests, request_queued; /* there were some ever; some may begin, see request.h */
     bool request_done;  /* * */
     bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
     bool inherited;     /* a fork's child has yet to make it its own */

@@ -503,7 +503,7 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
         }
         if (given > 0)
             return (int)rp_left_merge(events, 0, (unsigned)given, (unsigned)(given + kept));
-        if (kept > 0 || (!blocks && count < max))
+        if (kept > 0 || (!blocks && count < max) || RP_READ_ONCE(set->request_done)) /* which wait_on() tells of */
             return kept;
         if (!takes && turn > 64) /* a signal handler in the midst of our own work */
             return -EINTR;
@@ -696,7 +696,8 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
             break;
         }
         rp_buffers_refill(&set->buffers);
-        bool looks = set->ready_count || (set->hidden_ready | poll_only | interrupted | set->request_done);
+        bool looks = set->ready_count || (set->hidden_ready | poll_only | interrupted | set->request_done |
+                                          set->request_queued); /* more than a turn's share */
         if (looks ? rp_ring_queued(ring) || rp_ring_wants_enter(ring) : set->sending && rp_ring_peek(ring)) {
             if ((result = look_in_ring(set, &reaped)) < 0)
                 break;
@@ -882,7 +883,7 @@ static bool looks_too_often(const struct rp_set *set)
         set->stats.rechecks - set->unfit_looks <= UNFIT_WINDOW / LOOK_EVENTS + set->unfit_changes)
         return false;
     for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-        if (!watch->deleted && (rp_fd_flags(rp_fd_peek(watch->fd)) & RINGPOLL_FD_DECLARED))
+        if (!watch->deleted && watch->fd >= 0 && (rp_fd_flags(rp_fd_peek(watch->fd)) & RINGPOLL_FD_DECLARED))
             return false;
     return true;
 }
@@ -893,7 +894,7 @@ static __attribute__((noinline)) void judge_fitness(struct rp_set *set)
         set->unfit_window = UNFIT_FIRST_WINDOW;
         return;
     }
-    if (rp_set_engine(set) == RINGPOLL_ENGINE_RING &&
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_RING && !rp_request_is_under_way(set) &&
         ((set->unfit_kernel > set->unfit_total / 4 * 3 && mostly_kernel_watches(set)) || looks_too_often(set)))
         rp_set_demote(set, RINGPOLL_REASON_UNFIT, 0);
     if (set->unfit_window < UNFIT_WINDOW)
@@ -1041,7 +1042,7 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
 {
     struct rp_set *set = rp_set_of(epfd);
 
-    if (RP_UNLIKELY(rp_self.batched) && (!set || !set->batched) && !rp_self.locks_held)
+    if (RP_UNLIKELY(rp_self.batched) && (!set || !set->batched || rp_self.batched > 1) && !rp_self.locks_held)
         ringpoll_flush();
     if (RP_UNLIKELY(!set))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);

@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -101,6 +102,7 @@ protected:
         if (file_ >= 0)
             close(file_);
         rp_sys = &rp_sys_kernel;
+        patience_ = usual_patience_;
     }
     void make_set()
     {
@@ -111,7 +113,7 @@ protected:
     void make_file()
     {
         const char *where = getenv("TMPDIR");
-        std::string name = std::string(where ? where : "/tmp") + "/ringpoll-request-XXXXXX";
+        std::string name = std::string(where ? where : ".") + "/ringpoll-request-XXXXXX";
         file_ = mkostemp(name.data(), O_CLOEXEC);
         ASSERT_GE(file_, 0);
         unlink(name.c_str());
@@ -205,6 +207,7 @@ protected:
     struct ringpoll_options options_;
     struct epoll_event events_[64];
     int set_ = -1, file_ = -1, count_ = 0, pipe_[2];
+    uint64_t &patience_ = rp_request_patience_ns, usual_patience_ = patience_;
 };
 
 TEST_F(Requests, AFewCachedReadsAreMadeByTheWaitItself)
@@ -402,7 +405,7 @@ TEST_F(Requests, SeveralPiecesAndWrites)
 TEST_F(Requests, OpenCloseSyncRenameAndUnlink)
 {
     const char *where = getenv("TMPDIR");
-    std::string name = std::string(where ? where : "/tmp") + "/ringpoll-request-XXXXXX";
+    std::string name = std::string(where ? where : ".") + "/ringpoll-request-XXXXXX";
     int fd = mkostemp(name.data(), O_CLOEXEC);
     ASSERT_GE(fd, 0);
     close(fd);
@@ -856,6 +859,358 @@ TEST_F(Requests, ALostCompletionEndsTheRingAndNoRequestIsLeftWithoutAnAnswer)
     EXPECT_EQ(results(1).at(0).result, -ENOTSUP);
     EXPECT_EQ(stats().engine, RINGPOLL_ENGINE_KERNEL);
     end_pipe();
+}
+
+/* The kernel knows nothing of it, and its word on the cancel stays in the CQ: a wait for more
+ * is not told that the time is over. */
+TEST_F(Requests, ALostCompletionThatNeverComesIsNotWaitedForForEver)
+{
+    char byte = 'x';
+    struct iovec iov = {&byte, 1};
+    run_in();
+    patience_ = 20000000;
+    faults.edit = [](struct rp_sqe *sqe) {
+        if (sqe->opcode == RP_IORING_OP_READ)
+            sqe->user_data = RP_OP_NONE;
+    };
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov, 1, 0, nullptr, file_), 0);
+    for (int i = 0; i < 8; i++) /* more than are tried at once */
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov, 1, 0), 0);
+    EXPECT_EQ(wait(8, 0), 0);
+    bool said = false;
+    faults.instead = [&](unsigned, int *ret_answer) {
+        *ret_answer = -EBADR;
+        return !said && (said = true);
+    };
+    for (auto &one : results(9))
+        EXPECT_EQ(one.result, -EIO);
+    EXPECT_EQ(stats().engine, RINGPOLL_ENGINE_KERNEL);
+}
+
+TEST_F(Requests, NoOtherSetGetsARingThatStillHasARequest)
+{
+    char byte = 'x', bytes[8];
+    struct iovec iov = {&byte, 1}, second = {bytes, sizeof bytes};
+    run_in();
+    ask_for_what_does_not_come(&iov);
+    patience_ = 20000000;
+    faults.edit = [](struct rp_sqe *sqe) {
+        if (sqe->opcode == RP_IORING_OP_ASYNC_CANCEL && (uint8_t)sqe->addr == RP_OP_REQUEST)
+            turn_into_nop(sqe, -ENOENT);
+    };
+    bool said = false;
+    faults.instead = [&](unsigned, int *ret_answer) {
+        *ret_answer = -EBADR;
+        return !said && (said = true);
+    };
+    EXPECT_EQ(results(1).at(0).result, -EIO);
+    faults = {};
+    int first = set_, first_pipe[2] = {pipe_[0], pipe_[1]};
+    make_set();
+    run_in();
+    ask_for_what_does_not_come(&second);
+    ASSERT_EQ(write(first_pipe[1], "x", 1), 1);
+    EXPECT_EQ(wait(8, 0), 0);
+    ASSERT_EQ(write(pipe_[1], "second", 6), 6);
+    EXPECT_EQ(results(1).at(0).result, 6);
+    EXPECT_EQ(std::string(bytes, 6), "second");
+    end_pipe();
+    close(first_pipe[0]);
+    close(first_pipe[1]);
+    ringpoll_close(first);
+}
+
+TEST_F(Requests, WhereThereIsNoMemoryForAWhileTheRingIsNotGivenUpBeforeItsRequests)
+{
+    char byte = 'x';
+    struct iovec iov = {&byte, 1};
+    run_in();
+    ask_for_what_does_not_come(&iov);
+    unsigned left = 0;
+    bool begun = false;
+    faults.instead = [&](unsigned, int *ret_answer) {
+        struct rp_requests *all = &faults.set->requested;
+        if (!begun && all->count[RP_REQUEST_CANCELING] > 0) {
+            begun = true;
+            left = 300;
+        }
+        *ret_answer = -EAGAIN;
+        return left > 0 && left-- > 0;
+    };
+    EXPECT_EQ(ringpoll_demote(set_), 0);
+    EXPECT_TRUE(begun);
+    EXPECT_EQ(results(1).at(0).result, -ENOTSUP);
+    end_pipe();
+}
+
+TEST_F(Requests, ALostCompletionIsNotForgottenOverWhatComesAfterIt)
+{
+    char byte = 'x', other = 'o';
+    struct iovec iov = {&byte, 1}, second = {&other, 1};
+    uint64_t id = 0;
+    run_in();
+    ask_for_what_does_not_come(&iov);
+    rp_set_lock(faults.set);
+    rp_request_lost_one(faults.set); /* as the last enter of a turn tells it */
+    rp_set_unlock(faults.set);
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, &other, &second, 1, 0, &id), 0);
+    EXPECT_EQ(ringpoll_request_cancel(set_, id, 0), 0);
+    auto all = results(2);
+    ASSERT_EQ(all.size(), 2u);
+    EXPECT_EQ(all[0].user, &other);
+    EXPECT_EQ(all[0].result, -ECANCELED);
+    EXPECT_EQ(all[1].result, -ENOTSUP);
+    EXPECT_EQ(stats().engine, RINGPOLL_ENGINE_KERNEL);
+    end_pipe();
+}
+
+/* -------------------------------------------------- what waits for another one */
+
+TEST_F(Requests, AnOuterLoopSleepsWhileOneWaitsForAnotherAtTheCurrentPosition)
+{
+    char bytes[2] = {'x', 'x'};
+    struct iovec iov[2] = {{&bytes[0], 1}, {&bytes[1], 1}};
+    run_in();
+    ASSERT_EQ(pipe2(pipe_, O_CLOEXEC), 0);
+    for (unsigned i = 0; i < 2; i++)
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, &bytes[i], &iov[i], 1, -1, nullptr, pipe_[0]), 0);
+    int fd = -EAGAIN;
+    for (unsigned turn = 0; turn < 50 && fd == -EAGAIN; turn++) {
+        EXPECT_EQ(wait(8, 0), 0);
+        fd = ringpoll_sleep_fd(set_, 0);
+    }
+    ASSERT_GE(fd, 0);
+    for (unsigned i = 0; i < 2; i++) {
+        EXPECT_EQ(faults.set->requested.count[RP_REQUEST_QUEUED], 1 - i);
+        ASSERT_EQ(write(pipe_[1], "ab" + i, 1), 1);
+        struct pollfd look = {fd, POLLIN, 0};
+        EXPECT_EQ(poll(&look, 1, 10000), 1);
+        auto all = results(1);
+        ASSERT_EQ(all.size(), 1u);
+        EXPECT_EQ(all[0].user, &bytes[i]);
+        EXPECT_EQ(all[0].result, 1);
+        fd = -EAGAIN;
+        for (unsigned turn = 0; turn < 50 && fd == -EAGAIN; turn++) {
+            EXPECT_EQ(wait(8, 0), 0);
+            fd = ringpoll_sleep_fd(set_, 1);
+        }
+        ASSERT_GE(fd, 0);
+    }
+    EXPECT_EQ(std::string(bytes, 2), "ab");
+    end_pipe();
+}
+
+TEST_F(Requests, AnotherFilesCurrentPositionIsNotWaitedForButTheSameFilesIs)
+{
+    char byte = 'x', written[] = "written", more[] = "more";
+    struct iovec iov = {&byte, 1}, first = {written, 7}, second = {more, 4};
+    run_in();
+    ASSERT_EQ(pipe2(pipe_, O_CLOEXEC), 0);
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, this, &iov, 1, -1, nullptr, pipe_[0]), 0);
+    wait(8, 0);
+    ASSERT_EQ(faults.set->requested.count[RP_REQUEST_INFLIGHT], 1u);
+    int same = fcntl(file_, F_DUPFD_CLOEXEC, 0);
+    ASSERT_GE(same, 0);
+    lseek(file_, 100, SEEK_SET);
+    unsigned most = 0;
+    faults.edit = [&](struct rp_sqe *sqe) {
+        if (sqe->opcode == RP_IORING_OP_WRITE)
+            sqe->flags |= RP_SQE_ASYNC;
+        unsigned at_once = 0;
+        for (struct rp_request *other = faults.set->requested.at_position; other; other = other->next_at_position)
+            at_once += other->operation == RINGPOLL_REQUEST_WRITE;
+        most = std::max(most, at_once);
+    };
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_WRITE, written, &first, 1, -1), 0);
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_WRITE, more, &second, 1, -1, nullptr, same), 0);
+    auto all = results(2);
+    ASSERT_EQ(all.size(), 2u);
+    EXPECT_EQ(all[0].user, written);
+    EXPECT_EQ(all[0].result, 7);
+    EXPECT_EQ(all[1].result, 4);
+    EXPECT_EQ(most, 1u);
+    char is[11];
+    ASSERT_EQ(pread(file_, is, 11, 100), 11);
+    EXPECT_EQ(std::string(is, 11), "writtenmore");
+    ASSERT_EQ(write(pipe_[1], "p", 1), 1);
+    EXPECT_EQ(results(1).at(0).user, this);
+    close(same);
+    end_pipe();
+}
+
+/* A small one that waits for its share of a turn is before a large one. */
+TEST_F(Requests, NoneIsOvertakenAtTheCurrentPosition)
+{
+    std::string small(65536, '\0'), large(200000, '\0');
+    struct iovec iov[2] = {{small.data(), small.size()}, {large.data(), large.size()}};
+    std::vector<std::string> bytes(16, std::string(65536, '\0'));
+    std::vector<struct iovec> others(16);
+    run_in();
+    lseek(file_, 0, SEEK_SET);
+    for (unsigned i = 0; i < 16; i++) {
+        others[i] = {bytes[i].data(), bytes[i].size()};
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &others[i], 1, 0), 0);
+    }
+    for (unsigned i = 0; i < 2; i++)
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov[i], 1, -1), 0);
+    EXPECT_EQ(results(18).size(), 18u);
+    EXPECT_TRUE(is_text(small.data(), small.size(), 0));
+    EXPECT_TRUE(is_text(large.data(), large.size(), 65536));
+}
+
+TEST_F(Requests, ThoseThatAreBeyondATurnsShareBeginThoughTheOthersDoNotEnd)
+{
+    std::vector<std::string> bytes(16, std::string(65536, '\0'));
+    std::vector<struct iovec> iov(16);
+    char small[100];
+    struct iovec last = {small, sizeof small};
+    int pipes[16][2];
+    run_in();
+    for (unsigned i = 0; i < 16; i++) {
+        ASSERT_EQ(pipe2(pipes[i], O_CLOEXEC), 0);
+        iov[i] = {bytes[i].data(), bytes[i].size()};
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov[i], 1, 0, nullptr, pipes[i][0]), 0);
+    }
+    ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, small, &last, 1, 300), 0);
+    auto all = results(1);
+    ASSERT_EQ(all.size(), 1u);
+    EXPECT_EQ(all[0].user, small);
+    EXPECT_EQ(all[0].result, 100);
+    EXPECT_TRUE(is_text(small, sizeof small, 300));
+    ringpoll_close(set_);
+    set_ = -1;
+    for (auto &ends : pipes) {
+        close(ends[0]);
+        close(ends[1]);
+    }
+}
+
+TEST_F(Requests, APipesReadIsDoneWithWhatIsThere)
+{
+    char bytes[100];
+    struct iovec iov = {bytes, sizeof bytes};
+    run_in();
+    ASSERT_EQ(pipe2(pipe_, O_CLOEXEC), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        ASSERT_EQ(write(pipe_[1], "ten bytes.", 10), 10);
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov, 1, -1, nullptr, pipe_[0]), 0);
+        auto all = results(1);
+        ASSERT_EQ(all.size(), 1u);
+        EXPECT_EQ(all[0].result, 10);
+        EXPECT_EQ(std::string(bytes, 10), "ten bytes.");
+    }
+    end_pipe();
+}
+
+TEST_F(Requests, APacketOfAPipeIsOneRead)
+{
+    char bytes[2][100];
+    struct iovec iov[2] = {{bytes[0], 100}, {bytes[1], 100}};
+    run_in();
+    ASSERT_EQ(pipe2(pipe_, O_CLOEXEC | O_DIRECT), 0);
+    ASSERT_EQ(write(pipe_[1], "first", 5), 5);
+    ASSERT_EQ(write(pipe_[1], "next", 4), 4);
+    for (unsigned i = 0; i < 2; i++)
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, bytes[i], &iov[i], 1, -1, nullptr, pipe_[0]), 0);
+    auto all = results(2);
+    ASSERT_EQ(all.size(), 2u);
+    EXPECT_EQ(all[0].result, 5);
+    EXPECT_EQ(all[1].result, 4);
+    end_pipe();
+}
+
+/* A part was cached, and the SQ has no room for the rest yet. */
+TEST_F(Requests, WhatWasReadAtTheCurrentPositionIsToldWhateverComesThen)
+{
+    char bytes[100];
+    struct iovec iov = {bytes, sizeof bytes};
+    auto part_of = [&](int64_t offset, uint64_t *ret_id) {
+        ASSERT_EQ(ask(RINGPOLL_REQUEST_READ, nullptr, &iov, 1, offset, ret_id), 0);
+        struct rp_request *request = faults.set->requested.last[RP_REQUEST_QUEUED];
+        request->had = (uint64_t)pread(file_, bytes, 10, 0);
+        if (offset < 0)
+            lseek(file_, 10, SEEK_SET);
+    };
+    uint64_t id = 0;
+    run_in();
+    part_of(-1, &id);
+    EXPECT_EQ(ringpoll_request_cancel(set_, id, 0), -EBUSY);
+    EXPECT_EQ(results(1).at(0).result, 10);
+    part_of(-1, &id);
+    EXPECT_EQ(ringpoll_request_cancel(set_, id, RINGPOLL_REQUEST_UNSTARTED), -EBUSY);
+    EXPECT_EQ(results(1).at(0).result, 100);
+    EXPECT_TRUE(is_text(bytes, 100, 0));
+    part_of(0, &id);
+    EXPECT_EQ(ringpoll_request_cancel(set_, id, RINGPOLL_REQUEST_UNSTARTED), 0);
+    EXPECT_EQ(results(1).at(0).result, -ECANCELED);
+    part_of(-1, &id);
+    part_of(0, &id);
+    EXPECT_EQ(ringpoll_demote(set_), 0);
+    auto all = results(2);
+    ASSERT_EQ(all.size(), 2u);
+    EXPECT_EQ(all[0].result, 10);
+    EXPECT_EQ(all[1].result, -ENOTSUP);
+}
+
+TEST_F(Requests, AnOpenThatWaitsIsCancelled)
+{
+    const char *where = getenv("TMPDIR");
+    std::string name = std::string(where ? where : "/tmp") + "/ringpoll-fifo-XXXXXX";
+    close(mkstemp(name.data()));
+    unlink(name.c_str());
+    ASSERT_EQ(mkfifo(name.c_str(), 0600), 0);
+    struct ringpoll_request request = {};
+    request.size = sizeof request;
+    request.operation = RINGPOLL_REQUEST_OPEN;
+    request.path = name.c_str();
+    request.flags = O_RDONLY | O_CLOEXEC;
+    request.data.u64 = mark;
+    uint64_t id = 0;
+    run_in();
+    ASSERT_EQ(ringpoll_request_submit(set_, &request, &id), 0);
+    EXPECT_EQ(wait(8, 30), 0); /* whether a worker has begun makes no difference */
+    EXPECT_EQ(ringpoll_request_cancel(set_, id, 0), -EINPROGRESS);
+    EXPECT_EQ(results(1).at(0).result, -ECANCELED);
+    ASSERT_EQ(ringpoll_request_submit(set_, &request, &id), 0);
+    EXPECT_EQ(wait(8, 30), 0);
+    EXPECT_EQ(ringpoll_demote(set_), 0);
+    EXPECT_EQ(results(1).at(0).result, -ENOTSUP);
+    unlink(name.c_str());
+}
+
+/* A cancelled worker's word, given in its name. */
+TEST_F(Requests, AnInterruptedWorkersWordIsThatOfACancel)
+{
+    static const int answers[] = {-EINTR, -512, -513, -514, -516, -ECANCELED, -EIO};
+    char byte = 'x';
+    struct iovec iov = {&byte, 1};
+    run_in();
+    for (int answer : answers)
+        for (bool closes : {false, true}) {
+            uint64_t id = 0;
+            ask_for_what_does_not_come(&iov, &id);
+            rp_set_lock(faults.set);
+            struct rp_request *request = faults.set->requested.first[RP_REQUEST_INFLIGHT];
+            request->operation = closes ? RINGPOLL_REQUEST_CLOSE : request->operation;
+            rp_set_unlock(faults.set);
+            EXPECT_EQ(ringpoll_request_cancel(set_, id, 0), -EINPROGRESS);
+            struct rp_op *op = request->op;
+            uint64_t user_data = rp_op_user_data(&faults.set->ops, op);
+            faults.edit = [&](struct rp_sqe *sqe) {
+                if (sqe->opcode == RP_IORING_OP_ASYNC_CANCEL) {
+                    turn_into_nop(sqe, answer); /* in the request's name, which itself stays */
+                    sqe->user_data = user_data;
+                }
+            };
+            int64_t result = results(1).at(0).result;
+            faults.edit = nullptr;
+            if (answer == -EIO || answer == -ECANCELED)
+                EXPECT_EQ(result, answer);
+            else
+                EXPECT_EQ(result, closes ? -EINTR : -ECANCELED) << answer;
+            end_pipe();
+            EXPECT_EQ(wait(8, 0), 0); /* the read itself, which now is at its end */
+        }
 }
 
 } // namespace

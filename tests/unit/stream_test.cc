@@ -601,6 +601,68 @@ TEST(Declared, ASetOfPlainFdsThatIsLookedAtInEachTurnGoesToKernelEpoll)
     }
 }
 
+/* A thread with two sets: what it wrote by one goes out before it sleeps on the other. */
+TEST(TwoSets, AWaitOnOneSendsWhatIsBatchedInTheOther)
+{
+    struct ringpoll_probe probe = {};
+    probe.size = sizeof probe;
+    uint64_t needed = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV;
+    if (ringpoll_get_probe(&probe) != 0 || (probe.usable & needed) != needed)
+        GTEST_SKIP() << "this kernel adopts nothing";
+    int sets[2], fds[2][3][2];
+    for (int s = 0; s < 2; s++) {
+        struct ringpoll_options options = {};
+        options.size = sizeof options;
+        options.flags = RINGPOLL_ADOPT | RINGPOLL_BATCH;
+        sets[s] = ringpoll_create(&options);
+        ASSERT_GE(sets[s], 0);
+        for (auto &pair : fds[s]) {
+            ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+            ringpoll_fd_opened(pair[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+            struct epoll_event event = {};
+            event.events = EPOLLIN;
+            ASSERT_EQ(ringpoll_ctl(sets[s], EPOLL_CTL_ADD, pair[0], &event), 0);
+        }
+    }
+    struct timespec now = {};
+    struct epoll_event events[8];
+    char byte;
+    for (int round = 0; round < 40; round++) {
+        for (int s = 0; s < 2; s++) {
+            for (auto &pair : fds[s])
+                ASSERT_EQ(write(pair[1], "x", 1), 1);
+            ASSERT_EQ(ringpoll_wait(sets[s], events, 8, &now, nullptr), 3);
+        }
+        for (auto &set : fds)
+            for (auto &pair : set) {
+                long got = ringpoll_try_recv(pair[0], &byte, 1, 0);
+                if (got == RINGPOLL_PASS)
+                    ringpoll_fd_read(pair[0], 1, got = read(pair[0], &byte, 1));
+                ASSERT_EQ(got, 1);
+                if (ringpoll_try_send(pair[0], "y", 1, 0) == RINGPOLL_PASS) {
+                    ASSERT_EQ(send(pair[0], "y", 1, 0), 1);
+                }
+            }
+        ASSERT_EQ(ringpoll_wait(sets[0], events, 8, &now, nullptr), 0);
+        for (auto &pair : fds[1])
+            ASSERT_EQ(read(pair[1], &byte, 1), 1) << "round " << round << ": it stayed behind";
+        ASSERT_EQ(ringpoll_wait(sets[1], events, 8, &now, nullptr), 0);
+        for (auto &pair : fds[0])
+            ASSERT_EQ(read(pair[1], &byte, 1), 1);
+    }
+    struct ringpoll_stats stats = {};
+    stats.size = sizeof stats;
+    ASSERT_EQ(ringpoll_get_stats(sets[1], &stats), 0);
+    EXPECT_GT(stats.sends_batched, 0u);
+    for (int s = 0; s < 2; s++) {
+        for (auto &pair : fds[s]) {
+            ringpoll_close(pair[0]);
+            close(pair[1]);
+        }
+        ringpoll_close(sets[s]);
+    }
+}
+
 /* What it says of closes is not so for one that lives on. */
 TEST_F(Adopted, AForgottenConnectionGoesOn)
 {

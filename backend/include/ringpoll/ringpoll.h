@@ -402,13 +402,15 @@ RINGPOLL_API int ringpoll_request_submit(int epfd, const struct ringpoll_request
 
 /* 0: its result is -ECANCELED, nothing was read or written. -EINPROGRESS: the kernel was
  * asked, and the result tells whether in time. -EBUSY: it is done or, with
- * RINGPOLL_REQUEST_UNSTARTED or from another thread, has begun. -ENOENT: there is no such request, or its result was
+ * RINGPOLL_REQUEST_UNSTARTED, from another thread, or with a part read at the current
+ * position, has begun. -ENOENT: there is no such request, or its result was
  * taken. In each case the result comes, if one was to come. */
 RINGPOLL_API int ringpoll_request_cancel(int epfd, uint64_t id, uint32_t flags);
 
 /* Up to `max` results, in the order in which they came; returns their number, 0 for none.
  * Any thread. A result of -ENOTSUP: nothing was done, since there is no ring (any more):
- * read by other means. When a set leaves its ring it cancels, and waits for, all that the
+ * read by other means. -EIO may also say that the kernel gave no answer, and that it is not
+ * known what was done. When a set leaves its ring it cancels, and waits for, all that the
  * kernel has; when the thread that waits on it closes it, too, and results that nobody
  * took are forgotten. Where another thread closes it, that is done when its owner comes by.
  * In a child of fork the results are -ECANCELED. */
