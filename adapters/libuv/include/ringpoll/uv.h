@@ -104,7 +104,7 @@ typedef void (*ringpoll_uv_shutdown_cb)(ringpoll_uv_shutdown_t *req, int status)
 
 /* uv_close(), uv_is_active(), uv_is_closing(), uv_ref(), uv_unref(), uv_has_ref(), uv_fileno().
  * Bytes whose write callback has been called, or is due with status 0, still go out after a
- * close. */
+ * close. Fds 0 to 2 stay open. */
 RINGPOLL_API void ringpoll_uv_close(ringpoll_uv_handle_t *handle, ringpoll_uv_close_cb on_close);
 RINGPOLL_API int ringpoll_uv_is_active(const ringpoll_uv_handle_t *handle);
 RINGPOLL_API int ringpoll_uv_is_closing(const ringpoll_uv_handle_t *handle);
