@@ -509,26 +509,14 @@ void rp_accept_completed(struct rp_set *set, struct rp_op *op, int result, uint3
 /* Takes back what the kernel has not seen, or queues its cancel. */
 static int cancel(struct rp_set *set, struct rp_acceptor *acceptor)
 {
-    struct rp_ring *ring = &set->ring;
     if (!in_flight(set, acceptor)) {
-        struct rp_sqe *sqe = &ring->sqes[acceptor->sqe_at & ring->sq_mask];
-        memset(sqe, 0, sizeof *sqe);
-        sqe->opcode = RP_IORING_OP_NOP;
+        rp_ring_take_back(&set->ring, acceptor->sqe_at);
         rp_op_step(&set->ops, acceptor->op, RP_OP_FREE);
         accept_ended(set, acceptor);
         return 0;
     }
-    struct rp_sqe *sqe = rp_ring_get_sqe(ring);
-    if (!sqe)
+    if (!rp_op_cancel(&set->ops, &set->ring, acceptor->op, RP_OP_CANCELING))
         return -EBUSY;
-    if (acceptor->op->state == RP_OP_QUEUED)
-        rp_op_step(&set->ops, acceptor->op, RP_OP_INFLIGHT);
-    sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
-    sqe->fd = -1;
-    sqe->addr = rp_op_user_data(&set->ops, acceptor->op);
-    if (ring->features & RINGPOLL_FEATURE_CQE_SKIP)
-        sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
-    rp_op_step(&set->ops, acceptor->op, RP_OP_CANCELING);
     step(acceptor, RP_ACCEPTOR_CANCELING);
     return 0;
 }
@@ -886,10 +874,8 @@ static void ask_names(struct rp_set *set, struct rp_acceptor *acceptor)
     }
     (void)rp_set_enter_and_reap(set);
     for (uint32_t at = first; at != first + n; at++)
-        if ((int32_t)(at - ring->sqe_head) >= 0) { /* refused: they shall not write there later */
-            memset(&ring->sqes[at & ring->sq_mask], 0, sizeof *sqe);
-            ring->sqes[at & ring->sq_mask].opcode = RP_IORING_OP_NOP;
-        }
+        if ((int32_t)(at - ring->sqe_head) >= 0) /* refused: they shall not write there later */
+            rp_ring_take_back(ring, at);
     acceptor->asked_from = acceptor->head;
     acceptor->asked = n;
     set->no_names = n > 0 && (int32_t)(first + n - ring->sqe_head) <= 0; /* an older kernel answers none */

@@ -19,6 +19,8 @@
 #include <assert.h>
 #include <string.h>
 
+#include "ring.h"
+#include "ringpoll/ringpoll.h"
 #include "sys.h"
 
 /* generation | slot | kind in 24, 32 and 8 bits. */
@@ -98,6 +100,22 @@ struct rp_op *rp_op_find_slowly(struct rp_op_table *table, uint64_t user_data)
     }
     table->stale++;
     return NULL;
+}
+
+bool rp_op_cancel(struct rp_op_table *table, struct rp_ring *ring, struct rp_op *op, enum rp_op_state to)
+{
+    struct rp_sqe *sqe = rp_ring_get_sqe(ring);
+    if (!sqe)
+        return false;
+    if (op->state == RP_OP_QUEUED)
+        rp_op_step(table, op, RP_OP_INFLIGHT);
+    sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
+    sqe->fd = -1;
+    sqe->addr = rp_op_user_data(table, op);
+    if (ring->features & RINGPOLL_FEATURE_CQE_SKIP)
+        sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
+    rp_op_step(table, op, to);
+    return true;
 }
 
 uint32_t rp_op_busy(const struct rp_op_table *table)

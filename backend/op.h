@@ -22,6 +22,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct rp_ring;
+
 enum rp_op_state { RP_OP_FREE, RP_OP_QUEUED, RP_OP_INFLIGHT, RP_OP_CANCELING, RP_OP_ORPHANED, RP_OP_STATES };
 
 enum rp_op_kind {
@@ -139,6 +141,9 @@ static inline struct rp_op *rp_op_find(struct rp_op_table *table, uint64_t user_
     struct rp_op *op = rp_op_peek(table, user_data);
     return op ? op : rp_op_find_slowly(table, user_data);
 }
+/* Queues its cancel, and the op is CANCELING or ORPHANED (`to`); its own completion ends it.
+ * False: the SQ is full, nothing was done. */
+bool rp_op_cancel(struct rp_op_table *table, struct rp_ring *ring, struct rp_op *op, enum rp_op_state to);
 /* Ops in any state but FREE. */
 uint32_t rp_op_busy(const struct rp_op_table *table);
 

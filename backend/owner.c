@@ -378,19 +378,9 @@ void rp_set_end_ring(struct rp_set *set)
         while (rp_watch_disarm(set, watch, NULL) == -EBUSY)
             if (rp_set_enter_and_reap(set) < 0)
                 break;
-    if (set->hidden_op && set->hidden_armed) {
-        struct rp_sqe *sqe = rp_ring_get_sqe(ring);
-        if (!sqe && rp_set_enter_and_reap(set) == 0)
-            sqe = rp_ring_get_sqe(ring);
-        if (sqe && set->hidden_op) {
-            sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
-            sqe->fd = -1;
-            sqe->addr = rp_op_user_data(&set->ops, set->hidden_op);
-            rp_op_step(&set->ops, set->hidden_op, RP_OP_ORPHANED);
-        } else if (sqe) {
-            sqe->opcode = RP_IORING_OP_NOP;
-        }
-    }
+    if (set->hidden_op && set->hidden_armed && !rp_op_cancel(&set->ops, ring, set->hidden_op, RP_OP_ORPHANED) &&
+        rp_set_enter_and_reap(set) == 0 && set->hidden_op)
+        (void)rp_op_cancel(&set->ops, ring, set->hidden_op, RP_OP_ORPHANED);
     set->hidden_op = NULL;
     set->hidden_armed = set->hidden_ready = false;
     for (int turns = 0; turns < 4096 && rp_op_busy(&set->ops) > 0; turns++)

@@ -322,12 +322,8 @@ void rp_request_completed(struct rp_set *set, struct rp_op *op, int result)
 /* Its completion will say whether that was in time. -EBUSY: the SQ is full. */
 static int cancel(struct rp_set *set, struct rp_request *request)
 {
-    struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
-    if (!sqe)
+    if (!rp_op_cancel(&set->ops, &set->ring, request->op, RP_OP_CANCELING))
         return -EBUSY;
-    sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
-    sqe->fd = -1;
-    sqe->addr = rp_op_user_data(&set->ops, request->op);
     step(set, request, RP_REQUEST_CANCELING);
     return 0;
 }

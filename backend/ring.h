@@ -86,6 +86,13 @@ static inline struct rp_sqe *rp_ring_get_sqe(struct rp_ring *ring)
     ring->sqe_tail++;
     return sqe;
 }
+/* The one at this position, which the kernel has not taken, does nothing. */
+static inline void rp_ring_take_back(struct rp_ring *ring, uint32_t at)
+{
+    struct rp_sqe *sqe = &ring->sqes[at & ring->sq_mask];
+    memset(sqe, 0, sizeof *sqe);
+    sqe->opcode = RP_IORING_OP_NOP;
+}
 /* SQEs filled and not yet taken by the kernel. */
 static inline unsigned rp_ring_queued(const struct rp_ring *ring)
 {

@@ -278,17 +278,8 @@ void rp_send_settle(struct rp_set *set)
 /* Its completion finds nobody. False: no room in the SQ to cancel it. */
 static bool orphan_poll(struct rp_set *set, struct rp_send *send)
 {
-    struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
-    if (!sqe)
+    if (!rp_op_cancel(&set->ops, &set->ring, send->op, RP_OP_ORPHANED))
         return false;
-    if (send->op->state == RP_OP_QUEUED)
-        rp_op_step(&set->ops, send->op, RP_OP_INFLIGHT);
-    sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
-    sqe->fd = -1;
-    sqe->addr = rp_op_user_data(&set->ops, send->op);
-    if (set->ring.features & RINGPOLL_FEATURE_CQE_SKIP)
-        sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
-    rp_op_step(&set->ops, send->op, RP_OP_ORPHANED);
     send->op = NULL;
     return true;
 }
@@ -462,25 +453,12 @@ void rp_send_forget(struct rp_set *set, struct rp_stream *stream)
         /* The poll; its completion finds nobody. */
         if (set->ring.fd >= 0 && rp_set_is_mine(set)) {
             if (send->op->state == RP_OP_QUEUED && (int32_t)(send->sqe_at - set->ring.sqe_head) >= 0) {
-                struct rp_sqe *sqe = &set->ring.sqes[send->sqe_at & set->ring.sq_mask];
-                memset(sqe, 0, sizeof *sqe);
-                sqe->opcode = RP_IORING_OP_NOP;
+                rp_ring_take_back(&set->ring, send->sqe_at);
                 rp_op_step(&set->ops, send->op, RP_OP_FREE);
             } else {
-                struct rp_sqe *sqe;
-                while (!(sqe = rp_ring_get_sqe(&set->ring)))
-                    if (rp_set_enter_and_reap(set) < 0 || !send->op)
+                while (send->op && !orphan_poll(set, send))
+                    if (rp_set_enter_and_reap(set) < 0)
                         break;
-                if (sqe && send->op) {
-                    sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
-                    sqe->fd = -1;
-                    sqe->addr = rp_op_user_data(&set->ops, send->op);
-                    if (set->ring.features & RINGPOLL_FEATURE_CQE_SKIP)
-                        sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
-                    rp_op_step(&set->ops, send->op, RP_OP_ORPHANED);
-                } else if (sqe) {
-                    sqe->opcode = RP_IORING_OP_NOP;
-                }
             }
         }
         /* Not ours to cancel: it holds the file until it fires, or the ring ends. */

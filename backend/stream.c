@@ -657,27 +657,15 @@ void rp_stream_completed(struct rp_set *set, struct rp_op *op, int result, uint3
 /* Takes back what the kernel has not seen, or queues its cancel. */
 static int cancel(struct rp_set *set, struct rp_stream *stream)
 {
-    struct rp_ring *ring = &set->ring;
     if (!in_flight(set, stream)) {
-        struct rp_sqe *sqe = &ring->sqes[stream->sqe_at & ring->sq_mask];
-        memset(sqe, 0, sizeof *sqe);
-        sqe->opcode = RP_IORING_OP_NOP;
+        rp_ring_take_back(&set->ring, stream->sqe_at);
         rp_op_step(&set->ops, stream->op, RP_OP_FREE);
         receive_ended(set, stream);
         end_if_empty(set, stream);
         return 0;
     }
-    struct rp_sqe *sqe = rp_ring_get_sqe(ring);
-    if (!sqe)
+    if (!rp_op_cancel(&set->ops, &set->ring, stream->op, RP_OP_CANCELING))
         return -EBUSY;
-    if (stream->op->state == RP_OP_QUEUED)
-        rp_op_step(&set->ops, stream->op, RP_OP_INFLIGHT);
-    sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
-    sqe->fd = -1;
-    sqe->addr = rp_op_user_data(&set->ops, stream->op);
-    if (ring->features & RINGPOLL_FEATURE_CQE_SKIP)
-        sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
-    rp_op_step(&set->ops, stream->op, RP_OP_CANCELING);
     step(stream, RP_STREAM_CANCELING);
     return 0;
 }

@@ -433,20 +433,11 @@ int rp_watch_disarm(struct rp_set *set, struct rp_watch *watch, struct rp_op **r
         return 0;
     settle(set, watch);
     if (op->state == RP_OP_QUEUED) {
-        struct rp_sqe *sqe = &ring->sqes[watch->sqe_at & ring->sq_mask];
-        memset(sqe, 0, sizeof *sqe);
-        sqe->opcode = RP_IORING_OP_NOP;
+        rp_ring_take_back(ring, watch->sqe_at);
         rp_op_step(&set->ops, op, RP_OP_FREE);
     } else {
-        struct rp_sqe *sqe = rp_ring_get_sqe(ring);
-        if (!sqe)
+        if (!rp_op_cancel(&set->ops, ring, op, RP_OP_ORPHANED))
             return -EBUSY;
-        sqe->opcode = RP_IORING_OP_ASYNC_CANCEL;
-        sqe->fd = -1;
-        sqe->addr = rp_op_user_data(&set->ops, op);
-        if (ring->features & RINGPOLL_FEATURE_CQE_SKIP)
-            sqe->flags = RP_SQE_CQE_SKIP_SUCCESS;
-        rp_op_step(&set->ops, op, RP_OP_ORPHANED);
         if (ret_op)
             *ret_op = op;
     }
