@@ -237,6 +237,9 @@ int ringpoll_event_install(struct event_base *base)
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
+    /* event_reinit() closes that pair and keeps its numbers, which the backend that ends closes
+     * once more: another thread's by then. So the pair ends before. */
+    event_inside.signals_dealloc(base);
     event_swap = &swap;
     event_head(base)->op = &event_backend;
     event_inside.reinit(base); /* what it could not add again was closed before */
