@@ -840,12 +840,17 @@ static int peer_address(struct rp_acceptor *acceptor, int fd, struct sockaddr_st
 }
 
 /* What the ring answered for this place in the queue, or NULL. */
-static const struct rp_peer_name *name_at(const struct rp_acceptor *acceptor, uint32_t at)
+static const union rp_peer_name *name_at(const struct rp_acceptor *acceptor, uint32_t at)
 {
-    const struct rp_peer_name *name = at - acceptor->asked_from < acceptor->asked
-                                          ? &acceptor->names[at - acceptor->asked_from] : NULL;
-    static const struct rp_peer_name none;
-    return name && memcmp(name, &none, sizeof ((struct sockaddr *)0)->sa_family) != 0 ? name : NULL;
+    uint32_t place = at - acceptor->asked_from;
+    return place < acceptor->asked && acceptor->names[place].family != AF_UNSPEC ? &acceptor->names[place] : NULL;
+}
+
+/* The next in the queue is behind those that were asked for last, and enough stand there. */
+static bool may_ask_names(const struct rp_set *set, const struct rp_acceptor *acceptor)
+{
+    return !set->no_names && acceptor->inet_length > 0 && acceptor->inet_length <= sizeof *acceptor->names &&
+           acceptor->head - acceptor->asked_from >= acceptor->asked && queued(acceptor) >= ASKED_LEAST;
 }
 
 /* The addresses of all that stand in the queue, by one enter: a call for each would be the
@@ -888,11 +893,9 @@ static long hand_out(struct rp_set *set, struct rp_acceptor *acceptor, bool mine
                      unsigned *length, int flags, bool *ret_shared)
 {
     bool known = mine && acceptor->known_length > 0 && acceptor->addressed == acceptor->head;
-    if (address && !known && mine && !set->no_names && acceptor->inet_length > 0 &&
-        acceptor->inet_length <= sizeof(struct rp_peer_name) && acceptor->head - acceptor->asked_from >= acceptor->asked &&
-        queued(acceptor) >= ASKED_LEAST)
+    if (address && !known && mine && may_ask_names(set, acceptor))
         ask_names(set, acceptor);
-    const struct rp_peer_name *name = known ? NULL : name_at(acceptor, acceptor->head);
+    const union rp_peer_name *name = known ? NULL : name_at(acceptor, acceptor->head);
     struct rp_connection connection = pop(acceptor);
     int fd = connection.fd, asked_before = acceptor->flags;
     set->stats.calls_saved++;

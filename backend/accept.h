@@ -69,7 +69,8 @@ struct rp_connection {
     bool shared;    /* it stood in the queue when a child was made */
 };
 
-struct rp_peer_name {
+union rp_peer_name {
+    uint16_t family; /* 0: there was no answer */
     unsigned char bytes[28]; /* struct sockaddr_in6 */
 };
 
@@ -83,7 +84,7 @@ struct rp_acceptor {
     /* Memory that stays when the record is used again. */
     struct rp_connection *queue;
     uint32_t room;          /* a power of two */
-    struct rp_peer_name *names; /* of `asked`; NULL: not made */
+    union rp_peer_name *names; /* of `asked`; NULL: not made */
     /* From here on a new one begins with zeroes. */
     uint8_t held;           /* callers that hold on to it while it may end */
     struct rp_op *op;       /* the accept; NULL when LEARNING */

@@ -94,6 +94,7 @@ static struct rp_set *set_new(void)
     if (set) {
         set->in_use = true;
         set->identity = set->hidden = set->ring.fd = set->outer = -1;
+        set->unfit_window = RP_UNFIT_FIRST_WINDOW;
         rp_lock(&rp_retired_lock);
         rp_newest_set = set;
         rp_unlock(&rp_retired_lock);

@@ -21,6 +21,8 @@
 
 #define RP_ANNEXES 16
 
+#define RP_UNFIT_FIRST_WINDOW 256u
+
 struct rp_set {
     struct rp_lock lock;
     /* --- of the place, not of the set that has it: these outlive it */
@@ -98,7 +100,7 @@ struct rp_set {
     bool outer_registered; /* with this ring */
     uint64_t outer_enters; /* enters of the ring when it was last emptied */
     uint32_t unfit_kernel, unfit_total; /* events since the last judgement */
-    uint32_t unfit_window;              /* that many make the next one; 0: no wait has told of any */
+    uint32_t unfit_window;              /* that many make the next one, see wait.c */
     uint32_t unfit_changes;             /* MOD and DEL since then, each a call on kernel epoll */
     uint64_t unfit_looks;               /* stats.rechecks then */
     struct rp_ring_options ring_options;

@@ -13,7 +13,6 @@
  * times after fewer, if more than three quarters of them came from there, or each
  * LOOK_EVENTS of them cost a call more than the ring spared. */
 #define UNFIT_WINDOW 4096u
-#define UNFIT_FIRST_WINDOW 256u
 #define LOOK_EVENTS 8u
 
 static const struct timespec no_time = {0, 0};
@@ -842,8 +841,7 @@ static int wait_on_mute_ring(struct rp_set *set, struct wait *wait)
     return AGAIN;
 }
 
-/* Not a server that has only begun to accept. */
-/* Eventfds and pipes are no reason to keep a ring: many a loop has some to be woken by, and
+/* Not a server that has only begun to accept. Eventfds and pipes are no reason to keep a ring: many a loop has some to be woken by, and
  * hears nothing of them for long. */
 static bool mostly_kernel_watches(const struct rp_set *set)
 {
@@ -890,15 +888,11 @@ static bool looks_too_often(const struct rp_set *set)
 
 static __attribute__((noinline)) void judge_fitness(struct rp_set *set)
 {
-    if (set->unfit_window == 0 && set->unfit_total < UNFIT_FIRST_WINDOW) {
-        set->unfit_window = UNFIT_FIRST_WINDOW;
-        return;
-    }
     if (rp_set_engine(set) == RINGPOLL_ENGINE_RING && !rp_request_is_under_way(set) &&
         ((set->unfit_kernel > set->unfit_total / 4 * 3 && mostly_kernel_watches(set)) || looks_too_often(set)))
         rp_set_demote(set, RINGPOLL_REASON_UNFIT, 0);
     if (set->unfit_window < UNFIT_WINDOW)
-        set->unfit_window = set->unfit_window ? set->unfit_window * 4 : UNFIT_FIRST_WINDOW * 4;
+        set->unfit_window *= 4;
     set->unfit_total = set->unfit_kernel = set->unfit_changes = 0;
     set->unfit_looks = set->stats.rechecks;
 }

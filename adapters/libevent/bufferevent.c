@@ -397,30 +397,17 @@ static void settle(struct ring_bufferevent *ring)
         disable_now(ring, EV_READ);
 }
 
-/* The three calls of the program's callbacks. */
-static void call_read(struct ring_bufferevent *ring)
+/* One of the program's callbacks: EV_READ's, EV_WRITE's, or the third, which hears of `what`. */
+static void call(struct ring_bufferevent *ring, short which, short what)
 {
     struct ring_bufferevent *outer = called;
     called = ring;
-    inside.bev_run_read(&ring->inside.bev, 0);
-    called = outer;
-    settle(ring);
-}
-
-static void call_write(struct ring_bufferevent *ring)
-{
-    struct ring_bufferevent *outer = called;
-    called = ring;
-    inside.bev_run_write(&ring->inside.bev, 0);
-    called = outer;
-    settle(ring);
-}
-
-static void call_event(struct ring_bufferevent *ring, short what)
-{
-    struct ring_bufferevent *outer = called;
-    called = ring;
-    inside.bev_run_event(&ring->inside.bev, what, 0);
+    if (which == EV_READ)
+        inside.bev_run_read(&ring->inside.bev, 0);
+    else if (which == EV_WRITE)
+        inside.bev_run_write(&ring->inside.bev, 0);
+    else
+        inside.bev_run_event(&ring->inside.bev, what, 0);
     called = outer;
     settle(ring);
 }
@@ -468,7 +455,7 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
             ring->error = (int)-result; /* the bytes before it come first */
         inside.bev_was_read(&ring->inside, total);
         if (inside.buffer_length(bev->input) >= bev->wm_read.low)
-            call_read(ring);
+            call(ring, EV_READ, 0);
         read_on(ring);
         if (ring->output == OUTPUT_WAITING && ring->listed)
             write_now(ring);
@@ -486,7 +473,7 @@ failed:
     inside.bev_disable(bev, EV_READ);
     if (result < 0)
         errno = (int)-result;
-    call_event(ring, what);
+    call(ring, 0, what);
 done:
     drop(ring);
     if (outputs->waiting.count > 0)
@@ -584,7 +571,7 @@ static bool end_write(struct ring_bufferevent *ring, bool blocked)
     if (error) {
         inside.bev_disable(bev, EV_WRITE);
         errno = error;
-        call_event(ring, BEV_EVENT_WRITING | BEV_EVENT_ERROR);
+        call(ring, 0, BEV_EVENT_WRITING | BEV_EVENT_ERROR);
         return true;
     }
     size_t left = inside.buffer_length(bev->output);
@@ -597,7 +584,7 @@ static bool end_write(struct ring_bufferevent *ring, bool blocked)
     }
     if (!tells || left > bev->wm_write.low)
         return false;
-    call_write(ring);
+    call(ring, EV_WRITE, 0);
     return true;
 }
 
@@ -668,7 +655,7 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
     hold(ring);
     if (events == EV_TIMEOUT) {
         inside.bev_disable(bev, EV_WRITE);
-        call_event(ring, BEV_EVENT_WRITING | BEV_EVENT_TIMEOUT);
+        call(ring, 0, BEV_EVENT_WRITING | BEV_EVENT_TIMEOUT);
         goto done;
     }
     if (ring->inside.connecting) {
@@ -685,12 +672,12 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
             inside.del(&bev->ev_write);
             inside.del(&bev->ev_read);
             errno = error;
-            call_event(ring, BEV_EVENT_ERROR);
+            call(ring, 0, BEV_EVENT_ERROR);
             goto done;
         }
         connected = true;
         inside.bev_set_address_of(bev, fd);
-        call_event(ring, BEV_EVENT_CONNECTED);
+        call(ring, 0, BEV_EVENT_CONNECTED);
     }
     inside.del(&bev->ev_write);
     if (connected)

@@ -134,9 +134,15 @@ static void hand_on_kept(struct handle *handle)
 
 static struct udp_room *room_of(struct uv_state *state)
 {
-    if (!state->room)
-        state->room = malloc(sizeof *state->room);
-    return state->room;
+    if (state->room || !(state->room = malloc(sizeof *state->room)))
+        return state->room;
+    struct udp_room *room = state->room;
+    for (unsigned i = 0; i < BATCH; i++) {
+        room->vectors[i] = (struct iovec){.iov_base = room->bytes[i], .iov_len = SUGGESTED};
+        room->messages[i].msg_hdr =
+            (struct msghdr){.msg_name = &room->addresses[i], .msg_iov = &room->vectors[i], .msg_iovlen = 1};
+    }
+    return room;
 }
 
 static void tell_error(struct handle *handle, int error)
@@ -155,13 +161,7 @@ static void receive(struct handle *handle)
     }
     for (int turn = 0; turn < TURN_BATCHES && takes(handle) && !handle->kept; turn++) {
         for (unsigned i = 0; i < BATCH; i++) {
-            room->vectors[i] = (struct iovec){.iov_base = room->bytes[i], .iov_len = SUGGESTED};
-            room->messages[i].msg_hdr = (struct msghdr){
-                .msg_name = &room->addresses[i],
-                .msg_namelen = sizeof room->addresses[i],
-                .msg_iov = &room->vectors[i],
-                .msg_iovlen = 1,
-            };
+            room->messages[i].msg_hdr.msg_namelen = sizeof room->addresses[i];
             room->addresses[i].ss_family = AF_UNSPEC;
         }
         int count;
