@@ -5,7 +5,52 @@
 #ifndef LIBUV_API_ENGINES_H
 #define LIBUV_API_ENGINES_H
 
+#include <functional>
+
+#include <gtest/gtest.h>
 #include <ringpoll/uv.h>
+
+/* A loop that hangs ends, and its test fails. */
+class WatchedLoop {
+public:
+    void make_loop()
+    {
+        ASSERT_EQ(uv_loop_init(&loop_), 0);
+        uv_timer_init(&loop_, &watchdog_);
+        uv_timer_start(&watchdog_, [](uv_timer_t *timer) {
+            ADD_FAILURE() << "it hangs";
+            uv_stop(timer->loop);
+        }, 20000, 0);
+        keep_loop(false);
+    }
+    void end_loop()
+    {
+        uv_close((uv_handle_t *)&watchdog_, nullptr);
+        uv_run(&loop_, UV_RUN_DEFAULT);
+        EXPECT_EQ(uv_loop_close(&loop_), 0);
+    }
+    void run() { uv_run(&loop_, UV_RUN_DEFAULT); }
+    /* Turns of the loop until it is so. */
+    void run_until(std::function<bool()> is_so)
+    {
+        bool kept = uv_has_ref((uv_handle_t *)&watchdog_);
+        keep_loop(true); /* a loop that is not alive runs no timers */
+        while (!is_so() && !::testing::Test::HasFailure())
+            uv_run(&loop_, UV_RUN_ONCE);
+        keep_loop(kept);
+    }
+    void keep_loop(bool on)
+    {
+        if (on)
+            uv_ref((uv_handle_t *)&watchdog_);
+        else
+            uv_unref((uv_handle_t *)&watchdog_);
+    }
+    uv_loop_t loop_;
+
+private:
+    uv_timer_t watchdog_;
+};
 
 #define ENGINE(name, prefix)                                                                                       \
     struct name {                                                                                                  \

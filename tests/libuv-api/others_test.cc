@@ -23,7 +23,7 @@
 namespace {
 
 template <class E>
-class Others : public ::testing::Test {
+class Others : public ::testing::Test, protected WatchedLoop {
 public:
     struct Udp {
         typename E::Udp udp;
@@ -76,22 +76,14 @@ public:
     void SetUp() override
     {
         signal(SIGPIPE, SIG_IGN);
-        ASSERT_EQ(uv_loop_init(&loop_), 0);
-        uv_timer_init(&loop_, &watchdog_);
-        uv_timer_start(&watchdog_, [](uv_timer_t *timer) {
-            ADD_FAILURE() << "it hangs";
-            uv_stop(timer->loop);
-        }, 20000, 0);
-        uv_unref((uv_handle_t *)&watchdog_);
+        make_loop();
     }
     void TearDown() override
     {
         for (auto &udp : udps_)
             if (!udp->closed && !E::is_closing((typename E::Handle *)&udp->udp))
                 udp->close();
-        uv_close((uv_handle_t *)&watchdog_, nullptr);
-        uv_run(&loop_, UV_RUN_DEFAULT);
-        EXPECT_EQ(uv_loop_close(&loop_), 0);
+        end_loop();
     }
     Udp *make()
     {
@@ -108,16 +100,6 @@ public:
         EXPECT_EQ(E::udp_getsockname(&udp->udp, (struct sockaddr *)&address, &length), 0);
         return address;
     }
-    void run() { uv_run(&loop_, UV_RUN_DEFAULT); }
-    void run_until(std::function<bool()> is_so)
-    {
-        uv_ref((uv_handle_t *)&watchdog_); /* a loop that is not alive runs no timers */
-        while (!is_so() && !::testing::Test::HasFailure())
-            uv_run(&loop_, UV_RUN_ONCE);
-        uv_unref((uv_handle_t *)&watchdog_);
-    }
-    uv_loop_t loop_;
-    uv_timer_t watchdog_;
     std::vector<std::unique_ptr<Udp>> udps_;
 };
 struct Names {

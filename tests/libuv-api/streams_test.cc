@@ -142,7 +142,7 @@ struct Stream {
 };
 
 template <class T>
-class Streams : public ::testing::Test {
+class Streams : public ::testing::Test, protected WatchedLoop {
 public:
     using E = typename T::Engine;
     using S = Stream<E>;
@@ -154,13 +154,7 @@ public:
         ASSERT_EQ(uv_loop_init(&loop_), 0); /* the first one leaves fds of the process behind */
         ASSERT_EQ(uv_loop_close(&loop_), 0);
         fds_ = open_fds();
-        ASSERT_EQ(uv_loop_init(&loop_), 0);
-        uv_timer_init(&loop_, &watchdog_);
-        uv_timer_start(&watchdog_, [](uv_timer_t *timer) {
-            ADD_FAILURE() << "it hangs";
-            uv_stop(timer->loop);
-        }, 20000, 0);
-        uv_unref((uv_handle_t *)&watchdog_);
+        make_loop();
         path_ = "/tmp/ringpoll-uv-" + std::to_string(getpid());
         unlink(path_.c_str());
     }
@@ -169,9 +163,7 @@ public:
         for (auto &stream : streams_)
             if (!stream->closing())
                 stream->close();
-        uv_close((uv_handle_t *)&watchdog_, nullptr);
-        uv_run(&loop_, UV_RUN_DEFAULT);
-        EXPECT_EQ(uv_loop_close(&loop_), 0);
+        end_loop();
         for (int fd : peers_)
             ::close(fd);
         EXPECT_EQ(open_fds(), fds_);
@@ -273,26 +265,6 @@ public:
         *ret_peer = fds[1];
         return stream;
     }
-    void run() { uv_run(&loop_, UV_RUN_DEFAULT); }
-    /* Turns of the loop until it is so. */
-    void run_until(std::function<bool()> is_so)
-    {
-        bool kept = uv_has_ref((uv_handle_t *)&watchdog_);
-        keep_loop(true); /* a loop that is not alive runs no timers */
-        while (!is_so() && !::testing::Test::HasFailure())
-            uv_run(&loop_, UV_RUN_ONCE);
-        keep_loop(kept);
-    }
-    void keep_loop(bool on)
-    {
-        if (on)
-            uv_ref((uv_handle_t *)&watchdog_);
-        else
-            uv_unref((uv_handle_t *)&watchdog_);
-    }
-
-    uv_loop_t loop_;
-    uv_timer_t watchdog_;
     std::vector<std::unique_ptr<S>> streams_;
     std::vector<int> peers_;
     std::string path_;

@@ -395,6 +395,16 @@ class Run:
         for conn in conns:
             check_ended(conn)
 
+    def end_or_kill(self, process, number, port, conns):
+        """Ends a server by a signal; what its end and its connections were like, of SIGKILL nothing."""
+        if number == signal.SIGKILL:
+            self.look(process.pid)
+            self.kill_and_rebind(process, port, conns)
+            return []
+        seen = [process.end(number)]
+        self.check_port_is_free(port, reuse=bool(conns))
+        return seen + [[check_ended(conn) for conn in conns]]
+
     def family(self, pid):
         """`pid` and all its descendants."""
         found = [pid]

@@ -10,7 +10,7 @@ sys.dont_write_bytecode = True
 import os
 import signal
 
-from harness import HERE, Skipped, Suite, check, check_ended, check_equal, read_exactly
+from harness import HERE, Skipped, Suite, check, check_equal, read_exactly
 
 suite = Suite("luv", needs=["lua5.1"], library="libuv")
 
@@ -75,13 +75,7 @@ def ended_and_killed(run):
                 conn.sendall(b"hello")
                 check(read_exactly(conn, 5) == b"hello", "no echo")
             run.ask_datagram(port, b"hello", b"hello")
-            if number == signal.SIGKILL:
-                run.look(process.pid)
-                run.kill_and_rebind(process, port, conns)
-            else:
-                seen.append(process.end(number))
-                run.check_port_is_free(port, reuse=bool(conns))
-                seen.append([check_ended(conn) for conn in conns])
+            seen += run.end_or_kill(process, number, port, conns)
             run.check_datagram_port_is_free(port)
     return seen
 

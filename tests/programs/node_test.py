@@ -23,7 +23,7 @@ import shutil
 import signal
 import subprocess
 
-from harness import HERE, Skipped, Suite, check, check_ended, find_program, wait_until
+from harness import HERE, Skipped, Suite, check, find_program, wait_until
 
 suite = Suite("node")
 
@@ -148,13 +148,7 @@ def served_from_outside(node, run):
         for conn in conns:
             conn.sendall(b"GET /bytes/10 HTTP/1.1\r\nHost: x\r\n\r\n")
             check(conn.recv(4096).startswith(b"HTTP/1.1 200"), "no reply")
-        if number == signal.SIGKILL:
-            run.look(process.pid)
-            run.kill_and_rebind(process, port, conns)
-        else:
-            seen.append(process.end(number))
-            run.check_port_is_free(port, reuse=bool(conns))
-            seen.append([check_ended(conn) for conn in conns])
+        seen += run.end_or_kill(process, number, port, conns)
     return seen
 
 

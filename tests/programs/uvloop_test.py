@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 
-from harness import HERE, Skipped, Suite, check, check_ended, read_exactly, wait_until
+from harness import HERE, Skipped, Suite, check, read_exactly, wait_until
 
 suite = Suite("uvloop", needs=["openssl"], library="libuv")
 PYTHON = "/usr/bin/python3"
@@ -55,13 +55,7 @@ def served_from_outside(run):
         for conn in conns:
             conn.sendall(b"hello")
             check(read_exactly(conn, 5) == b"hello", "no echo")
-        if number == signal.SIGKILL:
-            run.look(process.pid)
-            run.kill_and_rebind(process, port, conns)
-        else:
-            seen.append(process.end(number))
-            run.check_port_is_free(port, reuse=bool(conns))
-            seen.append([check_ended(conn) for conn in conns])
+        seen += run.end_or_kill(process, number, port, conns)
     return seen
 
 

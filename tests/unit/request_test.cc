@@ -23,6 +23,7 @@
 #include <thread>
 #include <vector>
 
+#include "nop.h"
 #include "public_api.h"
 
 extern "C" {
@@ -31,7 +32,6 @@ extern "C" {
 
 namespace {
 
-constexpr uint32_t inject_result = 1; /* IORING_NOP_INJECT_RESULT, 6.9 */
 const uint64_t mark = 0x7a11;
 
 struct {
@@ -58,16 +58,6 @@ int watched_enter(int fd, unsigned to_submit, unsigned min_complete, unsigned fl
 void *watched_pages(size_t length)
 {
     return faults.no_memory && faults.no_memory() ? nullptr : rp_sys_kernel.pages(length);
-}
-
-void turn_into_nop(struct rp_sqe *sqe, int result)
-{
-    uint64_t user_data = sqe->user_data;
-    memset(sqe, 0, sizeof *sqe);
-    sqe->opcode = RP_IORING_OP_NOP;
-    sqe->op_flags = inject_result;
-    sqe->len = (uint32_t)result;
-    sqe->user_data = user_data;
 }
 
 char text(uint64_t at)
@@ -109,6 +99,24 @@ protected:
         set_ = ringpoll_create(&options_);
         ASSERT_GE(set_, 0);
         faults.set = rp_set_of(set_);
+    }
+    void make_fifo(std::string *ret_name)
+    {
+        const char *where = getenv("TMPDIR");
+        *ret_name = std::string(where ? where : "/tmp") + "/ringpoll-fifo-XXXXXX";
+        close(mkstemp(ret_name->data()));
+        unlink(ret_name->c_str());
+        ASSERT_EQ(mkfifo(ret_name->c_str(), 0600), 0);
+    }
+    static struct ringpoll_request open_of(const std::string &name)
+    {
+        struct ringpoll_request request = {};
+        request.size = sizeof request;
+        request.operation = RINGPOLL_REQUEST_OPEN;
+        request.path = name.c_str();
+        request.flags = O_RDONLY | O_CLOEXEC;
+        request.data.u64 = mark;
+        return request;
     }
     void make_file()
     {
@@ -473,17 +481,9 @@ TEST_F(Requests, ACloseEndsTheWatchesOfTheFd)
 
 TEST_F(Requests, AnOpenOfAFifoWaitsForItsOtherEnd)
 {
-    const char *where = getenv("TMPDIR");
-    std::string name = std::string(where ? where : "/tmp") + "/ringpoll-fifo-XXXXXX";
-    close(mkstemp(name.data()));
-    unlink(name.c_str());
-    ASSERT_EQ(mkfifo(name.c_str(), 0600), 0);
-    struct ringpoll_request request = {};
-    request.size = sizeof request;
-    request.operation = RINGPOLL_REQUEST_OPEN;
-    request.path = name.c_str();
-    request.flags = O_RDONLY | O_CLOEXEC;
-    request.data.u64 = mark;
+    std::string name;
+    make_fifo(&name);
+    struct ringpoll_request request = open_of(name);
     ASSERT_EQ(ringpoll_request_submit(set_, &request, nullptr), 0);
     EXPECT_EQ(wait(8, 30), 0);
     int other = open(name.c_str(), O_WRONLY | O_CLOEXEC);
@@ -1154,17 +1154,9 @@ TEST_F(Requests, WhatWasReadAtTheCurrentPositionIsToldWhateverComesThen)
 
 TEST_F(Requests, AnOpenThatWaitsIsCancelled)
 {
-    const char *where = getenv("TMPDIR");
-    std::string name = std::string(where ? where : "/tmp") + "/ringpoll-fifo-XXXXXX";
-    close(mkstemp(name.data()));
-    unlink(name.c_str());
-    ASSERT_EQ(mkfifo(name.c_str(), 0600), 0);
-    struct ringpoll_request request = {};
-    request.size = sizeof request;
-    request.operation = RINGPOLL_REQUEST_OPEN;
-    request.path = name.c_str();
-    request.flags = O_RDONLY | O_CLOEXEC;
-    request.data.u64 = mark;
+    std::string name;
+    make_fifo(&name);
+    struct ringpoll_request request = open_of(name);
     uint64_t id = 0;
     run_in();
     ASSERT_EQ(ringpoll_request_submit(set_, &request, &id), 0);

@@ -17,7 +17,7 @@
 
 #include <gtest/gtest.h>
 
-#include <ringpoll/ringpoll.h>
+#include "public_api.h"
 
 extern "C" {
 #include "set.h"
@@ -29,10 +29,7 @@ class Adopted : public testing::Test {
 protected:
     void SetUp() override
     {
-        struct ringpoll_probe probe = {};
-        probe.size = sizeof probe;
-        uint64_t needed = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV;
-        if (ringpoll_get_probe(&probe) != 0 || (probe.usable & needed) != needed)
+        if (!kernel_adopts())
             GTEST_SKIP() << "this kernel adopts nothing";
         make(0);
     }
@@ -202,10 +199,7 @@ class First : public testing::Test {
 protected:
     void SetUp() override
     {
-        struct ringpoll_probe probe = {};
-        probe.size = sizeof probe;
-        uint64_t needed = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV;
-        if (ringpoll_get_probe(&probe) != 0 || (probe.usable & needed) != needed)
+        if (!kernel_adopts())
             GTEST_SKIP() << "this kernel adopts nothing";
         struct ringpoll_options options = {};
         options.size = sizeof options;
@@ -604,10 +598,7 @@ TEST(Declared, ASetOfPlainFdsThatIsLookedAtInEachTurnGoesToKernelEpoll)
 /* A thread with two sets: what it wrote by one goes out before it sleeps on the other. */
 TEST(TwoSets, AWaitOnOneSendsWhatIsBatchedInTheOther)
 {
-    struct ringpoll_probe probe = {};
-    probe.size = sizeof probe;
-    uint64_t needed = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV;
-    if (ringpoll_get_probe(&probe) != 0 || (probe.usable & needed) != needed)
+    if (!kernel_adopts())
         GTEST_SKIP() << "this kernel adopts nothing";
     int sets[2], fds[2][3][2];
     for (int s = 0; s < 2; s++) {
