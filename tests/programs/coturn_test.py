@@ -72,7 +72,7 @@ def relays_over_tcp(run):
     return seen
 
 
-@suite.case(timeout=120, open_question="seen once: a client that waits for its server's answer by TLS for ever")
+@suite.case(timeout=120)
 def relays_over_tls(run):
     server = Server(run)
     seen = server.relay("-t", "-S", clients=2, tls=True)

@@ -643,13 +643,11 @@ class Suite:
         self.address = "127.%d.%d.%d" % (16 + (pid >> 14 & 0x3f), pid >> 7 & 0x7f, 1 + (pid & 0x7f))
         self.seed = int(os.environ.get("RINGPOLL_TEST_SEED", "1"))
 
-    def case(self, function=None, *, timeout=60, library="", but=(), open_question=""):
+    def case(self, function=None, *, timeout=60, library="", but=()):
         """`library`: which one the program of this case links (None: neither), where the suite has several.
-        `but`: the ways that are known to differ (design.md). `open_question`: a failure that was seen and is not
-        understood; it is shown whole, and the case has a second try."""
+        `but`: the ways that are known to differ (design.md)."""
         def add(body):
             body.but = but
-            body.open_question = open_question
             body.timeout, body.library = timeout, self.library if library == "" else library
             self.cases.append(body)
             return body
@@ -776,10 +774,6 @@ class Suite:
                     continue
                 began = time.monotonic()
                 outcome, value, run = self.run_once(body, mode)
-                if outcome == "fail" and body.open_question:
-                    print("  %-28s %-5s TRIED ONCE MORE (%s): %s" % (body.__name__, mode, body.open_question, value))
-                    run.remove()
-                    outcome, value, run = self.run_once(body, mode)
                 took = time.monotonic() - began
                 if SLOWEST_END[0] > 0.003:
                     run.notes.append("the slowest FIN took %.1f ms" % (SLOWEST_END[0] * 1e3))
