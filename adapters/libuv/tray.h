@@ -6,7 +6,7 @@
  * What no large datagram needs is dense, so that few lines of the cache and few pages are
  * touched; the rest of one goes where memory is touched by nothing else.
  *
- *   tray_offer(n)   slots 0 to n are ready for the call; then it, with MSG_DONTWAIT
+ *   tray_offer()    all slots are empty, for the call; then it, with MSG_DONTWAIT
  *   tray_took(got)  slots begin to end hold datagrams, which are the tray's
  *   tray_copy(i)    one goes to the program; tray_letter(i): one is kept, on the heap
  */
@@ -72,22 +72,24 @@ static inline struct tray *tray_new(void)
     for (unsigned i = 0; i < TRAY_SLOTS; i++) {
         tray->parts[i][0] = (struct iovec){tray->dense[i], TRAY_DENSE};
         tray->parts[i][1] = (struct iovec){overflow + (size_t)i * (TRAY_LARGEST - TRAY_DENSE), TRAY_LARGEST - TRAY_DENSE};
-        tray->messages[i].msg_hdr = (struct msghdr){.msg_name = &tray->peers[i], .msg_iov = tray->parts[i], .msg_iovlen = 2};
+        tray->messages[i].msg_hdr = (struct msghdr){.msg_name = &tray->peers[i],
+                                                    .msg_namelen = sizeof tray->peers[i],
+                                                    .msg_iov = tray->parts[i],
+                                                    .msg_iovlen = 2};
     }
     return tray;
 }
 
-static inline struct mmsghdr *tray_offer(struct tray *tray, unsigned count)
+static inline struct mmsghdr *tray_offer(struct tray *tray)
 {
-    tray->begin = tray->end = 0;
-    for (unsigned i = 0; i < count; i++)
+    for (unsigned i = 0; i < tray->end; i++) /* the kernel wrote there */
         tray->messages[i].msg_hdr.msg_namelen = sizeof tray->peers[i];
+    tray->begin = tray->end = 0;
     return tray->messages;
 }
 
 static inline void tray_took(struct tray *tray, unsigned count)
 {
-    tray->begin = 0;
     tray->end = count;
 }
 
@@ -119,7 +121,7 @@ static inline struct letter *tray_letter(const struct tray *tray, unsigned slot)
         return NULL;
     letter->next = NULL;
     letter->peer_length = tray->messages[slot].msg_hdr.msg_namelen;
-    memcpy(&letter->peer, &tray->peers[slot], sizeof letter->peer);
+    letter->peer = tray->peers[slot];
     letter->length = tray_copy(tray, slot, letter->bytes, length);
     letter->cut = tray_is_cut(tray, slot);
     return letter;

@@ -192,7 +192,6 @@ int ringpoll_uv_tree_receives(struct ringpoll_uv_tree_inbox **inbox, int fd, uns
         return plain;
     own.owner = mine;
     mine->tray = own.tray;
-    tray_took(mine->tray, 0);
     mine->state = RECEIVING;
     mine->left = AT_MOST;
     return AT_MOST;
@@ -223,7 +222,7 @@ static int ask(struct ringpoll_uv_tree_inbox *inbox, int fd, struct mmsghdr *mes
 static bool fetch(struct ringpoll_uv_tree_inbox *inbox, int fd)
 {
     unsigned count = inbox->batch < inbox->left ? inbox->batch : inbox->left;
-    int got = ask(inbox, fd, tray_offer(inbox->tray, count), count);
+    int got = ask(inbox, fd, tray_offer(inbox->tray), count);
     if (got < 0)
         return false;
     tray_took(inbox->tray, (unsigned)got);
