@@ -344,7 +344,7 @@ static long read_plainly(struct ring_bufferevent *ring, size_t most, bool *ret_m
     }
     ssize_t got = readv(fd, (struct iovec *)room, count);
     long result = got < 0 ? -errno : got;
-    *ret_more = result == (long)asked;
+    *ret_more = ring->kind != 0 && result == (long)asked; /* another read of a blocking one might wait */
     ringpoll_fd_read(fd, asked, result);
     if (result <= 0)
         return result;

@@ -1238,6 +1238,38 @@ TEST_P(Objects, AFileGoesOut)
     EXPECT_EQ(receive(fds[1], bytes.size() + 8), "head" + bytes + "tail");
 }
 
+/* What libevent's own never does: it reads once. */
+TEST_P(Objects, ABlockingSocketDoesNotBlockTheLoop)
+{
+    int fds[2];
+    connected(fds);
+    fds_.push_back(fds[1]);
+    fcntl(fds[0], F_SETFL, 0);
+    struct bufferevent *bev = keep(fds[0]);
+    std::atomic<size_t> read{0};
+    Callbacks callbacks;
+    callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+    callbacks.set(bev);
+    bufferevent_enable(bev, EV_READ);
+    /* Among them what fills the room that an evbuffer makes. */
+    for (size_t length : {4096u, 4048u, 8144u, 16384u, 16336u, 32720u, 65488u, 65536u}) {
+        read = 0;
+        size_t seen = 0;
+        send_all(fds[1], text(length, 1));
+        std::thread helper([&] { /* frees a loop that is stuck */
+            for (int i = 0; i < 2000 && read < length; i++)
+                usleep(1000);
+            seen = read;
+            if (seen < length) {
+                EXPECT_EQ(write(fds[1], "x", 1), 1);
+            }
+        });
+        run_until([&] { return read >= length; });
+        helper.join();
+        EXPECT_EQ(seen, length);
+    }
+}
+
 /* --------------------------------------------------------------------- connecting */
 
 class Connects : public Objects {
