@@ -423,7 +423,6 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
     struct event_outputs *outputs = ring->outputs;
     ptrdiff_t most = -1, limit;
     long total = 0, result = 0;
-    (void)fd;
 
     hold(ring);
     if (events == EV_TIMEOUT) {
@@ -445,9 +444,12 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
         goto done;
 
     inside.buffer_unfreeze(bev->input, 0);
-    for (bool more = true; more && total < most && !ring->inside.read_suspended; total += result)
+    /* A callback of the input's may suspend reading, end it, or change the fd. */
+    for (bool more = true; more && total < most; total += result) {
         if ((result = read_next(ring, (size_t)(most - total), &more)) <= 0)
             break;
+        more = more && !ring->inside.read_suspended && (bev->enabled & EV_READ) && !ring->cancelled && fd_of(ring) == fd;
+    }
     inside.buffer_freeze(bev->input, 0);
 
     if (total > 0) {

@@ -1270,6 +1270,48 @@ TEST_P(Objects, ABlockingSocketDoesNotBlockTheLoop)
     }
 }
 
+/* In a callback of the input's, which runs while bytes are read. */
+TEST_P(Objects, NothingIsReadBehindADisable)
+{
+    for (int how = 0; how < 2; how++) {
+        int fds[2];
+        connected(fds);
+        fds_.push_back(fds[1]);
+        struct bufferevent *bev = keep(fds[0]);
+        struct Tools {
+            struct bufferevent *bev;
+            size_t read = 0, stopped_at = 0;
+            bool stops = false;
+        } tools;
+        tools.bev = bev;
+        evbuffer_add_cb(bufferevent_get_input(bev), [](struct evbuffer *buffer, const struct evbuffer_cb_info *info, void *argument) {
+            auto *is = static_cast<Tools *>(argument);
+            if (info->n_added == 0 || !is->stops)
+                return;
+            is->stops = false;
+            is->stopped_at = evbuffer_get_length(buffer);
+            bufferevent_disable(is->bev, EV_READ);
+        }, &tools);
+        size_t sent = 0;
+        Callbacks callbacks;
+        callbacks.on_read = [&](struct bufferevent *self) { tools.read += take(bufferevent_get_input(self)).size(); };
+        callbacks.set(bev);
+        bufferevent_enable(bev, EV_READ);
+        if (how == 1)
+            warm_up(fds[1], [&] { return tools.read; }, &sent);
+        bufferevent_setcb(bev, nullptr, nullptr, nullptr, nullptr);
+        tools.stops = true;
+        std::string bytes = text(60000, 3);
+        send_all(fds[1], bytes);
+        run_until([&] { return tools.stopped_at > 0; });
+        run(3);
+        EXPECT_EQ(evbuffer_get_length(bufferevent_get_input(bev)), tools.stopped_at);
+        bufferevent_enable(bev, EV_READ);
+        run_until([&] { return evbuffer_get_length(bufferevent_get_input(bev)) == bytes.size(); });
+        EXPECT_EQ(take(bufferevent_get_input(bev)), bytes);
+    }
+}
+
 /* --------------------------------------------------------------------- connecting */
 
 class Connects : public Objects {
