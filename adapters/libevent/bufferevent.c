@@ -720,9 +720,9 @@ static int ring_enable(struct bufferevent *bev, short events)
         if (is_waiting_to_be_read(ring))
             inside.active(&bev->ev_read, EV_READ, 1);
     }
-    if (!(events & EV_WRITE) || ring->output == OUTPUT_BLOCKED)
+    if (!(events & EV_WRITE))
         return 0;
-    if (!may_write(ring))
+    if (!may_write(ring) || ring->output == OUTPUT_BLOCKED) /* its timeout begins anew */
         return inside.bev_add_event(&bev->ev_write, &bev->timeout_write);
     wait_to_write(ring, true);
     return 0;

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
+#include <event2/bufferevent_struct.h>
 #include <event2/dns.h>
 #include <event2/event.h>
 #include <event2/http.h>
@@ -1310,6 +1311,33 @@ TEST_P(Objects, NothingIsReadBehindADisable)
         run_until([&] { return evbuffer_get_length(bufferevent_get_input(bev)) == bytes.size(); });
         EXPECT_EQ(take(bufferevent_get_input(bev)), bytes);
     }
+}
+
+TEST_P(Objects, AWriteTimeoutBeginsAnewWithAnEnable)
+{
+    int fds[2];
+    connected(fds);
+    fds_.push_back(fds[1]);
+    struct bufferevent *bev = keep(fds[0]);
+    short what = 0;
+    Callbacks callbacks;
+    callbacks.on_event = [&](struct bufferevent *, short event) { what = event; };
+    callbacks.set(bev);
+    struct timeval hour = {3600, 0};
+    bufferevent_set_timeouts(bev, nullptr, &hour);
+    bufferevent_enable(bev, EV_WRITE);
+    std::string much(16 << 20, 'm');
+    bufferevent_write(bev, much.data(), much.size());
+    run(5);
+    struct timeval before = {}, after = {};
+    ASSERT_TRUE(event_pending(&bev->ev_write, EV_WRITE | EV_TIMEOUT, &before));
+    usleep(20000);
+    run(1); /* the base's clock */
+    bufferevent_enable(bev, EV_WRITE);
+    ASSERT_TRUE(event_pending(&bev->ev_write, EV_WRITE | EV_TIMEOUT, &after));
+    struct timeval moved;
+    evutil_timersub(&after, &before, &moved);
+    EXPECT_GT(moved.tv_sec * 1000000 + moved.tv_usec, 5000);
 }
 
 /* --------------------------------------------------------------------- connecting */
