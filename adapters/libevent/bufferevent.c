@@ -523,7 +523,11 @@ static bool write_some(struct ring_bufferevent *ring)
                           ? (ptrdiff_t)TURN_MOST
                           : inside.bev_write_max(&ring->inside);
     bool blocked = false;
-    if (limit < 0 || ring->inside.write_suspended)
+    if (ring->inside.write_suspended) { /* now, or by the limit that was asked for: who resumes it enables it */
+        stop_writing(ring);
+        return false;
+    }
+    if (limit < 0)
         limit = 0;
     if (left > (size_t)limit)
         left = (size_t)limit;
@@ -739,7 +743,8 @@ static int disable_now(struct ring_bufferevent *ring, short events)
     bool was_declared = ring->declared;
     if (events & EV_READ)
         end_receive(ring, false);
-    if (ends_write)
+    /* A suspension, by a limit that is used up, maybe by this very write: what went before is told. */
+    if (ends_write && !(ring->output == OUTPUT_SENT && (bev->enabled & EV_WRITE)))
         stop_writing(ring);
     bool reads = !(events & EV_READ) && inside.pending(&bev->ev_read, EV_READ, NULL);
     bool writes = !ends_write && inside.pending(&bev->ev_write, EV_WRITE, NULL);

@@ -1340,6 +1340,50 @@ TEST_P(Objects, AWriteTimeoutBeginsAnewWithAnEnable)
     EXPECT_GT(moved.tv_sec * 1000000 + moved.tv_usec, 5000);
 }
 
+TEST_P(Objects, AWriteThatUsesUpTheRateIsTold)
+{
+    for (int how = 0; how < 2; how++) {
+        int fds[2], writes = 0;
+        connected(fds);
+        struct bufferevent *bev = make(base_, fds[0]);
+        Callbacks callbacks;
+        struct timeval tick = {3600, 0};
+        struct ev_token_bucket_cfg *limit = ev_token_bucket_cfg_new(500, 500, 500, 500, &tick);
+        struct bufferevent_rate_limit_group *group = nullptr;
+        if (how == 0) {
+            ASSERT_EQ(bufferevent_set_rate_limit(bev, limit), 0);
+        } else {
+            group = bufferevent_rate_limit_group_new(base_, limit);
+            ASSERT_EQ(bufferevent_add_to_rate_limit_group(bev, group), 0);
+        }
+        bufferevent_enable(bev, EV_WRITE);
+        run(2);
+        callbacks.on_write = [&](struct bufferevent *) { writes++; };
+        callbacks.set(bev);
+        std::string bytes = text(500, 4);
+        bufferevent_write(bev, bytes.data(), bytes.size());
+        EXPECT_EQ(receive(fds[1], bytes.size()), bytes);
+        run_until([&] { return writes > 0; });
+        EXPECT_EQ(writes, 1);
+        bufferevent_write(bev, "more", 4);
+        run(3);
+        EXPECT_EQ(writes, 1);
+        EXPECT_EQ(evbuffer_get_length(bufferevent_get_output(bev)), 4u);
+        if (group) {
+            bufferevent_remove_from_rate_limit_group(bev);
+            bufferevent_rate_limit_group_free(group);
+        } else {
+            bufferevent_set_rate_limit(bev, nullptr);
+        }
+        EXPECT_EQ(receive(fds[1], 4), "more");
+        run_until([&] { return writes == 2; });
+        bufferevent_free(bev);
+        run(1);
+        ev_token_bucket_cfg_free(limit);
+        close(fds[1]);
+    }
+}
+
 /* --------------------------------------------------------------------- connecting */
 
 class Connects : public Objects {
