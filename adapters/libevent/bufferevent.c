@@ -6,8 +6,8 @@
  * ev_read and ev_write on the fd, the same rules of timeouts, suspensions, limits and
  * callbacks; whatever works on it by those goes on to work. Three things differ.
  *
- * Input. The fd is *declared* to ringpoll while one of the events is added, so that the ring
- * may receive for it. A buffer that came is borrowed and stands in the input by reference,
+ * Input. The fd is *declared* to ringpoll while one of the events is added, or output waits,
+ * so that the ring may receive for it; not beside an event of the program's own on it. A buffer that came is borrowed and stands in the input by reference,
  * without a copy; it goes back when libevent drops it, whoever has it by then, base or no
  * base. What the ring does not receive (the first bytes of a connection, big messages) is
  * read straight into the input, as much at once as there is: not 4096 bytes at a time, and
@@ -238,9 +238,10 @@ void event_outputs_free(struct event_outputs *outputs)
 
 /* ------------------------------------------------------------- declared or not */
 
+/* Not beside an event of the program's own, which reads by itself, and would be forgotten. */
 static void declare(struct ring_bufferevent *ring)
 {
-    if (ring->declared || ring->kind == 0)
+    if (ring->declared || ring->kind == 0 || event_is_registered(ring->inside.bev.ev_base, fd_of(ring)))
         return;
     ringpoll_fd_opened(fd_of(ring), (uint32_t)ring->kind | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_DECLARED);
     ring->declared = true;
@@ -313,8 +314,26 @@ static bool let_go(struct ring_bufferevent *ring, bool closed)
 /* Not where the program has an event of its own on the fd. */
 static void forget(struct ring_bufferevent *ring, bool was_declared)
 {
-    if (was_declared && !ring->declared && !ringpoll_fd_is_stream_on_ring(fd_of(ring)))
+    if (was_declared && !ring->declared && !event_is_registered(ring->inside.bev.ev_base, fd_of(ring)))
         ringpoll_fd_forget(fd_of(ring));
+}
+
+/* Where neither event is added and nothing waits to be written, the program may close the fd
+ * without a word, and the number be another's before it frees us. */
+static void rest(struct ring_bufferevent *ring)
+{
+    struct bufferevent *bev = &ring->inside.bev;
+    if (!ring->declared || ring->output != OUTPUT_IDLE || inside.pending(&bev->ev_read, EV_READ, NULL) ||
+        inside.pending(&bev->ev_write, EV_WRITE, NULL) || ringpoll_fd_flush(fd_of(ring)) < 0)
+        return;
+    ringpoll_fd_release(fd_of(ring), true);
+    ring->declared = false;
+    forget(ring, true);
+}
+
+static bool is_reading(const struct ring_bufferevent *ring)
+{
+    return (ring->inside.bev.enabled & EV_READ) && !ring->inside.read_suspended;
 }
 
 /* ----------------------------------------------------------------------- reading */
@@ -637,6 +656,8 @@ static void run_outputs(struct event_callback *callback, void *argument)
         if (!all || ring->doubtful)
             ring->doubtful = ring->declared && ringpoll_fd_flush(fd_of(ring)) < 0;
         bool told = end_write(ring, ring->blocked || ring->doubtful);
+        if (!is_reading(ring))
+            rest(ring);
         drop(ring);
         if (told && inside.got_break(outputs->base)) /* the rest in the next loop */
             break;
@@ -677,6 +698,7 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
             int error = errno;
             inside.del(&bev->ev_write);
             inside.del(&bev->ev_read);
+            rest(ring);
             errno = error;
             call(ring, 0, BEV_EVENT_ERROR);
             goto done;
@@ -692,6 +714,8 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
         step(ring, OUTPUT_IDLE);
     if (may_write(ring) && (!connected || inside.buffer_length(bev->output) > 0))
         wait_to_write(ring, !connected);
+    if (!is_reading(ring))
+        rest(ring);
 done:
     drop(ring);
 }
@@ -797,7 +821,8 @@ static void set_fd(struct bufferevent *bev, evutil_socket_t fd)
     let_go(ring, true);
     inside.del(&bev->ev_read);
     inside.del(&bev->ev_write);
-    forget(ring, was_declared);
+    if (was_declared && !event_register_again(bev->ev_base, fd_of(ring)))
+        ringpoll_fd_forget(fd_of(ring));
     if (ring->ahead)
         inside.buffer_drain(ring->ahead, inside.buffer_length(ring->ahead));
     ring->error = 0;
@@ -855,7 +880,7 @@ static void ring_destruct(struct bufferevent *bev)
     evutil_socket_t fd = fd_of(ring);
     if ((ring->inside.options & BEV_OPT_CLOSE_ON_FREE) && fd >= 0)
         ringpoll_close((int)fd);
-    else if (ring->declared)
+    else if (ring->declared && !event_is_registered(bev->ev_base, fd)) /* it may be another's by now */
         ringpoll_fd_forget((int)fd);
     inside.cancel_lookup(lookup_of(ring));
     if (ring->ahead)

@@ -1384,6 +1384,138 @@ TEST_P(Objects, AWriteThatUsesUpTheRateIsTold)
     }
 }
 
+/* Where nothing of a bufferevent is added and nothing waits, the program may close the fd. */
+TEST_P(Objects, AClosedNumberIsNobodysWhereNothingIsAdded)
+{
+    for (int how = 0; how < 8; how++) {
+        int fds[2], next[2], neighbours[2][2];
+        connected(fds);
+        connected(neighbours[0]);
+        connected(neighbours[1]);
+        struct bufferevent *first = make(base_, fds[0], 0);
+        bufferevent_enable(first, EV_WRITE);
+        if (how & 1) { /* it was full once */
+            std::string much = text(8 << 20, 1);
+            bufferevent_write(first, much.data(), much.size());
+            EXPECT_EQ(receive(fds[1], much.size()), much);
+        } else {
+            bufferevent_write(first, "x", 1);
+            EXPECT_EQ(receive(fds[1], 1), "x");
+        }
+        run(3);
+        close(fds[0]);
+        close(fds[1]);
+        connected(next);
+        if (next[0] != fds[0]) {
+            ASSERT_EQ(dup2(next[0], fds[0]), fds[0]);
+            close(next[0]);
+        }
+        struct Reader {
+            size_t read = 0;
+        } reader;
+        Callbacks callbacks, neighbour;
+        callbacks.on_read = [&](struct bufferevent *self) { reader.read += take(bufferevent_get_input(self)).size(); };
+        struct bufferevent *second = nullptr, *around[2];
+        struct event *event = nullptr;
+        for (int i = 0; i < 2; i++) {
+            around[i] = make(base_, neighbours[i][0]);
+            neighbour.set(around[i]);
+            bufferevent_enable(around[i], EV_READ);
+        }
+        if (how & 4) {
+            event = event_new(base_, fds[0], EV_READ | EV_PERSIST, [](evutil_socket_t fd, short, void *argument) {
+                char bytes[64];
+                ssize_t count = ::read(fd, bytes, sizeof bytes);
+                static_cast<Reader *>(argument)->read += count > 0 ? (size_t)count : 0;
+            }, &reader);
+            event_add(event, nullptr);
+        } else {
+            second = make(base_, fds[0], 0);
+            callbacks.set(second);
+            bufferevent_enable(second, EV_READ | EV_WRITE);
+        }
+        size_t sent = 0;
+        warm_up(next[1], [&] { return reader.read; }, &sent);
+        /* With bytes for it on their way: in a callback before its own. */
+        neighbour.on_read = [&](struct bufferevent *self) {
+            take(bufferevent_get_input(self));
+            if (!first)
+                return;
+            if (how & 2)
+                bufferevent_setfd(first, -1);
+            bufferevent_free(first);
+            first = nullptr;
+        };
+        for (int i = 0; i < 3; i++) {
+            ASSERT_EQ(write(neighbours[0][1], "a", 1), 1);
+            ASSERT_EQ(write(next[1], "more", 4), 4);
+            ASSERT_EQ(write(neighbours[1][1], "b", 1), 1);
+            sent += 4;
+            run_until([&] { return !first && reader.read == sent; });
+            ASSERT_EQ(reader.read, sent) << how;
+        }
+        if (second)
+            bufferevent_free(second);
+        if (event)
+            event_free(event);
+        for (int i = 0; i < 2; i++) {
+            bufferevent_free(around[i]);
+            close(neighbours[i][1]);
+        }
+        run(1);
+        close(fds[0]);
+        close(next[1]);
+    }
+}
+
+TEST_P(Objects, AnEventOfTheProgramsOwnStandsBesideABufferevent)
+{
+    for (int how = 0; how < 4; how++) {
+        int fds[2], calls = 0;
+        connected(fds);
+        struct bufferevent *bev = make(base_, fds[0], 0);
+        struct event *event = event_new(base_, fds[0], EV_READ | EV_PERSIST, [](evutil_socket_t, short, void *count) {
+            ++*static_cast<int *>(count);
+        }, &calls);
+        size_t read = 0, sent = 0;
+        Callbacks callbacks;
+        callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+        callbacks.set(bev);
+        event_add(event, nullptr);
+        run(2);
+        bufferevent_enable(bev, how == 0 ? EV_WRITE : EV_READ | EV_WRITE);
+        bufferevent_write(bev, "out", 3);
+        EXPECT_EQ(receive(fds[1], 3), "out");
+        if (how > 0) /* both hear of it */
+            for (int i = 1; i < 8; i++) {
+                ASSERT_EQ(write(fds[1], "four", 4), 4);
+                sent += 4;
+                run_until([&] { return calls >= i && read == sent; });
+                ASSERT_EQ(read, sent) << how;
+            }
+        if (how == 2)
+            bufferevent_setfd(bev, -1);
+        else if (how == 3)
+            bufferevent_free(bev);
+        else
+            bufferevent_disable(bev, EV_READ | EV_WRITE);
+        run(2);
+        for (int i = 0; i < 3; i++) {
+            int before = calls;
+            char bytes[8];
+            ASSERT_EQ(write(fds[1], "own", 3), 3);
+            run_until([&] { return calls > before; });
+            EXPECT_EQ(::read(fds[0], bytes, sizeof bytes), 3) << how;
+        }
+        event_free(event);
+        if (how != 3)
+            bufferevent_free(bev);
+        run(1);
+        close(fds[0]);
+        close(fds[1]);
+    }
+}
+
 /* --------------------------------------------------------------------- connecting */
 
 class Connects : public Objects {
@@ -1731,6 +1863,50 @@ TEST_P(Connects, APortIsFreeRightAfterTheBase)
         event_base_free(base_);
         base_ = new_base();
     }
+}
+
+TEST_P(Connects, ANumberOfAFailedConnectIsNobodys)
+{
+    if (family() == AF_UNIX)
+        GTEST_SKIP() << "refused at once";
+    serve();
+    evconnlistener_free(server_.listener);
+    server_.listener = nullptr;
+    run(2);
+    struct bufferevent *client = make(base_, -1, 0);
+    short what = 0;
+    Callbacks callbacks;
+    callbacks.on_event = [&](struct bufferevent *, short event) { what = event; };
+    callbacks.set(client);
+    bufferevent_enable(client, EV_READ | EV_WRITE);
+    ASSERT_EQ(bufferevent_socket_connect(client, (struct sockaddr *)&address_, (int)address_length_), 0);
+    run_until([&] { return what != 0; });
+    int fd = bufferevent_getfd(client), next[2];
+    close(fd);
+    connected(next);
+    if (next[0] != fd) {
+        ASSERT_EQ(dup2(next[0], fd), fd);
+        close(next[0]);
+    }
+    struct bufferevent *second = make(base_, fd, 0);
+    size_t read = 0, sent = 0;
+    Callbacks others;
+    others.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+    others.set(second);
+    bufferevent_enable(second, EV_READ | EV_WRITE);
+    run(2);
+    bufferevent_free(client);
+    run(2);
+    for (int i = 0; i < 8; i++) {
+        ASSERT_EQ(write(next[1], "more", 4), 4);
+        sent += 4;
+        run_until([&] { return read == sent; });
+        ASSERT_EQ(read, sent);
+    }
+    bufferevent_free(second);
+    run(1);
+    close(fd);
+    close(next[1]);
 }
 
 /* ----------------------------------------------------------------- on top of them */
