@@ -86,6 +86,7 @@ int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
         for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
             if (!watch->deleted)
                 *(watch->home == RP_HOME_RING ? &sum.watches_ring : &sum.watches_kernel) += 1;
+        sum.watches_kernel += RP_READ_ONCE(set->plain);
         rp_set_unlock(set);
     } else {
         rp_lock(&rp_sets_lock);
@@ -106,6 +107,7 @@ int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
                 for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
                     if (!watch->deleted)
                         *(watch->home == RP_HOME_RING ? &sum.watches_ring : &sum.watches_kernel) += 1;
+                sum.watches_kernel += RP_READ_ONCE(set->plain);
             }
             rp_unlock(&set->lock);
         }
