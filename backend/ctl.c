@@ -111,6 +111,7 @@ static int add_to_return(struct rp_set *set, int fd, struct epoll_event *event)
     if (error == 0 && !(event->events & (EPOLLET | EPOLLONESHOT))) {
         rp_set_find(set, fd)->returns = true;
         set->returning++;
+        set->plainly = false;
     }
     return error;
 }
@@ -378,11 +379,12 @@ static inline void count_plain(struct rp_set *set, int op, int result)
         RP_COUNT(set->plain, -1u);
 }
 
-static __attribute__((noinline)) int ctl_plain(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
+static __attribute__((noinline)) int ctl_plain(int epfd, int op, int fd, struct epoll_event *event, struct rp_set *set)
 {
     int result = rp_sys_epoll_ctl(epfd, op, fd, event);
-    RP_COUNT(set->stats.kernel_ctls, 1);
     count_plain(set, op, result);
+    if (RP_UNLIKELY(++set->plain_ctls >= 1024))
+        rp_set_count_plain(set);
     return result;
 }
 
@@ -464,13 +466,18 @@ static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, str
     return result;
 }
 
-int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+static __attribute__((noinline)) int ctl_of_record(int epfd, int op, int fd, struct epoll_event *event, struct rp_set *set)
 {
-    struct rp_set *set = rp_set_of(epfd);
-    if (set && is_plain(set, fd))
-        return ctl_plain(set, epfd, op, fd, event);
     if (op == EPOLL_CTL_MOD && set && (uintptr_t)event >= 4096 && rp_set_is_mine(set) && !rp_self.locks_held &&
         mod_as_usual(set, fd, event))
         return 0;
     return ctl_at_length(epfd, op, fd, event, set);
+}
+
+int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
+{
+    struct rp_set *set = rp_set_of(epfd);
+    if (set && is_plain(set, fd))
+        return ctl_plain(epfd, op, fd, event, set);
+    return ctl_of_record(epfd, op, fd, event, set);
 }

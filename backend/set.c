@@ -70,7 +70,7 @@ static int sets_in_use; /* under rp_wake_lock */
 #define DEFAULT_STREAM_BYTES 8192u
 #define DEFAULT_SEND_BYTES 65536u
 
-_Static_assert(offsetof(struct rp_set, stats.waits) % 64 == 0, "see set.h");
+_Static_assert(offsetof(struct rp_set, left) == 128 && offsetof(struct rp_set, plain_events) < 192, "see set.h");
 
 static struct rp_set *set_new(void)
 {

@@ -46,13 +46,18 @@ struct rp_set {
     struct rp_stream *leaving; /* those whose cancel has yet to go out */
     struct rp_stream *batched, *sending; /* see send.h */
     unsigned accepts_armed, accepts_leaving; /* listeners: adopted, of which to be cancelled */
-    bool requests;      /* the owner shall flush, enter and say so (serviced) */
-    bool wake_sent;     /* the owner is being woken */
-    bool unpolled;      /* a BLOCKED stream has no poll yet */
-    bool any_requests, request_queued; /* there were some ever; some may begin, see request.h */
-    bool request_done;  /* * */
-    bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
-    bool inherited;     /* a fork's child has yet to make it its own */
+    union {
+        struct {
+            bool requests;      /* the owner shall flush, enter and say so (serviced) */
+            bool wake_sent;     /* the owner is being woken */
+            bool unpolled;      /* a BLOCKED stream has no poll yet */
+            bool any_requests, request_queued; /* there were some ever; some may begin, see request.h */
+            bool request_done;  /* * */
+            bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
+            bool inherited;     /* a fork's child has yet to make it its own */
+        };
+        uint64_t unusual;       /* all of these at a look */
+    };
     bool in_company;    /* the owner's; a wait has found that there are other threads */
     bool hidden_first;  /* the owner's */
     unsigned turn_events; /* of the last wait */
@@ -63,7 +68,7 @@ struct rp_set {
     uint64_t sleeper;   /* locked; rp_self.id of the thread that sleeps by ringpoll_sleep_fd(), or has just woken; 0 */
     uint32_t plain;     /* * registered in the identity, without a record: see is_plain() in ctl.c */
     uint32_t returning; /* watches with `returns` */
-    uint32_t away_for, away_gap; /* events to go without a ring; of the last time. See rp_set_go_away() */
+    uint32_t away_for;  /* events to go without a ring, see rp_set_go_away() */
     unsigned ring_watches; /* HOME_RING records */
     unsigned annex_count; /* * see demote.c */
     bool marked;        /* * there was a registration of our own in the identity, see rp_set_mark() */
@@ -71,8 +76,12 @@ struct rp_set {
     bool left_told;     /* the wake fd stands in the identity, for them */
     bool raised;        /* the wake fd stands in the identity */
     bool handed_back;   /* a receive has ended without a word, and the poll after it has yet to look */
+    bool plainly;       /* a wait has seen to all that is; the next may be a plain one, see wait.c */
+    uint16_t plain_waits, plain_ctls; /* not yet in `stats`, see rp_set_count_plain() */
+    uint32_t plain_events;
     int identity;       /* lowest fd number that names the set; -1: ending */
     int hidden;         /* * the library's own number of the identity's file, or -1 */
+    uint32_t away_gap;  /* `away_for` of the last time */
     uint32_t reason;
     int error;
     uint32_t closed_in_handler; /* * of the names, closed while the lock could not be had */
@@ -104,8 +113,7 @@ struct rp_set {
     uint32_t unfit_kernel, unfit_total; /* events since the last judgement */
     uint32_t unfit_window;              /* that many make the next one, see wait.c */
     struct rp_ring_options ring_options;
-    /* So that the counters of plain calls, `waits` to `kernel_ctls`, are one line. */
-    uint64_t judged_saved __attribute__((aligned(64)));
+    uint64_t judged_saved;
     uint64_t outer_enters; /* enters of the ring when it was last emptied */
     struct ringpoll_stats stats; /* waits, events, kernel_waits: also by others, and without the lock */
 } __attribute__((aligned(64)));
@@ -307,6 +315,17 @@ static inline bool rp_set_is_at_rest(const struct rp_set *set)
 void rp_set_give_up_ring(struct rp_set *set, int error);
 /* The same until no canceled poll is left, so that no file is held. */
 int rp_set_await_orphans(struct rp_set *set, int turns);
+/* What plain calls have counted, into the stats: now and then, since that is a line of
+ * cache more. */
+static inline void rp_set_count_plain(struct rp_set *set)
+{
+    RP_COUNT(set->stats.waits, set->plain_waits);
+    RP_COUNT(set->stats.kernel_waits, set->plain_waits);
+    RP_COUNT(set->stats.events, set->plain_events);
+    RP_COUNT(set->stats.kernel_ctls, set->plain_ctls);
+    set->plain_waits = set->plain_ctls = 0;
+    set->plain_events = 0;
+}
 /* stats.c */
 /* As the stats tell it: a set that has waited without anything for a ring in it is
  * on kernel epoll so far. */

@@ -12,6 +12,8 @@
 /* A set's fds may be better off on kernel epoll: looked at after so many events, the first
  * times after fewer, if more than three quarters of them came from there. */
 #define UNFIT_WINDOW 4096u
+/* What plain waits count goes into the stats when it has more bits than these. */
+#define PLAIN_BITS 10
 
 static const struct timespec no_time = {0, 0};
 
@@ -1012,6 +1014,8 @@ static int wait_on(struct rp_set *set, struct wait *wait)
             rp_stream_judge(set, result);
         count_events(set, result);
     }
+    if (RP_UNLIKELY(rp_set_engine(set) == RINGPOLL_ENGINE_NEW))
+        set->plainly = set->returning == 0 || set->away_for > 0;
     if (RP_UNLIKELY(rp_set_is_ending(set)) && set->waiters == 0 && !set->zombie && set->ring.fd < 0)
         rp_set_free(set);
     rp_set_unlock(set);
@@ -1047,85 +1051,13 @@ static __attribute__((noinline)) int sort_plain(struct rp_set *set, struct epoll
     return kept > 0 ? kept : AGAIN;
 }
 
-/* Engine NEW, and plain fds alone: a wait of the kernel's own, and what keeps the set right
- * around it. Without other threads it takes no lock: a signal handler that comes after the
- * store to `waiters` knows where this thread is, and what it did before that is seen.
- * AGAIN: there is more to see to. */
-static inline int wait_plainly(struct rp_set *set, int epfd, struct epoll_event *events, int max,
-                               const struct timespec *timeout, const sigset_t *sigmask)
-{
-    bool locked = !rp_single_threaded();
-    if (RP_UNLIKELY(locked))
-        rp_set_lock(set);
-    int others = set->waiters;
-    RP_WRITE_ONCE(set->waiters, others + 1);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    bool more = (others != 0) | (set->ring_watches != 0) | (rp_set_engine(set) != RINGPOLL_ENGINE_NEW) |
-                set->inherited | set->any_requests | set->wake_sent | (set->left != NULL) | (set->names == 0) |
-                (set->returning != 0 && set->away_for == 0);
-    if (RP_UNLIKELY(more))
-        set->waiters--;
-    if (RP_UNLIKELY(locked))
-        rp_set_unlock(set);
-    if (RP_UNLIKELY(more))
-        return AGAIN;
-    set->sleeper = 0;
-    int result = rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
-    if (RP_UNLIKELY(RP_READ_ONCE(set->marked)) && result > 0)
-        result = sort_plain(set, events, result, max);
-    locked = !rp_single_threaded();
-    if (RP_UNLIKELY(locked))
-        rp_set_lock(set);
-    set->waiters--;
-    RP_COUNT(set->stats.waits, 1);
-    RP_COUNT(set->stats.kernel_waits, 1);
-    if (result > 0)
-        RP_COUNT(set->stats.events, (uint64_t)result);
-    if (RP_UNLIKELY(set->away_for) && result > 0)
-        set->away_for -= set->away_for < (uint32_t)result ? set->away_for : (uint32_t)result;
-    bool ends = RP_UNLIKELY(set->names == 0) && set->waiters == 0 && !set->zombie && set->ring.fd < 0;
-    if (RP_UNLIKELY(ends)) {
-        if (!locked)
-            rp_set_lock(set);
-        rp_set_free(set);
-        locked = true;
-        result = result == AGAIN ? -EBADF : result;
-    }
-    if (RP_UNLIKELY(locked))
-        rp_set_unlock(set);
-    return result;
-}
-
 static __attribute__((noinline)) int wait_at_length(struct rp_set *set, int epfd, struct epoll_event *events, int max,
                                                     const struct timespec *timeout, const sigset_t *sigmask)
 {
-    struct wait wait;
-    wait.epfd = epfd;
-    wait.max = max;
-    wait.events = events;
-    wait.timeout = timeout;
-    wait.sigmask = sigmask;
-    wait.deadline_ns = 0;
-    wait.holds_signals = false; /* `before` is not worth the clearing */
-    return wait_on(set, &wait);
-}
-
-int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
-                  const sigset_t *sigmask)
-{
-    struct rp_set *set = rp_set_of(epfd);
-
     if (RP_UNLIKELY(rp_self.batched) && (!set || !set->batched || rp_self.batched > 1) && !rp_self.locks_held)
         ringpoll_flush();
     if (RP_UNLIKELY(!set))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
-    if (rp_set_engine(set) == RINGPOLL_ENGINE_NEW && (set->flags & RINGPOLL_DECLARED) && !rp_self.locks_held) {
-        if (RP_UNLIKELY(RP_READ_ONCE(rp_zombies)))
-            rp_set_end_zombies();
-        int result = wait_plainly(set, epfd, events, max, timeout, sigmask);
-        if (RP_LIKELY(result != AGAIN))
-            return result;
-    }
     /* What is left there, see left.h, comes along. */
     if (rp_set_engine(set) == RINGPOLL_ENGINE_KERNEL && !RP_READ_ONCE(set->zombie) &&
         !RP_READ_ONCE(set->request_done))
@@ -1142,5 +1074,92 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     if (RP_UNLIKELY(rp_self.locks_held))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     rp_process_check();
+    struct wait wait;
+    wait.epfd = epfd;
+    wait.max = max;
+    wait.events = events;
+    wait.timeout = timeout;
+    wait.sigmask = sigmask;
+    wait.deadline_ns = 0;
+    wait.holds_signals = false; /* `before` is not worth the clearing */
+    return wait_on(set, &wait);
+}
+
+/* Whether a wait of a RINGPOLL_DECLARED set may be plain; then it has begun. A signal handler
+ * that comes after the store to `waiters` knows where this thread is, and what it did before
+ * that is seen: without other threads that takes no lock. */
+static inline bool begin_plain_wait(struct rp_set *set)
+{
+    _Static_assert(RINGPOLL_ENGINE_NEW == 0, "all of these at a look");
+    unsigned others = (unsigned)set->waiters;
+    RP_WRITE_ONCE(set->waiters, (int)others + 1);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    uint64_t more = others | set->ring_watches | RP_READ_ONCE(set->engine) | set->unusual | (uintptr_t)set->left |
+                    (set->names == 0) | !set->plainly;
+    if (RP_UNLIKELY(more))
+        RP_WRITE_ONCE(set->waiters, (int)others);
+    return RP_LIKELY(!more);
+}
+
+/* Where there are other threads, or something beside the events. */
+static __attribute__((noinline)) int end_plain_wait(struct rp_set *set, int result, int epfd, struct epoll_event *events,
+                                                    int max, const struct timespec *timeout, const sigset_t *sigmask)
+{
+    if (RP_READ_ONCE(set->marked) && result > 0)
+        result = sort_plain(set, events, result, max);
+    uint32_t told = result > 0 ? (uint32_t)result : 0;
+    rp_set_lock(set);
+    set->waiters--;
+    set->plain_waits++;
+    set->plain_events += told;
+    if ((set->plain_waits | set->plain_events) >> PLAIN_BITS)
+        rp_set_count_plain(set);
+    if (set->away_for) {
+        set->away_for -= set->away_for < told ? set->away_for : told;
+        set->plainly = set->returning == 0 || set->away_for > 0;
+    }
+    if (rp_set_is_ending(set) && set->waiters == 0 && !set->zombie && set->ring.fd < 0) {
+        rp_set_free(set);
+        result = result == AGAIN ? -EBADF : result;
+    }
+    rp_set_unlock(set);
+    return result != AGAIN ? result : wait_at_length(set, epfd, events, max, timeout, sigmask);
+}
+
+/* Engine NEW, and plain fds alone: a wait of the kernel's own, and what keeps the set right
+ * around it. */
+static __attribute__((noinline)) int wait_plainly(struct rp_set *set, int epfd, struct epoll_event *events, int max,
+                                                  const struct timespec *timeout, const sigset_t *sigmask)
+{
+    bool begun;
+    if (RP_LIKELY(rp_single_threaded())) {
+        begun = begin_plain_wait(set);
+    } else {
+        rp_set_end_zombies();
+        rp_set_lock(set);
+        begun = begin_plain_wait(set);
+        rp_set_unlock(set);
+    }
+    if (RP_UNLIKELY(!begun))
+        return wait_at_length(set, epfd, events, max, timeout, sigmask);
+    set->sleeper = 0;
+    int result = rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
+    uint32_t more = (uint32_t)!rp_single_threaded() | RP_READ_ONCE(set->marked) | RP_READ_ONCE(set->away_for) |
+                    (RP_READ_ONCE(set->names) == 0) | (set->plain_waits | set->plain_events) >> PLAIN_BITS;
+    if (RP_UNLIKELY(more))
+        return end_plain_wait(set, result, epfd, events, max, timeout, sigmask);
+    set->waiters--;
+    set->plain_waits++;
+    set->plain_events += result > 0 ? (uint32_t)result : 0;
+    return result;
+}
+
+int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
+                  const sigset_t *sigmask)
+{
+    struct rp_set *set = rp_set_of(epfd);
+    if (set && rp_set_engine(set) == RINGPOLL_ENGINE_NEW && (set->flags & RINGPOLL_DECLARED) &&
+        !(rp_self.locks_held | (int)rp_self.batched))
+        return wait_plainly(set, epfd, events, max, timeout, sigmask);
     return wait_at_length(set, epfd, events, max, timeout, sigmask);
 }

@@ -39,6 +39,8 @@
 struct event_state {
     int set;
     unsigned forks; /* of the process, when it was made */
+    void *lock; /* of the base, which has it from its first turn on at the latest; or NULL */
+    bool in_use; /* there was a turn */
     struct event_outputs *outputs; /* of objects of ours, or NULL */
     struct epoll_event *events;
     int room;
@@ -240,7 +242,7 @@ static int backend_del(struct event_base *base, int fd, short old, short events,
             error = ctl(state, EPOLL_CTL_ADD, fd, left);
         return error < 0 ? fail(error) : 0;
     }
-    int error = ctl(state, EPOLL_CTL_DEL, fd, 0);
+    int error = ringpoll_ctl(state->set, EPOLL_CTL_DEL, fd, NULL);
     if (!event_del_keeps)
         ringpoll_fd_forget(fd); /* it may be closed next, and nobody will tell us */
     /* Closed before it was deleted: that is over, too. */
@@ -299,7 +301,11 @@ static int backend_dispatch(struct event_base *base, struct timeval *timeout)
     const struct timespec *wait = timeout || state->constant_count > 0 ? &time : NULL;
     struct epoll_event *events = state->events;
 
-    void *lock = lock_of(base);
+    if (!state->in_use) {
+        state->lock = lock_of(base);
+        state->in_use = true;
+    }
+    void *lock = state->lock;
     if (lock)
         event_inside.locks->unlock(0, lock);
     int count = ringpoll_wait(state->set, events, state->room, wait, NULL);
