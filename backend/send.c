@@ -733,7 +733,7 @@ long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
 
 /* ---------------------------------------------------------- zero-copy sends */
 
-size_t rp_send_zc_least = 16384;
+size_t rp_send_zc_least = 49152;
 enum rp_send_zc_trial rp_send_zc_trial;
 
 #define ZC_MOST_BYTES (1u << 30)
