@@ -207,6 +207,13 @@ protected:
         rp_send_zc_trial = RP_SEND_ZC_AS_DUE;
     }
 
+    /* For all of a send, whatever the kernel would begin with. */
+    static void give_room(int fd)
+    {
+        int bytes = 200000;
+        ASSERT_EQ(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes), 0);
+    }
+
     static void connect_pair(int *ret_a, int *ret_b)
     {
         int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -222,6 +229,7 @@ protected:
         *ret_a = accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
         ASSERT_GE(*ret_a, 0);
         close(listener);
+        give_room(*ret_a);
     }
 
     void make(uint64_t masked = 0, uint32_t events = EPOLLIN)
@@ -900,6 +908,7 @@ protected:
         fcntl(a_, F_SETFL, O_NONBLOCK);
         b_ = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
         ASSERT_GE(b_, 0);
+        give_room(a_);
         adopt(a_, b_);
     }
 
