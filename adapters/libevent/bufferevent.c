@@ -39,6 +39,12 @@
  * that fell short, waits in the library), and ev_write, with the write timeout, waits for
  * room; connections in progress do so too, exactly as libevent's.
  *
+ * Much output at once goes to another machine without being copied, where the kernel can do that
+ * (ringpoll_try_sendv_zc()): its chains leave the output with what the kernel has taken, and are
+ * *held* until it has let go of them; of a chain that it took a part of, the rest is in the output
+ * again, by reference. A write callback still means that the kernel has the bytes; chains
+ * of the program's own memory (evbuffer_add_reference()) are given back later than that.
+ *
  * Locks: the bufferevent's, then the lists' (outputs->lock, a leaf, only where libevent has
  * locks). All fields below are under the former, the links under the latter.
  */
@@ -85,6 +91,9 @@ static __thread struct ring_bufferevent *called;
 /* libevent's own limit, which is no wish of the program's. */
 #define LIMIT_UNSET 16384
 #define VECTORS 16
+/* Output that may be sent without a copy, at least (ringpoll_zc_least() says more) and at once. */
+#define LENT_LEAST (32u * 1024u)
+#define LENT_MOST (256u * 1024u)
 
 static struct ring_bufferevent *of(struct bufferevent *bev)
 {
@@ -532,16 +541,100 @@ static long write_vectors(evutil_socket_t fd, const struct iovec *iov, int count
     return sent < 0 ? -errno : sent;
 }
 
+/* Chains that the kernel sends from; each reference into them keeps them, too. */
+struct held {
+    struct evbuffer *chains; /* nobody else has it, so that it needs no lock */
+    unsigned references;
+};
+
+static void let_go_of(void *argument)
+{
+    struct held *held = argument;
+    if (__atomic_sub_fetch(&held->references, 1, __ATOMIC_ACQ_REL) > 0)
+        return;
+    inside.buffer_free(held->chains);
+    free(held);
+}
+
+static void end_reference(const void *data, size_t length, void *argument)
+{
+    (void)data;
+    (void)length;
+    let_go_of(argument);
+}
+
+/* `taken` bytes have left the output, in these pieces, which are whole chains (but for the
+ * last, maybe): 0, or -ENOMEM: what is left of a chain is lost. */
+static int hold_chains(struct ring_bufferevent *ring, struct held *held, const struct evbuffer_iovec *vec, size_t taken)
+{
+    struct evbuffer *output = ring->inside.bev.output;
+    size_t whole = 0;
+    int error = 0, i = 0;
+    while (whole < taken)
+        whole += vec[i++].iov_len;
+    size_t left = whole - taken;
+    inside.buffer_unfreeze(output, 1);
+    inside.buffer_move(output, held->chains, whole);
+    if (left > 0) {
+        const char *from = (const char *)vec[i - 1].iov_base + (vec[i - 1].iov_len - left);
+        struct evbuffer *rest = inside.buffer_new();
+        if (!rest || inside.buffer_refer(rest, from, left, end_reference, held) < 0)
+            error = -ENOMEM;
+        else
+            __atomic_add_fetch(&held->references, 1, __ATOMIC_RELAXED);
+        if (rest && error == 0 && inside.buffer_put_before(output, rest) < 0)
+            error = -ENOMEM;
+        if (rest)
+            inside.buffer_free(rest);
+    }
+    inside.buffer_freeze(output, 1);
+    return error;
+}
+
+/* Without a copy: how much was taken of *ret_asked, or what write_vectors() answers, or RINGPOLL_PASS. */
+static long lend_output(struct ring_bufferevent *ring, size_t *ret_asked)
+{
+    struct evbuffer_iovec vec[VECTORS], asked[VECTORS];
+    size_t sum = 0, least = ringpoll_zc_least(fd_of(ring));
+    if (inside.buffer_length(ring->inside.bev.output) < least)
+        return RINGPOLL_PASS;
+    int count = inside.buffer_peek(ring->inside.bev.output, LENT_MOST, NULL, vec, VECTORS);
+    if (count > VECTORS)
+        count = VECTORS;
+    for (int i = 0; i < count; i++) {
+        asked[i] = vec[i];
+        if (asked[i].iov_len > LENT_MOST - sum)
+            asked[i].iov_len = LENT_MOST - sum;
+        sum += asked[i].iov_len;
+    }
+    struct held *held = sum >= least ? calloc(1, sizeof *held) : NULL;
+    if (!held)
+        return RINGPOLL_PASS;
+    held->references = 1;
+    held->chains = inside.buffer_new();
+    long result = held->chains ? ringpoll_try_sendv_zc(fd_of(ring), (struct iovec *)asked, count, 0, let_go_of, held)
+                               : RINGPOLL_PASS;
+    *ret_asked = sum;
+    if (result > 0) {
+        int error = hold_chains(ring, held, vec, (size_t)result);
+        if (error < 0)
+            ring->write_error = -error;
+        return result;
+    }
+    if (held->chains)
+        inside.buffer_free(held->chains);
+    free(held);
+    return result;
+}
+
 /* Gives the ring, or the kernel, what the limits allow. True: it took less. */
 static bool write_some(struct ring_bufferevent *ring)
 {
     struct bufferevent *bev = &ring->inside.bev;
     evutil_socket_t fd = fd_of(ring);
     size_t left = inside.buffer_length(bev->output), written = 0;
-    ptrdiff_t limit = !ring->inside.rate_limits && ring->inside.max_write == LIMIT_UNSET
-                          ? (ptrdiff_t)TURN_MOST
-                          : inside.bev_write_max(&ring->inside);
-    bool blocked = false;
+    bool lends = !ring->inside.rate_limits && ring->inside.max_write == LIMIT_UNSET, blocked = false;
+    ptrdiff_t limit = lends ? (ptrdiff_t)TURN_MOST : inside.bev_write_max(&ring->inside);
     if (ring->inside.write_suspended) { /* now, or by the limit that was asked for: who resumes it enables it */
         stop_writing(ring);
         return false;
@@ -553,6 +646,19 @@ static bool write_some(struct ring_bufferevent *ring)
     while (left > 0 && !blocked) {
         struct evbuffer_iovec vec[VECTORS];
         size_t asked = 0;
+        if (lends && left >= LENT_LEAST) {
+            long lent = lend_output(ring, &asked);
+            if (lent != RINGPOLL_PASS) {
+                blocked = lent < (long)asked || ring->write_error;
+                if (lent < 0 && lent != -EAGAIN)
+                    ring->write_error = (int)-lent;
+                written += lent > 0 ? (size_t)lent : 0;
+                left -= lent > 0 && (size_t)lent < left ? (size_t)lent : left;
+                continue;
+            }
+            asked = 0;
+            lends = false;
+        }
         int count = inside.buffer_peek(bev->output, (ssize_t)left, NULL, vec, VECTORS);
         if (count > VECTORS)
             count = VECTORS;

@@ -79,6 +79,7 @@ struct object_inside {
     int (*buffer_move)(struct evbuffer *from, struct evbuffer *to, size_t bytes);
     int (*buffer_refer)(struct evbuffer *buffer, const void *data, size_t length,
                         void (*cleanup)(const void *, size_t, void *), void *argument);
+    int (*buffer_put_before)(struct evbuffer *buffer, struct evbuffer *before);
     struct evbuffer_cb_entry *(*buffer_on_change)(struct evbuffer *buffer, evbuffer_cb_func function, void *argument);
 
     struct evconnlistener *(*listener_new)(struct event_base *base, evconnlistener_cb on_accept, void *argument,
