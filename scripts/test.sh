@@ -7,8 +7,9 @@
 #                   command, real programs), then a million differential
 #                   operations on the library and as many on the shim, on sets
 #                   and on streams (profiles safe and throughput)
-#   build/asan      address and undefined-behaviour sanitizers: unit, conformance
-#   build/tsan      thread sanitizer: unit, conformance
+#   build/asan      address and undefined-behaviour sanitizers: unit, conformance,
+#                   streams, the handles for libuv
+#   build/tsan      thread sanitizer: the same
 #   build/no-uring  --with-uring=no: conformance
 #   build/clang     compiles with clang, where there is one
 #   build/cross-*   compiles for aarch64 and for 32-bit x86, where there are compilers
