@@ -771,6 +771,7 @@ void rp_set_after_fork(struct rp_set *set)
     rp_buffers_abandon(&set->buffers);
     rp_files_abandon(&set->files);
     rp_request_after_fork(set);
+    set->loans = 0;
     for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
         next = watch->next_of_set;
         rp_watch_to_idle(set, watch);

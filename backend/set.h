@@ -10,6 +10,7 @@
 #include "fdtab.h"
 #include "files.h"
 #include "left.h"
+#include "loan.h"
 #include "lock.h"
 #include "op.h"
 #include "request.h"
@@ -98,6 +99,10 @@ struct rp_set {
     uint32_t buffer_count, stream_bytes; /* options */
     struct rp_arena arena;
     uint32_t send_limit;
+    unsigned loans;     /* the owner's; ops that stand for one, see loan.h */
+    /* Zero-copy sends, see send.c: sockets in a row of which the kernel says that it copies; so
+     * many that could be made so are not; how many the next time. */
+    uint32_t zc_copied_row, zc_pause, zc_gap;
     /* Whether receives pay, see rp_stream_judge(): of the last turns, those that had
      * one event; what they saved; turns to go without. */
     uint32_t judged, judged_single, judged_mods, alone_left, alone_gap;
@@ -288,6 +293,10 @@ void rp_set_has_company(struct rp_set *set);
 /* Whether a ring can be had; it is kept for the first wait. Nothing locked. */
 int rp_set_try_ring(struct rp_set *set);
 int rp_ring_refusal(void); /* the errno, negative, of a kernel that gives no rings; 0: not known */
+/* For the thread's next set: true, and it is no more the caller's. It must be empty. */
+bool rp_set_keep_ring(struct rp_ring *ring, const struct rp_ring_options *options, bool with_fd);
+/* close.c: to another number, where it is this one. */
+bool rp_set_move_fd(int *at, int number);
 void rp_set_raise(struct rp_set *set);
 void rp_set_lower(struct rp_set *set);
 void rp_set_wake_owner(struct rp_set *set);

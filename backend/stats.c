@@ -60,6 +60,8 @@ void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set)
     sum->accepted += set->stats.accepted;
     sum->requests += set->stats.requests;
     sum->requests_at_once += set->stats.requests_at_once;
+    sum->sends_zc += set->stats.sends_zc;
+    sum->sends_zc_copied += set->stats.sends_zc_copied;
     sum->ops_in_flight += rp_op_busy(&set->ops);
     sum->polls_armed += set->ops.count[RP_OP_QUEUED] + set->ops.count[RP_OP_INFLIGHT];
 }

@@ -34,6 +34,8 @@ static __attribute__((noinline)) void completed(struct rp_set *set, uint64_t use
         rp_accept_completed(set, op, result, flags);
     } else if (op->kind == RP_OP_REQUEST) {
         rp_request_completed(set, op, result);
+    } else if (op->kind == RP_OP_LOAN) {
+        rp_loan_completed(set, &set->ops, op, result, flags);
     } else if (op->kind == RP_OP_KERNEL) {
         rp_op_step(&set->ops, op, RP_OP_FREE);
         set->hidden_op = NULL;
@@ -768,6 +770,13 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
          * hides the signal that ended it. */
         if (slept && entered >= 0 && !got_any)
             return -EINTR;
+        if (RP_UNLIKELY(rp_self.due)) { /* it may be long before the next event */
+            rp_set_unlock(set);
+            rp_loan_collect();
+            rp_set_lock(set);
+            if (is_no_more(set))
+                return AGAIN;
+        }
         set->wait_serial++;
     }
     rp_set_give_up_ring(set, result);
@@ -1056,6 +1065,8 @@ static __attribute__((noinline)) int wait_at_length(struct rp_set *set, int epfd
 {
     if (RP_UNLIKELY(rp_self.batched) && (!set || !set->batched || rp_self.batched > 1) && !rp_self.locks_held)
         ringpoll_flush();
+    if (RP_UNLIKELY(rp_self.to_collect))
+        rp_loan_collect();
     if (RP_UNLIKELY(!set))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     /* What is left there, see left.h, comes along. */
@@ -1082,7 +1093,10 @@ static __attribute__((noinline)) int wait_at_length(struct rp_set *set, int epfd
     wait.sigmask = sigmask;
     wait.deadline_ns = 0;
     wait.holds_signals = false; /* `before` is not worth the clearing */
-    return wait_on(set, &wait);
+    int result = wait_on(set, &wait);
+    if (RP_UNLIKELY(rp_self.to_collect))
+        rp_loan_collect();
+    return result;
 }
 
 /* Whether a wait of a RINGPOLL_DECLARED set may be plain; then it has begun. A signal handler

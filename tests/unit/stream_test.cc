@@ -814,6 +814,42 @@ TEST_F(Declared, AnotherThreadAddsBesideAWaitInKernelEpoll)
     EXPECT_EQ(stats().adopted, 1u);
 }
 
+/* The next ring's receives come behind what an earlier one has left, which nobody has read. */
+TEST_F(Declared, BytesOfAnEarlierRingStayWhatTheyAre)
+{
+    int peer, fd = declare(&peer);
+    add(fd);
+    for (int round = 0; round < 8; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    ASSERT_EQ(stats().adopted, 1u);
+    std::string written = "unread";
+    ASSERT_EQ(write(peer, written.data(), written.size()), (ssize_t)written.size());
+    EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_DEL, fd, nullptr), 0);
+    for (int turns = 0; turns < 20000 && stats().rings == 1; turns += 100)
+        busy(100);
+    EXPECT_EQ(stats().rings, 0u);
+    add(fd);
+    for (int round = 0; round < 30; round++) {
+        char byte = (char)('a' + round % 26);
+        ASSERT_EQ(write(peer, &byte, 1), 1);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        written += byte;
+    }
+    EXPECT_EQ(stats().rings, 1u);
+    EXPECT_EQ(read_all(fd), written);
+    EXPECT_EQ(told_of(fd), 0u);
+    for (int round = 0; round < 60; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    EXPECT_EQ(stats().adopted, 1u);
+}
+
 /* A thread with two sets: what it wrote by one goes out before it sleeps on the other. */
 TEST(TwoSets, AWaitOnOneSendsWhatIsBatchedInTheOther)
 {
