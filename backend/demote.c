@@ -790,7 +790,7 @@ void rp_set_after_fork(struct rp_set *set)
     set->serviced = 0;
     RP_WRITE_ONCE(set->owner, 0);
     if (engine != RINGPOLL_ENGINE_KERNEL)
-        set->inherited = true;
+        RP_WRITE_ONCE(set->inherited, true);
     else
         rp_set_close_hidden(set);
 }
@@ -850,7 +850,7 @@ static void copy_plain(void *context, const struct registration *one)
 
 void rp_set_adopt_inherited(struct rp_set *set)
 {
-    set->inherited = false;
+    RP_WRITE_ONCE(set->inherited, false);
     bool had_ring = rp_set_engine(set) == RINGPOLL_ENGINE_RING;
     bool any_silent = false;
     bool listed = each_registration(rp_set_kernel_fd(set), see_disabled, set);
