@@ -690,6 +690,21 @@ TEST_F(Declared, TheRingComesWithWhatIsDeclaredAndGoesWithIt)
     }
 }
 
+/* Each ring costs some calls at its begin and its end, and in its first turns. */
+TEST_F(Declared, ARingForShortGuestsIsNotMadeTimeAndAgain)
+{
+    for (int guest = 0; guest < 100; guest++) {
+        int peer, fd = declare(&peer);
+        add(fd);
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+        close_declared();
+        busy(300);
+    }
+    EXPECT_LE(stats().demotions, 4u);
+}
+
 /* A ring that is mostly idle costs each turn a call. */
 TEST_F(Declared, ARingThatDoesNotPayIsLeftForAWhileAndLosesNothing)
 {
