@@ -194,7 +194,7 @@ void rp_set_name_closing(struct rp_set *set, int fd)
         rp_set_free(set);
 }
 
-static bool move_fd(int *at, int number)
+bool rp_set_move_fd(int *at, int number)
 {
     if (*at != number)
         return false;
@@ -218,21 +218,21 @@ int ringpoll_fd_vacate(int fd)
     if (rp_self.locks_held)
         return -EBUSY;
     rp_lock(&rp_wake_lock);
-    moved = move_fd(&rp_wake_fd, fd);
+    moved = rp_set_move_fd(&rp_wake_fd, fd);
     rp_unlock(&rp_wake_lock);
     rp_lock(&rp_sets_lock);
     for (struct rp_set *set = rp_sets; set && !moved; set = set->next_set) {
         rp_lock(&set->lock);
         if (set->in_use) {
             bool enters_by_it = set->ring.enter_fd == fd && set->ring.fd == fd;
-            moved = move_fd(&set->hidden, fd);
+            moved = rp_set_move_fd(&set->hidden, fd);
             for (unsigned i = 0; i < set->annex_count && !moved; i++)
-                moved = move_fd(&set->annexes[i], fd);
-            if (!moved && set->ring.fd == fd && (moved = move_fd(&set->ring.fd, fd)) && enters_by_it)
+                moved = rp_set_move_fd(&set->annexes[i], fd);
+            if (!moved && set->ring.fd == fd && (moved = rp_set_move_fd(&set->ring.fd, fd)) && enters_by_it)
                 RP_WRITE_ONCE(set->ring.enter_fd, set->ring.fd);
         }
         rp_unlock(&set->lock);
     }
     rp_unlock(&rp_sets_lock);
-    return moved ? 0 : rp_accept_vacate(fd);
+    return moved || rp_loan_vacate(fd) ? 0 : rp_accept_vacate(fd);
 }

@@ -775,6 +775,7 @@ void rp_set_after_fork(struct rp_set *set)
     rp_buffers_abandon(&set->buffers);
     rp_files_abandon(&set->files);
     rp_request_after_fork(set);
+    set->loans = 0;
     for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
         next = watch->next_of_set;
         rp_watch_to_idle(set, watch);
@@ -793,7 +794,7 @@ void rp_set_after_fork(struct rp_set *set)
     set->serviced = 0;
     RP_WRITE_ONCE(set->owner, 0);
     if (engine != RINGPOLL_ENGINE_KERNEL)
-        set->inherited = true;
+        RP_WRITE_ONCE(set->inherited, true);
     else
         rp_set_close_hidden(set);
 }
@@ -861,7 +862,7 @@ static void copy_plain(void *context, const struct registration *one)
 
 void rp_set_adopt_inherited(struct rp_set *set)
 {
-    set->inherited = false;
+    RP_WRITE_ONCE(set->inherited, false);
     bool had_ring = rp_set_engine(set) == RINGPOLL_ENGINE_RING;
     bool any_silent = false;
     bool listed = each_registration(rp_set_kernel_fd(set), see_disabled, set);

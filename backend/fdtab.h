@@ -37,6 +37,13 @@ struct rp_stream;
 #define RP_FD_PLAIN (1u << 14)   /* never adopt it (again) */
 #define RP_FD_LISTENER (1u << 15) /* listens, and has an acceptor; see accept.h */
 #define RP_FD_SHUT (1u << 16)    /* no more is to be written: no write is batched */
+/* Zero-copy sends of this connection: not on this machine's own; one was made, and the kernel
+ * has yet to say how; it did without copying; it copies, or they are not to be had. */
+#define RP_FD_FAR (1u << 17)
+#define RP_FD_ZC_ASKED (1u << 18)
+#define RP_FD_ZC_GOOD (1u << 19)
+#define RP_FD_ZC_COPIES (1u << 20)
+#define RP_FD_ZC (RP_FD_FAR | RP_FD_ZC_ASKED | RP_FD_ZC_GOOD | RP_FD_ZC_COPIES)
 
 struct rp_fd {
     struct rp_watch *watches; /* by next_of_fd; changed under rp_fdtab_lock */

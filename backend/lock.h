@@ -28,6 +28,8 @@ struct rp_lock {
     uint32_t word; /* 0 free, 1 held, 2 held and waited for */
 };
 
+struct rp_loan;
+
 /* What the library keeps per thread. */
 struct rp_thread {
     uint64_t id;           /* unique for ever, never 0 once rp_self_id() ran */
@@ -36,6 +38,8 @@ struct rp_thread {
     bool forking;          /* all locks are held for a fork */
     bool forgets;          /* the fd that "closes" lives on, or is another's: leave its connection alone */
     volatile int deferred; /* a signal handler left work for us */
+    bool to_collect, collects; /* rp_loan_collect() has something to do, or is doing it */
+    struct rp_loan *due;   /* see loan.h */
 };
 extern __thread struct rp_thread rp_self;
 

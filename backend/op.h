@@ -33,6 +33,7 @@ enum rp_op_kind {
     RP_OP_SEND,     /* owner: struct rp_stream; a send, or the poll of a blocked one */
     RP_OP_ACCEPT,   /* owner: struct rp_acceptor */
     RP_OP_REQUEST,  /* owner: struct rp_request */
+    RP_OP_LOAN,     /* owner: struct rp_loan */
     RP_OP_KERNEL,   /* the set's identity; owner: struct rp_set */
     RP_OP_FENCE,    /* no slot: its number stands in its place, see rp_ring_fence() */
     RP_OP_TEST,     /* unit tests */

@@ -42,6 +42,7 @@ static void thread_ends(void *unused)
     }
     rp_unlock(&rp_sets_lock);
     rp_set_end_zombies();
+    rp_loan_end_all();
     end_kept_rings();
 }
 
@@ -89,11 +90,10 @@ static bool has_old_credentials(const struct rp_ring_options *options)
     return options->sqpoll && options->credentials != RP_READ_ONCE(rp_process_credentials);
 }
 
-static bool keep_ring(struct rp_set *set, bool with_fd)
+bool rp_set_keep_ring(struct rp_ring *ring, const struct rp_ring_options *options, bool with_fd)
 {
-    struct rp_ring *ring = &set->ring;
-    if (rp_op_busy(&set->ops) > 0 || rp_ring_queued(ring) > 0 ||
-        RP_READ_ONCE(rp_process_no_rings) || !thread_key_made || has_old_credentials(&set->ring_options))
+    if (rp_ring_queued(ring) > 0 || RP_READ_ONCE(rp_process_no_rings) || !thread_key_made ||
+        has_old_credentials(options))
         return false;
     if (ring->fd != RP_RING_NO_FD && !with_fd) {
         if (ring->enter_fd == ring->fd)
@@ -110,7 +110,7 @@ static bool keep_ring(struct rp_set *set, bool with_fd)
         if (kept[i].owner)
             continue;
         kept[i].owner = rp_self.id;
-        kept[i].options = set->ring_options;
+        kept[i].options = *options;
         kept[i].ring = *ring;
         if (ring->fd != RP_RING_NO_FD && with_fd) {
             rp_fd_internal(ring->fd, true);
@@ -310,7 +310,7 @@ int rp_ring_refusal(void)
 int rp_set_try_ring(struct rp_set *set)
 {
     int error = get_ring(set);
-    if (error == 0 && !keep_ring(set, true))
+    if (error == 0 && !rp_set_keep_ring(&set->ring, &set->ring_options, true))
         rp_ring_fini(&set->ring);
     memset(&set->ring, 0, sizeof set->ring);
     set->ring.fd = -1;
@@ -389,7 +389,7 @@ void rp_set_end_ring(struct rp_set *set)
         (void)rp_op_cancel(&set->ops, ring, set->hidden_op, RP_OP_ORPHANED);
     set->hidden_op = NULL;
     set->hidden_armed = set->hidden_ready = false;
-    for (int turns = 0; turns < 4096 && rp_op_busy(&set->ops) > 0; turns++)
+    for (int turns = 0; turns < 4096 && rp_op_busy(&set->ops) > set->loans; turns++)
         if (rp_set_enter_and_reap(set) < 0)
             break;
     (void)rp_set_await_orphans(set, 1); /* there are none; their files are free then */
@@ -410,7 +410,8 @@ void rp_set_end_ring(struct rp_set *set)
     set->stats.cqes += ring->cqes_reaped;
     set->stats.cq_overflows += ring->overflows;
     set->stats.stale_cqes += set->ops.stale;
-    if (!keep_ring(set, false)) {
+    bool lingers = set->loans > 0 && rp_loan_linger(set);
+    if (!lingers && (rp_op_busy(&set->ops) > 0 || !rp_set_keep_ring(ring, &set->ring_options, false))) {
         if (ring->fd != RP_RING_NO_FD)
             rp_fd_internal(ring->fd, false);
         rp_ring_fini(ring); /* closing RP_RING_NO_FD is EBADF, and nothing else */

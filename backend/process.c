@@ -55,7 +55,7 @@ static void change_flags(int fd, uint32_t on, uint32_t off)
 
 void ringpoll_fd_connected(int fd)
 {
-    change_flags(fd, RINGPOLL_FD_CONNECTED, 0);
+    change_flags(fd, RINGPOLL_FD_CONNECTED, RP_FD_ZC); /* to somebody else than before, maybe */
 }
 
 void ringpoll_fd_nonblock(int fd, int on)
@@ -384,6 +384,7 @@ void rp_process_become_child(void)
     __atomic_fetch_add(&rp_fork_epoch, 1, __ATOMIC_RELAXED);
     rp_self.id = 0;
     rp_set_forget_kept_rings();
+    rp_loan_after_fork();
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
         rp_set_after_fork(set);
     rp_accept_after_fork();

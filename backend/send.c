@@ -5,6 +5,7 @@
 #include "send.h"
 
 #include <errno.h>
+#include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -23,10 +24,11 @@
 uint64_t rp_send_last_wait_ns = UINT64_C(5000000000);
 
 static const uint8_t edges[RP_SEND_STATES] = {
-    [RP_SEND_IDLE] = 1u << RP_SEND_BATCHED | 1u << RP_SEND_BLOCKED,
+    [RP_SEND_IDLE] = 1u << RP_SEND_BATCHED | 1u << RP_SEND_BLOCKED | 1u << RP_SEND_LENDING,
     [RP_SEND_BATCHED] = 1u << RP_SEND_SENDING | 1u << RP_SEND_IDLE | 1u << RP_SEND_BLOCKED,
     [RP_SEND_SENDING] = 1u << RP_SEND_IDLE | 1u << RP_SEND_BLOCKED,
     [RP_SEND_BLOCKED] = 1u << RP_SEND_BATCHED | 1u << RP_SEND_IDLE,
+    [RP_SEND_LENDING] = 1u << RP_SEND_IDLE | 1u << RP_SEND_BLOCKED,
 };
 
 static inline void take_out(struct rp_stream **list, struct rp_stream *stream)
@@ -727,6 +729,245 @@ long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags)
     struct rp_fd *entry;
     struct rp_stream *stream = stream_of(fd, &entry);
     return is_plain(stream) ? RINGPOLL_PASS : send_by_stream(fd, buffer, length, flags, entry, stream);
+}
+
+/* ---------------------------------------------------------- zero-copy sends */
+
+size_t rp_send_zc_least = 49152;
+enum rp_send_zc_trial rp_send_zc_trial;
+
+#define ZC_MOST_BYTES (1u << 30)
+#define ZC_MOST_PIECES 1024
+/* So many connections in a row that are copied, and the set does without for so many sends,
+ * and for twice as many each time that it goes on so. */
+#define ZC_COPIED_ROW 4u
+#define ZC_GAP_FIRST 256u
+#define ZC_GAP_MOST 65536u
+
+static void zc_pause(struct rp_set *set)
+{
+    uint32_t gap = set->zc_gap ? set->zc_gap : ZC_GAP_FIRST;
+    set->zc_pause = gap;
+    set->zc_gap = gap < ZC_GAP_MOST ? gap * 2 : gap;
+    set->zc_copied_row = 0;
+}
+
+void rp_send_zc_told(struct rp_set *set, int fd, bool copied)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    bool asked = entry && (rp_fd_flags(entry) & RP_FD_ZC_ASKED);
+    set->stats.sends_zc_copied += copied;
+    if (rp_send_zc_trial == RP_SEND_ZC_EVER)
+        copied = false;
+    if (asked)
+        rp_fd_set_flags(entry, copied ? RP_FD_ZC_COPIES : RP_FD_ZC_GOOD, copied ? RP_FD_ZC_GOOD | RP_FD_ZC_ASKED : RP_FD_ZC_ASKED);
+    else if (copied && entry && (rp_fd_flags(entry) & RP_FD_ZC_GOOD)) /* its route is another now */
+        rp_fd_set_flags(entry, RP_FD_ZC_COPIES, RP_FD_ZC_GOOD);
+    if (!copied)
+        set->zc_copied_row = set->zc_gap = 0;
+    else if (++set->zc_copied_row >= ZC_COPIED_ROW)
+        zc_pause(set);
+}
+
+/* Whether the peer is another machine, as far as addresses tell. */
+static bool is_far(int fd)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_in in;
+        struct sockaddr_in6 in6;
+    } peer, own;
+    static const uint8_t mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+    static const uint8_t loopback[16] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1};
+    unsigned peer_length = sizeof peer, own_length = sizeof own;
+    memset(&peer, 0, sizeof peer);
+    memset(&own, 0, sizeof own);
+    if (rp_sys_call(SYS_getpeername, fd, (long)&peer, (long)&peer_length, 0, 0, 0) < 0 ||
+        rp_sys_call(SYS_getsockname, fd, (long)&own, (long)&own_length, 0, 0, 0) < 0 ||
+        peer.any.sa_family != own.any.sa_family)
+        return false;
+    if (peer.any.sa_family == AF_INET) {
+        const uint8_t *address = (const uint8_t *)&peer.in.sin_addr;
+        return address[0] != 127 && memcmp(address, &own.in.sin_addr, 4) != 0;
+    }
+    if (peer.any.sa_family == AF_INET6) {
+        const uint8_t *address = (const uint8_t *)&peer.in6.sin6_addr;
+        bool is_mapped = memcmp(address, mapped, sizeof mapped) == 0;
+        return memcmp(address, loopback, sizeof loopback) != 0 && !(is_mapped && address[12] == 127) &&
+               memcmp(address, &own.in6.sin6_addr, sizeof loopback) != 0;
+    }
+    return false;
+}
+
+/* Looked at without a lock, by the owner. */
+static bool may_lend(const struct rp_set *set, uint32_t fd_flags)
+{
+    return rp_set_is_mine(set) && rp_set_engine(set) == RINGPOLL_ENGINE_RING && set->tells &&
+           (set->ring.features & RINGPOLL_FEATURE_SEND_ZC) && (fd_flags & RINGPOLL_FD_KIND) == RINGPOLL_FD_TCP &&
+           (fd_flags & RINGPOLL_FD_CONNECTED) && !(fd_flags & (RP_FD_ZC_COPIES | RP_FD_ZC_ASKED | RP_FD_SHUT | RP_FD_SHARED)) &&
+           set->zc_pause == 0;
+}
+
+/* Its connection is watched by this set, alone. */
+static struct rp_set *set_of(const struct rp_fd *entry)
+{
+    struct rp_watch *watch = __atomic_load_n(&entry->watches, __ATOMIC_ACQUIRE);
+    return watch ? __atomic_load_n(&watch->set, __ATOMIC_ACQUIRE) : NULL;
+}
+
+size_t ringpoll_zc_least(int fd)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    struct rp_set *set = entry ? set_of(entry) : NULL;
+    if (!set)
+        return SIZE_MAX;
+    uint32_t flags = rp_fd_flags(entry);
+    if (!may_lend(set, flags)) {
+        if (set->zc_pause > 0 && rp_set_is_mine(set))
+            set->zc_pause--;
+        return SIZE_MAX;
+    }
+    if (!(flags & RP_FD_FAR) && rp_send_zc_trial == RP_SEND_ZC_AS_DUE) {
+        bool far = is_far(fd);
+        rp_fd_set_flags(entry, far ? RP_FD_FAR : RP_FD_ZC_COPIES, 0);
+        if (!far)
+            return SIZE_MAX;
+    }
+    return rp_send_zc_least;
+}
+
+/* One SQE in an enter of its own; *answer is known after this, or the kernel never had it:
+ * -EAGAIN, or it is not known what was taken: 0. */
+static int lend(struct rp_set *set, int fd, const struct iovec *iov, int count, const struct msghdr *message,
+                struct rp_loan *loan, const struct rp_loan_answer *answer)
+{
+    struct rp_ring *ring = &set->ring;
+    struct rp_sqe *sqe = rp_ring_get_sqe(ring);
+    if (!sqe && rp_set_enter_and_reap(set) == 0)
+        sqe = rp_ring_get_sqe(ring);
+    struct rp_op *op = sqe ? rp_op_new(&set->ops, RP_OP_LOAN, loan) : NULL;
+    if (!op) {
+        if (sqe)
+            sqe->opcode = RP_IORING_OP_NOP;
+        return -EAGAIN;
+    }
+    sqe->opcode = count == 1 ? RP_IORING_OP_SEND_ZC : RP_IORING_OP_SENDMSG_ZC;
+    sqe->fd = fd;
+    sqe->ioprio = RP_SEND_ZC_REPORT_USAGE;
+    sqe->addr = (uint64_t)(uintptr_t)(count == 1 ? iov->iov_base : (const void *)message);
+    sqe->len = count == 1 ? (uint32_t)iov->iov_len : 1;
+    sqe->op_flags = MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL;
+    sqe->user_data = rp_op_user_data(&set->ops, op);
+    uint32_t at = ring->sqe_tail - 1;
+    set->loans++;
+    for (int turn = 0; turn < 64 && !answer->known; turn++)
+        if (rp_set_enter_and_reap(set) < 0)
+            break;
+    if (!answer->known && (int32_t)(at - ring->sqe_head) >= 0) {
+        rp_ring_take_back(ring, at);
+        rp_op_end(&set->ops, op);
+        set->loans--;
+        return -EAGAIN;
+    }
+    return 0;
+}
+
+/* The kernel has no room, or had none for all. */
+static void lent_short(struct rp_set *set, struct rp_watch *watch, struct rp_stream *stream)
+{
+    if (stream && (set->flags & RINGPOLL_BATCH) && stream->send.state == RP_SEND_LENDING) {
+        stream->send.was_blocked = true;
+        step(set, stream, RP_SEND_BLOCKED);
+        wait_for_room(set, stream);
+    } else if (watch) {
+        watch->spent &= ~(uint32_t)(EPOLLOUT | EPOLLWRNORM);
+    }
+}
+
+static long send_zc_locked(struct rp_set *set, struct rp_fd *entry, int fd, const struct iovec *iov, int count,
+                           size_t length, void (*release)(void *), void *argument)
+{
+    struct rp_watch *watch = rp_fd_watch_of(entry, set);
+    if (!watch || watch->deleted || watch->home != RP_HOME_RING || set->owner_inside || set->ring.fd < 0 ||
+        rp_fd_set_at(entry, 1))
+        return RINGPOLL_PASS;
+    if (set->batched || set->sending) {
+        (void)rp_send_flush(set);
+        if (set->batched || set->sending)
+            return RINGPOLL_PASS;
+    }
+    struct rp_stream *stream = watch->stream;
+    if (stream && (stream->error || stream->closed || stream->lingers || !rp_send_is_idle(&stream->send)))
+        return RINGPOLL_PASS;
+    struct rp_loan_answer answer = {false, 0};
+    struct rp_loan *loan = rp_loan_new(fd, release, argument, &answer);
+    if (!loan)
+        return RINGPOLL_PASS;
+    const struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+    if (stream) {
+        stream->held++;
+        step(set, stream, RP_SEND_LENDING);
+    }
+    bool asks = !(rp_fd_flags(entry) & RP_FD_ZC_GOOD); /* the word may come in the same enter */
+    rp_fd_set_flags(entry, asks ? RP_FD_ZC_ASKED : 0, 0);
+    int error = lend(set, fd, iov, count, &message, loan, &answer);
+    long result = answer.known ? answer.result : (long)length;
+    if (error < 0) {
+        rp_loan_drop(loan);
+        result = RINGPOLL_PASS;
+    } else if (!answer.known) {
+        /* Nobody knows what was taken: what is written next must not follow it. */
+        struct rp_stream unnamed = {.fd = fd};
+        loan->answer = NULL;
+        rp_send_break_connection(stream ? stream : &unnamed, EIO);
+    } else if (result > 0) {
+        set->stats.sends_zc++;
+    } else if (result == -EINVAL || result == -EOPNOTSUPP) { /* this kernel, or this socket */
+        rp_fd_set_flags(entry, RP_FD_ZC_COPIES, 0);
+        result = RINGPOLL_PASS;
+    } else if (result == -ENOMEM || result == -ENOBUFS) { /* RLIMIT_MEMLOCK, say */
+        zc_pause(set);
+        result = RINGPOLL_PASS;
+    } else if (result == -EINTR || result == -ECANCELED || result == -EPIPE) { /* which a plain call tells as it should */
+        result = RINGPOLL_PASS;
+    } else if (result == 0) {
+        result = -EAGAIN;
+    }
+    if (result <= 0)
+        rp_fd_set_flags(entry, 0, asks ? RP_FD_ZC_ASKED : 0);
+    if (result == -EAGAIN || (result > 0 && (size_t)result < length))
+        lent_short(set, rp_fd_watch_of(entry, set), stream);
+    if (stream) {
+        if (stream->send.state == RP_SEND_LENDING)
+            step(set, stream, RP_SEND_IDLE);
+        stream->held--;
+        rp_stream_send_over(set, stream);
+    }
+    return result;
+}
+
+long ringpoll_try_sendv_zc(int fd, const struct iovec *iov, int count, int flags, void (*release)(void *argument),
+                           void *argument)
+{
+    struct rp_fd *entry = rp_fd_peek(fd);
+    struct rp_set *set = entry && !rp_self.locks_held ? set_of(entry) : NULL;
+    size_t length = 0;
+    if (!set || count <= 0 || count > ZC_MOST_PIECES || (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL)) ||
+        !((flags & MSG_DONTWAIT) || (rp_fd_flags(entry) & RINGPOLL_FD_NONBLOCK)))
+        return RINGPOLL_PASS;
+    rp_process_check();
+    for (int i = 0; i < count; i++) {
+        if (iov[i].iov_len > ZC_MOST_BYTES - length)
+            return RINGPOLL_PASS;
+        length += iov[i].iov_len;
+    }
+    if (length < rp_send_zc_least || length < ringpoll_zc_least(fd))
+        return RINGPOLL_PASS;
+    rp_set_lock(set);
+    long result = set_of(entry) == set && may_lend(set, rp_fd_flags(entry))
+                      ? send_zc_locked(set, entry, fd, iov, count, length, release, argument) : RINGPOLL_PASS;
+    rp_set_unlock(set);
+    return result;
 }
 
 static __attribute__((noinline)) void flush_sets(void)

@@ -14,6 +14,8 @@
  *   IDLE ──written──→ BATCHED ──enter──→ SENDING ──whole──→ IDLE
  *    ↑ └─direct send, full──→ BLOCKED ←──short──┘
  *    └──writable, nothing left──┘ └──writable──→ BATCHED (the rest, and what comes behind it)
+ *   IDLE ──zero-copy send──→ LENDING ──whole, refused──→ IDLE
+ *                               └──short──→ BLOCKED
  *
  * When exactly is nothing kept back? Before the owner's every enter that waits,
  * before any call that can block or tell (ringpoll_flush(), which the shim calls),
@@ -24,7 +26,19 @@
  * is room again. An error of a send is the next call's, as with TCP; EPIPE needs
  * no keeping, the next call finds it by itself, signal included.
  *
- * All under the lock of the stream's set; SENDING only inside an enter. */
+ * A zero-copy send (ringpoll_try_sendv_zc()) names the caller's memory. It begins with nothing
+ * of the stream's waiting, is one SEND_ZC or SENDMSG_ZC in an enter of its own call, MSG_DONTWAIT |
+ * MSG_WAITALL as the others, and the call answers with its first completion: so it is a
+ * write that is made at once, as that of a big piece always is, and what the kernel did not
+ * take is the caller's to write again when there is room. Nothing is sent by other means
+ * while a stream is LENDING. What lives on is the loan of the memory alone (loan.h).
+ *
+ * Which are made so: of TCP connections to other machines, from rp_send_zc_least bytes on
+ * (measured, docs/results/zero-copy-2026-11-26.md), while the kernel has not said of the
+ * connection that it copies: before its first word there is one at a time. After some
+ * connections of which it said so, the set does without for a while.
+ *
+ * All under the lock of the stream's set; SENDING and LENDING only inside an enter. */
 #ifndef RP_SEND_H
 #define RP_SEND_H
 
@@ -37,7 +51,7 @@ struct rp_set;
 struct rp_stream;
 struct rp_op;
 
-enum rp_send_state { RP_SEND_IDLE, RP_SEND_BATCHED, RP_SEND_SENDING, RP_SEND_BLOCKED, RP_SEND_STATES };
+enum rp_send_state { RP_SEND_IDLE, RP_SEND_BATCHED, RP_SEND_SENDING, RP_SEND_BLOCKED, RP_SEND_LENDING, RP_SEND_STATES };
 
 struct rp_send { /* a part of rp_stream */
     uint8_t state;        /* enum rp_send_state */
@@ -93,6 +107,12 @@ void rp_send_end(struct rp_set *set, struct rp_stream *stream);
 /* Drops everything: its fd is closed, or the ring goes. */
 void rp_send_forget(struct rp_set *set, struct rp_stream *stream);
 void rp_send_arena_free(struct rp_set *set);
+/* The kernel's word on a zero-copy send of this fd's, or of another that had the number. Owner. */
+void rp_send_zc_told(struct rp_set *set, int fd, bool copied);
+extern size_t rp_send_zc_least; /* tests have others */
+/* Tests: also on loopback, and, EVER, whatever the kernel says. */
+enum rp_send_zc_trial { RP_SEND_ZC_AS_DUE, RP_SEND_ZC_ANYWHERE, RP_SEND_ZC_EVER };
+extern enum rp_send_zc_trial rp_send_zc_trial;
 /* In a fork's child. */
 void rp_send_after_fork(struct rp_send *send);
 

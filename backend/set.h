@@ -10,6 +10,7 @@
 #include "fdtab.h"
 #include "files.h"
 #include "left.h"
+#include "loan.h"
 #include "lock.h"
 #include "op.h"
 #include "request.h"
@@ -54,7 +55,7 @@ struct rp_set {
             bool any_requests, request_queued; /* there were some ever; some may begin, see request.h */
             bool request_done;  /* * */
             bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
-            bool inherited;     /* a fork's child has yet to make it its own */
+            bool inherited;     /* * a fork's child has yet to make it its own */
         };
         uint64_t unusual;       /* all of these at a look */
     };
@@ -77,8 +78,8 @@ struct rp_set {
     bool raised;        /* the wake fd stands in the identity */
     bool handed_back;   /* a receive has ended without a word, and the poll after it has yet to look */
     bool plainly;       /* a wait has seen to all that is; the next may be a plain one, see wait.c */
-    uint16_t plain_waits, plain_ctls; /* not yet in `stats`, see rp_set_count_plain() */
-    uint32_t plain_events;
+    uint16_t plain_waits, plain_ctls; /* *; not yet in `stats`, see rp_set_count_plain() */
+    uint32_t plain_events; /* * */
     int identity;       /* lowest fd number that names the set; -1: ending */
     int hidden;         /* * the library's own number of the identity's file, or -1 */
     uint32_t away_gap;  /* `away_for` of the last time */
@@ -98,6 +99,10 @@ struct rp_set {
     uint32_t buffer_count, stream_bytes; /* options */
     struct rp_arena arena;
     uint32_t send_limit;
+    unsigned loans;     /* the owner's; ops that stand for one, see loan.h */
+    /* Zero-copy sends, see send.c: sockets in a row of which the kernel says that it copies; so
+     * many that could be made so are not; how many the next time. */
+    uint32_t zc_copied_row, zc_pause, zc_gap;
     /* Whether receives pay, see rp_stream_judge(): of the last turns, those that had
      * one event; what they saved; turns to go without. */
     uint32_t judged, judged_single, judged_mods, alone_left, alone_gap;
@@ -288,6 +293,10 @@ void rp_set_has_company(struct rp_set *set);
 /* Whether a ring can be had; it is kept for the first wait. Nothing locked. */
 int rp_set_try_ring(struct rp_set *set);
 int rp_ring_refusal(void); /* the errno, negative, of a kernel that gives no rings; 0: not known */
+/* For the thread's next set: true, and it is no more the caller's. It must be empty. */
+bool rp_set_keep_ring(struct rp_ring *ring, const struct rp_ring_options *options, bool with_fd);
+/* close.c: to another number, where it is this one. */
+bool rp_set_move_fd(int *at, int number);
 void rp_set_raise(struct rp_set *set);
 void rp_set_lower(struct rp_set *set);
 void rp_set_wake_owner(struct rp_set *set);
@@ -319,12 +328,13 @@ int rp_set_await_orphans(struct rp_set *set, int turns);
  * cache more. */
 static inline void rp_set_count_plain(struct rp_set *set)
 {
-    RP_COUNT(set->stats.waits, set->plain_waits);
-    RP_COUNT(set->stats.kernel_waits, set->plain_waits);
-    RP_COUNT(set->stats.events, set->plain_events);
-    RP_COUNT(set->stats.kernel_ctls, set->plain_ctls);
-    set->plain_waits = set->plain_ctls = 0;
-    set->plain_events = 0;
+    RP_COUNT(set->stats.waits, RP_READ_ONCE(set->plain_waits));
+    RP_COUNT(set->stats.kernel_waits, RP_READ_ONCE(set->plain_waits));
+    RP_COUNT(set->stats.events, RP_READ_ONCE(set->plain_events));
+    RP_COUNT(set->stats.kernel_ctls, RP_READ_ONCE(set->plain_ctls));
+    RP_WRITE_ONCE(set->plain_waits, 0);
+    RP_WRITE_ONCE(set->plain_ctls, 0);
+    RP_WRITE_ONCE(set->plain_events, 0);
 }
 /* stats.c */
 /* As the stats tell it: a set that has waited without anything for a ring in it is

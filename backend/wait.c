@@ -34,6 +34,8 @@ static __attribute__((noinline)) void completed(struct rp_set *set, uint64_t use
         rp_accept_completed(set, op, result, flags);
     } else if (op->kind == RP_OP_REQUEST) {
         rp_request_completed(set, op, result);
+    } else if (op->kind == RP_OP_LOAN) {
+        rp_loan_completed(set, &set->ops, op, result, flags);
     } else if (op->kind == RP_OP_KERNEL) {
         rp_op_step(&set->ops, op, RP_OP_FREE);
         set->hidden_op = NULL;
@@ -768,6 +770,13 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
          * hides the signal that ended it. */
         if (slept && entered >= 0 && !got_any)
             return -EINTR;
+        if (RP_UNLIKELY(rp_self.due)) { /* it may be long before the next event */
+            rp_set_unlock(set);
+            rp_loan_collect();
+            rp_set_lock(set);
+            if (is_no_more(set))
+                return AGAIN;
+        }
         set->wait_serial++;
     }
     rp_set_give_up_ring(set, result);
@@ -1056,6 +1065,8 @@ static __attribute__((noinline)) int wait_at_length(struct rp_set *set, int epfd
 {
     if (RP_UNLIKELY(rp_self.batched) && (!set || !set->batched || rp_self.batched > 1) && !rp_self.locks_held)
         ringpoll_flush();
+    if (RP_UNLIKELY(rp_self.to_collect))
+        rp_loan_collect();
     if (RP_UNLIKELY(!set))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     /* What is left there, see left.h, comes along. */
@@ -1082,7 +1093,10 @@ static __attribute__((noinline)) int wait_at_length(struct rp_set *set, int epfd
     wait.sigmask = sigmask;
     wait.deadline_ns = 0;
     wait.holds_signals = false; /* `before` is not worth the clearing */
-    return wait_on(set, &wait);
+    int result = wait_on(set, &wait);
+    if (RP_UNLIKELY(rp_self.to_collect))
+        rp_loan_collect();
+    return result;
 }
 
 /* Whether a wait of a RINGPOLL_DECLARED set may be plain; then it has begun. A signal handler
@@ -1098,6 +1112,8 @@ static inline bool begin_plain_wait(struct rp_set *set)
                     (set->names == 0) | !set->plainly;
     if (RP_UNLIKELY(more))
         RP_WRITE_ONCE(set->waiters, (int)others);
+    else
+        set->sleeper = 0;
     return RP_LIKELY(!more);
 }
 
@@ -1110,9 +1126,9 @@ static __attribute__((noinline)) int end_plain_wait(struct rp_set *set, int resu
     uint32_t told = result > 0 ? (uint32_t)result : 0;
     rp_set_lock(set);
     set->waiters--;
-    set->plain_waits++;
-    set->plain_events += told;
-    if ((set->plain_waits | set->plain_events) >> PLAIN_BITS)
+    RP_COUNT(set->plain_waits, 1);
+    RP_COUNT(set->plain_events, told);
+    if ((RP_READ_ONCE(set->plain_waits) | RP_READ_ONCE(set->plain_events)) >> PLAIN_BITS)
         rp_set_count_plain(set);
     if (set->away_for) {
         set->away_for -= set->away_for < told ? set->away_for : told;
@@ -1142,15 +1158,13 @@ static __attribute__((noinline)) int wait_plainly(struct rp_set *set, int epfd, 
     }
     if (RP_UNLIKELY(!begun))
         return wait_at_length(set, epfd, events, max, timeout, sigmask);
-    set->sleeper = 0;
     int result = rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
-    uint32_t more = (uint32_t)!rp_single_threaded() | RP_READ_ONCE(set->marked) | RP_READ_ONCE(set->away_for) |
-                    (RP_READ_ONCE(set->names) == 0) | (set->plain_waits | set->plain_events) >> PLAIN_BITS;
-    if (RP_UNLIKELY(more))
+    if (RP_UNLIKELY(!rp_single_threaded()) ||
+        RP_UNLIKELY(set->marked | set->away_for | (set->names == 0) | (set->plain_waits | set->plain_events) >> PLAIN_BITS))
         return end_plain_wait(set, result, epfd, events, max, timeout, sigmask);
     set->waiters--;
-    set->plain_waits++;
-    set->plain_events += result > 0 ? (uint32_t)result : 0;
+    RP_COUNT(set->plain_waits, 1);
+    RP_COUNT(set->plain_events, result > 0 ? (uint32_t)result : 0);
     return result;
 }
 

@@ -8,7 +8,9 @@
  * It takes what a server for everybody cannot. A send is MSG_DONTWAIT and tells
  * nothing unless it fails, so that its buffer is free when the enter returns: one
  * that the kernel cut short would go unnoticed (here it would not: the client
- * compares). Passed file descriptors on AF_UNIX would be lost.
+ * compares). Passed file descriptors on AF_UNIX would be lost; where
+ * RINGPOLL_BENCH_RECVMSG is set it receives by RECVMSG with room for them, as whoever
+ * may be sent some has to.
  */
 #include "program.h"
 
@@ -26,12 +28,14 @@
 /* An odd number of cache lines, so that the first ones spread over the cache. */
 #define BUFFER_BYTES 4096u
 #define BUFFER_STRIDE (BUFFER_BYTES + 64u)
+#define CONTROL_BYTES 64u
 
 enum kind { KIND_LISTENER, KIND_CONNECTION, KIND_SEND };
 
 struct state {
     struct rp_ring ring;
     int listener;
+    unsigned header_bytes; /* before the bytes of a message; 0: not by RECVMSG */
     int fds[FILES_MAX]; /* by slot */
     unsigned count;
     struct rp_buf_ring *entries;
@@ -104,11 +108,17 @@ static int poll_listener(struct state *state)
 
 static int receive(struct state *state, unsigned slot)
 {
+    static const struct msghdr header = {.msg_controllen = CONTROL_BYTES};
     struct rp_sqe *sqe;
     int rc = get_sqe(state, &sqe);
     if (rc < 0)
         return rc;
     sqe->opcode = RP_IORING_OP_RECV;
+    if (state->header_bytes > 0) {
+        sqe->opcode = RP_IORING_OP_RECVMSG;
+        sqe->addr = (uint64_t)(uintptr_t)&header;
+        sqe->len = 1;
+    }
     sqe->fd = (int)slot;
     sqe->flags = RP_SQE_FIXED_FILE | RP_SQE_BUFFER_SELECT;
     sqe->ioprio = RP_RECV_MULTISHOT;
@@ -148,6 +158,7 @@ static int received(struct program *program, unsigned slot, int result, uint32_t
         give_another(state);
         return 0;
     }
+    result = result < 0 ? result : result - (int)state->header_bytes;
     if (result <= 0) /* no connection of this program ends */
         return result < 0 ? result : -EIO;
     unsigned buffer = flags >> RP_CQE_BUFFER_SHIFT;
@@ -163,7 +174,7 @@ static int received(struct program *program, unsigned slot, int result, uint32_t
     sqe->opcode = RP_IORING_OP_SEND;
     sqe->fd = (int)slot;
     sqe->flags = RP_SQE_FIXED_FILE | RP_SQE_CQE_SKIP_SUCCESS;
-    sqe->addr = (uint64_t)(uintptr_t)(state->data + (size_t)buffer * BUFFER_STRIDE);
+    sqe->addr = (uint64_t)(uintptr_t)(state->data + (size_t)buffer * BUFFER_STRIDE + state->header_bytes);
     sqe->len = (uint32_t)result;
     sqe->msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL;
     sqe->user_data = KIND_SEND;
@@ -233,6 +244,8 @@ static int ring_open(struct program *program, int listener)
     if (state == NULL)
         return -ENOMEM;
     state->listener = listener;
+    if (getenv("RINGPOLL_BENCH_RECVMSG") != NULL)
+        state->header_bytes = (unsigned)sizeof(struct rp_recvmsg_out) + CONTROL_BYTES;
     int rc = rp_ring_init(&state->ring, &options);
     if (rc < 0) {
         free(state);

@@ -40,6 +40,8 @@ static const struct counter {
     COUNTER(cqes, "completed by it"),
     COUNTER(received, "receives with bytes"),
     COUNTER(sends_batched, "sends batched"),
+    COUNTER(sends_zc, "zero-copy sends"),
+    COUNTER(sends_zc_copied, "of them copied"),
     COUNTER(accepted, "accepted by it"),
     COUNTER(requests, "file requests"),
     COUNTER(listeners_adopted, "listeners adopted"),

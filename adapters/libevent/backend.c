@@ -42,6 +42,8 @@ struct event_state {
     void *lock; /* of the base, which has it from its first turn on at the latest; or NULL */
     bool in_use; /* there was a turn */
     struct event_outputs *outputs; /* of objects of ours, or NULL */
+    uint8_t *registered;           /* by fd: what its events want, whoever's they are */
+    unsigned registered_room;
     struct epoll_event *events;
     int room;
     /* Constant fds: what is wanted of each. */
@@ -88,6 +90,7 @@ void event_state_free(struct event_state *state)
         return;
     ringpoll_close(state->set);
     free(state->constants);
+    free(state->registered);
     free(state->events);
     free(state);
 }
@@ -145,6 +148,8 @@ static void backend_dealloc(struct event_base *base)
     }
     event_state_free(state);
     event_head(base)->state = NULL;
+    static const struct timespec now = {0, 0};
+    (void)ringpoll_zc_reclaim(&now); /* output that was sent without a copy; the rest when this thread comes by */
 }
 
 /* ------------------------------------------------------------------ constants */
@@ -201,6 +206,45 @@ static int ctl(struct event_state *state, int op, int fd, short events)
     return ringpoll_ctl(state->set, op, fd, &event);
 }
 
+static bool note(struct event_state *state, int fd, short events)
+{
+    if ((unsigned)fd >= state->registered_room) {
+        unsigned room = fd < 512 ? 1024 : (unsigned)fd * 2;
+        uint8_t *more = events ? realloc(state->registered, room) : NULL;
+        if (!more)
+            return events == 0;
+        memset(more + state->registered_room, 0, room - state->registered_room);
+        state->registered = more;
+        state->registered_room = room;
+    }
+    state->registered[fd] = (uint8_t)events;
+    return true;
+}
+
+static short wanted_of(struct event_base *base, int fd)
+{
+    const struct event_state *state = event_head(base)->state;
+    return (unsigned)fd < state->registered_room ? state->registered[fd] : 0;
+}
+
+bool event_is_registered(struct event_base *base, int fd)
+{
+    event_lock(base, true);
+    bool is = wanted_of(base, fd) != 0;
+    event_lock(base, false);
+    return is;
+}
+
+bool event_register_again(struct event_base *base, int fd)
+{
+    event_lock(base, true);
+    short wanted = wanted_of(base, fd);
+    if (wanted)
+        (void)ctl(event_head(base)->state, EPOLL_CTL_ADD, fd, wanted);
+    event_lock(base, false);
+    return wanted != 0;
+}
+
 static int fail(int error)
 {
     errno = -error;
@@ -214,6 +258,8 @@ static int backend_add(struct event_base *base, int fd, short old, short events,
     (void)fdinfo;
     if ((wanted & (EV_READ | EV_WRITE | EV_CLOSED)) == 0) /* event_reinit, of a slot without events */
         return 0;
+    if (!note(state, fd, wanted))
+        return fail(-ENOMEM);
     if (state->constant_count > 0 && constant_of(state, fd))
         return add_constant(state, fd, wanted);
     bool again = (old & (EV_READ | EV_WRITE | EV_CLOSED)) != 0;
@@ -225,6 +271,8 @@ static int backend_add(struct event_base *base, int fd, short old, short events,
         error = ctl(state, EPOLL_CTL_MOD, fd, wanted);
     if (error == -EPERM)
         error = add_constant(state, fd, wanted);
+    if (error < 0)
+        (void)note(state, fd, (short)(old & (EV_READ | EV_WRITE | EV_CLOSED | EV_ET)));
     return error < 0 ? fail(error) : 0;
 }
 
@@ -233,6 +281,7 @@ static int backend_del(struct event_base *base, int fd, short old, short events,
     struct event_state *state = event_head(base)->state;
     short left = (short)(old & ~events & (EV_READ | EV_WRITE | EV_CLOSED));
     (void)fdinfo;
+    (void)note(state, fd, (short)(left ? left | (events & EV_ET) : 0));
     if (state->constant_count > 0 && del_constant(state, fd, left))
         return 0;
     if (left != 0) {

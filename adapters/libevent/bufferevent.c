@@ -6,8 +6,8 @@
  * ev_read and ev_write on the fd, the same rules of timeouts, suspensions, limits and
  * callbacks; whatever works on it by those goes on to work. Three things differ.
  *
- * Input. The fd is *declared* to ringpoll while one of the events is added, so that the ring
- * may receive for it. A buffer that came is borrowed and stands in the input by reference,
+ * Input. The fd is *declared* to ringpoll while one of the events is added, or output waits,
+ * so that the ring may receive for it; not beside an event of the program's own on it. A buffer that came is borrowed and stands in the input by reference,
  * without a copy; it goes back when libevent drops it, whoever has it by then, base or no
  * base. What the ring does not receive (the first bytes of a connection, big messages) is
  * read straight into the input, as much at once as there is: not 4096 bytes at a time, and
@@ -38,6 +38,12 @@
  * has the bytes. What it did not take is not taken out of the output (or, of a small write
  * that fell short, waits in the library), and ev_write, with the write timeout, waits for
  * room; connections in progress do so too, exactly as libevent's.
+ *
+ * Much output at once goes to another machine without being copied, where the kernel can do that
+ * (ringpoll_try_sendv_zc()): its chains leave the output with what the kernel has taken, and are
+ * *held* until it has let go of them; of a chain that it took a part of, the rest is in the output
+ * again, by reference. A write callback still means that the kernel has the bytes; chains
+ * of the program's own memory (evbuffer_add_reference()) are given back later than that.
  *
  * Locks: the bufferevent's, then the lists' (outputs->lock, a leaf, only where libevent has
  * locks). All fields below are under the former, the links under the latter.
@@ -85,6 +91,9 @@ static __thread struct ring_bufferevent *called;
 /* libevent's own limit, which is no wish of the program's. */
 #define LIMIT_UNSET 16384
 #define VECTORS 16
+/* Output that may be sent without a copy, at least (ringpoll_zc_least() says more) and at once. */
+#define LENT_LEAST (32u * 1024u)
+#define LENT_MOST (256u * 1024u)
 
 static struct ring_bufferevent *of(struct bufferevent *bev)
 {
@@ -238,9 +247,10 @@ void event_outputs_free(struct event_outputs *outputs)
 
 /* ------------------------------------------------------------- declared or not */
 
+/* Not beside an event of the program's own, which reads by itself, and would be forgotten. */
 static void declare(struct ring_bufferevent *ring)
 {
-    if (ring->declared || ring->kind == 0)
+    if (ring->declared || ring->kind == 0 || event_is_registered(ring->inside.bev.ev_base, fd_of(ring)))
         return;
     ringpoll_fd_opened(fd_of(ring), (uint32_t)ring->kind | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_DECLARED);
     ring->declared = true;
@@ -313,8 +323,26 @@ static bool let_go(struct ring_bufferevent *ring, bool closed)
 /* Not where the program has an event of its own on the fd. */
 static void forget(struct ring_bufferevent *ring, bool was_declared)
 {
-    if (was_declared && !ring->declared && !ringpoll_fd_is_stream_on_ring(fd_of(ring)))
+    if (was_declared && !ring->declared && !event_is_registered(ring->inside.bev.ev_base, fd_of(ring)))
         ringpoll_fd_forget(fd_of(ring));
+}
+
+/* Where neither event is added and nothing waits to be written, the program may close the fd
+ * without a word, and the number be another's before it frees us. */
+static void rest(struct ring_bufferevent *ring)
+{
+    struct bufferevent *bev = &ring->inside.bev;
+    if (!ring->declared || ring->output != OUTPUT_IDLE || inside.pending(&bev->ev_read, EV_READ, NULL) ||
+        inside.pending(&bev->ev_write, EV_WRITE, NULL) || ringpoll_fd_flush(fd_of(ring)) < 0)
+        return;
+    ringpoll_fd_release(fd_of(ring), true);
+    ring->declared = false;
+    forget(ring, true);
+}
+
+static bool is_reading(const struct ring_bufferevent *ring)
+{
+    return (ring->inside.bev.enabled & EV_READ) && !ring->inside.read_suspended;
 }
 
 /* ----------------------------------------------------------------------- reading */
@@ -344,7 +372,7 @@ static long read_plainly(struct ring_bufferevent *ring, size_t most, bool *ret_m
     }
     ssize_t got = readv(fd, (struct iovec *)room, count);
     long result = got < 0 ? -errno : got;
-    *ret_more = result == (long)asked;
+    *ret_more = ring->kind != 0 && result == (long)asked; /* another read of a blocking one might wait */
     ringpoll_fd_read(fd, asked, result);
     if (result <= 0)
         return result;
@@ -423,7 +451,6 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
     struct event_outputs *outputs = ring->outputs;
     ptrdiff_t most = -1, limit;
     long total = 0, result = 0;
-    (void)fd;
 
     hold(ring);
     if (events == EV_TIMEOUT) {
@@ -445,9 +472,12 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
         goto done;
 
     inside.buffer_unfreeze(bev->input, 0);
-    for (bool more = true; more && total < most && !ring->inside.read_suspended; total += result)
+    /* A callback of the input's may suspend reading, end it, or change the fd. */
+    for (bool more = true; more && total < most; total += result) {
         if ((result = read_next(ring, (size_t)(most - total), &more)) <= 0)
             break;
+        more = more && !ring->inside.read_suspended && (bev->enabled & EV_READ) && !ring->cancelled && fd_of(ring) == fd;
+    }
     inside.buffer_freeze(bev->input, 0);
 
     if (total > 0) {
@@ -511,23 +541,124 @@ static long write_vectors(evutil_socket_t fd, const struct iovec *iov, int count
     return sent < 0 ? -errno : sent;
 }
 
+/* Chains that the kernel sends from; each reference into them keeps them, too. */
+struct held {
+    struct evbuffer *chains; /* nobody else has it, so that it needs no lock */
+    unsigned references;
+};
+
+static void let_go_of(void *argument)
+{
+    struct held *held = argument;
+    if (__atomic_sub_fetch(&held->references, 1, __ATOMIC_ACQ_REL) > 0)
+        return;
+    inside.buffer_free(held->chains);
+    free(held);
+}
+
+static void end_reference(const void *data, size_t length, void *argument)
+{
+    (void)data;
+    (void)length;
+    let_go_of(argument);
+}
+
+/* `taken` bytes have left the output, in these pieces, which are whole chains (but for the
+ * last, maybe): 0, or -ENOMEM: what is left of a chain is lost. */
+static int hold_chains(struct ring_bufferevent *ring, struct held *held, const struct evbuffer_iovec *vec, size_t taken)
+{
+    struct evbuffer *output = ring->inside.bev.output;
+    size_t whole = 0;
+    int error = 0, i = 0;
+    while (whole < taken)
+        whole += vec[i++].iov_len;
+    size_t left = whole - taken;
+    inside.buffer_unfreeze(output, 1);
+    inside.buffer_move(output, held->chains, whole);
+    if (left > 0) {
+        const char *from = (const char *)vec[i - 1].iov_base + (vec[i - 1].iov_len - left);
+        struct evbuffer *rest = inside.buffer_new();
+        if (!rest || inside.buffer_refer(rest, from, left, end_reference, held) < 0)
+            error = -ENOMEM;
+        else
+            __atomic_add_fetch(&held->references, 1, __ATOMIC_RELAXED);
+        if (rest && error == 0 && inside.buffer_put_before(output, rest) < 0)
+            error = -ENOMEM;
+        if (rest)
+            inside.buffer_free(rest);
+    }
+    inside.buffer_freeze(output, 1);
+    return error;
+}
+
+/* Without a copy: how much was taken of *ret_asked, or what write_vectors() answers, or RINGPOLL_PASS. */
+static long lend_output(struct ring_bufferevent *ring, size_t *ret_asked)
+{
+    struct evbuffer_iovec vec[VECTORS], asked[VECTORS];
+    size_t sum = 0, least = ringpoll_zc_least(fd_of(ring));
+    if (inside.buffer_length(ring->inside.bev.output) < least)
+        return RINGPOLL_PASS;
+    int count = inside.buffer_peek(ring->inside.bev.output, LENT_MOST, NULL, vec, VECTORS);
+    if (count > VECTORS)
+        count = VECTORS;
+    for (int i = 0; i < count; i++) {
+        asked[i] = vec[i];
+        if (asked[i].iov_len > LENT_MOST - sum)
+            asked[i].iov_len = LENT_MOST - sum;
+        sum += asked[i].iov_len;
+    }
+    struct held *held = sum >= least ? calloc(1, sizeof *held) : NULL;
+    if (!held)
+        return RINGPOLL_PASS;
+    held->references = 1;
+    held->chains = inside.buffer_new();
+    long result = held->chains ? ringpoll_try_sendv_zc(fd_of(ring), (struct iovec *)asked, count, 0, let_go_of, held)
+                               : RINGPOLL_PASS;
+    *ret_asked = sum;
+    if (result > 0) {
+        int error = hold_chains(ring, held, vec, (size_t)result);
+        if (error < 0)
+            ring->write_error = -error;
+        return result;
+    }
+    if (held->chains)
+        inside.buffer_free(held->chains);
+    free(held);
+    return result;
+}
+
 /* Gives the ring, or the kernel, what the limits allow. True: it took less. */
 static bool write_some(struct ring_bufferevent *ring)
 {
     struct bufferevent *bev = &ring->inside.bev;
     evutil_socket_t fd = fd_of(ring);
     size_t left = inside.buffer_length(bev->output), written = 0;
-    ptrdiff_t limit = !ring->inside.rate_limits && ring->inside.max_write == LIMIT_UNSET
-                          ? (ptrdiff_t)TURN_MOST
-                          : inside.bev_write_max(&ring->inside);
-    bool blocked = false;
-    if (limit < 0 || ring->inside.write_suspended)
+    bool lends = !ring->inside.rate_limits && ring->inside.max_write == LIMIT_UNSET, blocked = false;
+    ptrdiff_t limit = lends ? (ptrdiff_t)TURN_MOST : inside.bev_write_max(&ring->inside);
+    if (ring->inside.write_suspended) { /* now, or by the limit that was asked for: who resumes it enables it */
+        stop_writing(ring);
+        return false;
+    }
+    if (limit < 0)
         limit = 0;
     if (left > (size_t)limit)
         left = (size_t)limit;
     while (left > 0 && !blocked) {
         struct evbuffer_iovec vec[VECTORS];
         size_t asked = 0;
+        if (lends && left >= LENT_LEAST) {
+            long lent = lend_output(ring, &asked);
+            if (lent != RINGPOLL_PASS) {
+                blocked = lent < (long)asked || ring->write_error;
+                if (lent < 0 && lent != -EAGAIN)
+                    ring->write_error = (int)-lent;
+                written += lent > 0 ? (size_t)lent : 0;
+                left -= lent > 0 && (size_t)lent < left ? (size_t)lent : left;
+                continue;
+            }
+            asked = 0;
+            lends = false;
+        }
         int count = inside.buffer_peek(bev->output, (ssize_t)left, NULL, vec, VECTORS);
         if (count > VECTORS)
             count = VECTORS;
@@ -631,6 +762,8 @@ static void run_outputs(struct event_callback *callback, void *argument)
         if (!all || ring->doubtful)
             ring->doubtful = ring->declared && ringpoll_fd_flush(fd_of(ring)) < 0;
         bool told = end_write(ring, ring->blocked || ring->doubtful);
+        if (!is_reading(ring))
+            rest(ring);
         drop(ring);
         if (told && inside.got_break(outputs->base)) /* the rest in the next loop */
             break;
@@ -671,6 +804,7 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
             int error = errno;
             inside.del(&bev->ev_write);
             inside.del(&bev->ev_read);
+            rest(ring);
             errno = error;
             call(ring, 0, BEV_EVENT_ERROR);
             goto done;
@@ -686,6 +820,8 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
         step(ring, OUTPUT_IDLE);
     if (may_write(ring) && (!connected || inside.buffer_length(bev->output) > 0))
         wait_to_write(ring, !connected);
+    if (!is_reading(ring))
+        rest(ring);
 done:
     drop(ring);
 }
@@ -718,9 +854,9 @@ static int ring_enable(struct bufferevent *bev, short events)
         if (is_waiting_to_be_read(ring))
             inside.active(&bev->ev_read, EV_READ, 1);
     }
-    if (!(events & EV_WRITE) || ring->output == OUTPUT_BLOCKED)
+    if (!(events & EV_WRITE))
         return 0;
-    if (!may_write(ring))
+    if (!may_write(ring) || ring->output == OUTPUT_BLOCKED) /* its timeout begins anew */
         return inside.bev_add_event(&bev->ev_write, &bev->timeout_write);
     wait_to_write(ring, true);
     return 0;
@@ -737,7 +873,8 @@ static int disable_now(struct ring_bufferevent *ring, short events)
     bool was_declared = ring->declared;
     if (events & EV_READ)
         end_receive(ring, false);
-    if (ends_write)
+    /* A suspension, by a limit that is used up, maybe by this very write: what went before is told. */
+    if (ends_write && !(ring->output == OUTPUT_SENT && (bev->enabled & EV_WRITE)))
         stop_writing(ring);
     bool reads = !(events & EV_READ) && inside.pending(&bev->ev_read, EV_READ, NULL);
     bool writes = !ends_write && inside.pending(&bev->ev_write, EV_WRITE, NULL);
@@ -790,7 +927,8 @@ static void set_fd(struct bufferevent *bev, evutil_socket_t fd)
     let_go(ring, true);
     inside.del(&bev->ev_read);
     inside.del(&bev->ev_write);
-    forget(ring, was_declared);
+    if (was_declared && !event_register_again(bev->ev_base, fd_of(ring)))
+        ringpoll_fd_forget(fd_of(ring));
     if (ring->ahead)
         inside.buffer_drain(ring->ahead, inside.buffer_length(ring->ahead));
     ring->error = 0;
@@ -848,7 +986,7 @@ static void ring_destruct(struct bufferevent *bev)
     evutil_socket_t fd = fd_of(ring);
     if ((ring->inside.options & BEV_OPT_CLOSE_ON_FREE) && fd >= 0)
         ringpoll_close((int)fd);
-    else if (ring->declared)
+    else if (ring->declared && !event_is_registered(bev->ev_base, fd)) /* it may be another's by now */
         ringpoll_fd_forget((int)fd);
     inside.cancel_lookup(lookup_of(ring));
     if (ring->ahead)

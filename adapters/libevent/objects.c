@@ -88,6 +88,7 @@ static bool find_symbols(void)
         {"evbuffer_commit_space", &inside.buffer_commit},
         {"evbuffer_remove_buffer", &inside.buffer_move},
         {"evbuffer_add_reference", &inside.buffer_refer},
+        {"evbuffer_prepend_buffer", &inside.buffer_put_before},
         {"evbuffer_add_cb", &inside.buffer_on_change},
         {"evconnlistener_new", &inside.listener_new},
         {"evconnlistener_new_bind", &inside.listener_new_bind},

@@ -79,6 +79,7 @@ struct object_inside {
     int (*buffer_move)(struct evbuffer *from, struct evbuffer *to, size_t bytes);
     int (*buffer_refer)(struct evbuffer *buffer, const void *data, size_t length,
                         void (*cleanup)(const void *, size_t, void *), void *argument);
+    int (*buffer_put_before)(struct evbuffer *buffer, struct evbuffer *before);
     struct evbuffer_cb_entry *(*buffer_on_change)(struct evbuffer *buffer, evbuffer_cb_func function, void *argument);
 
     struct evconnlistener *(*listener_new)(struct event_base *base, evconnlistener_cb on_accept, void *argument,
@@ -113,6 +114,11 @@ struct object_accepted {
     int fd, kind;
 };
 extern __thread struct object_accepted object_accepted;
+
+/* Whether the base has events on it, whoever's. Any thread. */
+bool event_is_registered(struct event_base *base, int fd);
+/* The same, of an fd that the library was made to forget: it knows of them again. */
+bool event_register_again(struct event_base *base, int fd);
 
 /* While set: a backend_del() does not make the ring let go of the fd. */
 extern __thread bool event_del_keeps;

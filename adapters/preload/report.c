@@ -237,6 +237,8 @@ static void compose(struct text *text)
     NUMBER(accepted);
     NUMBER(requests);
     NUMBER(requests_at_once);
+    NUMBER(sends_zc);
+    NUMBER(sends_zc_copied);
 #undef NUMBER
     number_line(text, "kernel_sets", stats.kernel_sets[0]);
     for (unsigned reason = 1; reason < RINGPOLL_REASON_SLOTS; reason++) {

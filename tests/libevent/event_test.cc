@@ -429,7 +429,8 @@ TEST(Engine, ABaseHasARingFromItsFirstObjectToItsLast)
 {
     struct ringpoll_probe probe = {};
     probe.size = sizeof probe;
-    uint64_t needed = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV;
+    uint64_t needed = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV |
+                      RINGPOLL_FEATURE_RECV_END;
     if (ringpoll_get_probe(&probe) != 0 || (probe.usable & needed) != needed)
         GTEST_SKIP() << "this kernel's rings do not receive";
     struct event_base *base = ringpoll_event_base_new(nullptr);

@@ -11,11 +11,12 @@
  * Conventions, for every function here unless it says otherwise:
  *  - Errors are negative errno values; errno itself is left alone. Where epoll
  *    has the same call, the value is the one that epoll gives.
- *  - Nothing is printed, no callback runs, no signal disposition changes.
+ *  - Nothing is printed, no callback runs (but those of ringpoll_try_sendv_zc()), no signal
+ *    disposition changes.
  *  - Any thread may call any function at any time. Exactly one thread should
  *    wait on a set: the first that does so owns its ring. When another one
  *    waits too, the set moves to kernel epoll for good, losing no event.
- *  - No function keeps a pointer that it was given.
+ *  - No function keeps a pointer that it was given, but for requests and zero-copy sends.
  *
  * Who tells the library what: io_uring holds a reference on a file while a
  * poll on it is in flight, so a close that the library does not see leaves the
@@ -292,6 +293,33 @@ RINGPOLL_API void ringpoll_return_at(void *pool, const void *address);
  * them: a later error is the next call's. */
 RINGPOLL_API long ringpoll_try_send(int fd, const void *buffer, size_t length, int flags);
 RINGPOLL_API long ringpoll_try_sendv(int fd, const struct iovec *iov, int count, int flags);
+/* A zero-copy send: the kernel sends from the caller's memory, which stays as it is until the
+ * peer has acknowledged the bytes. Answers as sendmsg(2) with MSG_DONTWAIT: how many bytes it
+ * has taken, behind all that was written before, maybe not all (EPOLLOUT tells when there is
+ * room), or a negative errno, or RINGPOLL_PASS: not so, send by other means, as ever. Only
+ * where bytes were taken is the memory lent (all that `iov` names; the array itself is not
+ * kept), and `release(argument)` then called, once, when the kernel reads it no more: in the
+ * thread that sent it, inside a later ringpoll_wait(), of whatever set, or
+ * ringpoll_zc_reclaim(), or when that thread ends, also where the fd, the watch and the set are
+ * long gone. It may use its memory and the functions of this section, but not wait on or close
+ * a set. Memory is never released where the kernel's word is lost (a ring that broke, io_uring
+ * forbidden meanwhile, a thread that ended), nor, of what its parent sent, in a child of fork.
+ * `flags`: MSG_DONTWAIT, MSG_NOSIGNAL.
+ *
+ * RINGPOLL_PASS from another thread than the one that waits on the set; unless the fd is a connected
+ * TCP socket (RINGPOLL_FD_TCP, RINGPOLL_FD_CONNECTED), non-blocking, watched by that set alone
+ * and on its ring; below ringpoll_zc_least(); on loopback, and to an address of the socket's own;
+ * on a connection of which the kernel has said that it copies, or has yet to say what it did
+ * with the first; for want of memory that may be locked (RLIMIT_MEMLOCK). Needs a ring with
+ * DEFER_TASKRUN and SEND_ZC with its report (Linux 6.2). */
+RINGPOLL_API long ringpoll_try_sendv_zc(int fd, const struct iovec *iov, int count, int flags,
+                                        void (*release)(void *argument), void *argument);
+/* From so many bytes on it is worth a try now; SIZE_MAX: it is not. Two system calls the first
+ * time, none after that. */
+RINGPOLL_API size_t ringpoll_zc_least(int fd);
+/* Releases what is due of the calling thread's, and waits for more, up to `timeout` (NULL: for
+ * ever). Returns how many of its sends the kernel has yet to let go of. */
+RINGPOLL_API int ringpoll_zc_reclaim(const struct timespec *timeout);
 /* Sends all that the calling thread's sets hold back. A few instructions when there
  * is nothing. Returns how many sockets of the process have bytes left that were taken from
  * the program, and that their peers have no room for: ringpoll_fd_flush() tells which. */
@@ -393,8 +421,7 @@ struct ringpoll_completion {
 };
 
 /* Takes a request. The array `iov`, the bytes that it names and the paths are the
- * library's, and the kernel's, until the result was taken: this is the one function that
- * keeps pointers. The fd must not be closed before that, either. 0, and *ret_id (which may be NULL) for
+ * library's, and the kernel's, until the result was taken. The fd must not be closed before that, either. 0, and *ret_id (which may be NULL) for
  * ringpoll_request_cancel(); -EINVAL: a size, an operation, a count or an offset that is
  * not one; -ENOTSUP: see above, and no memory; -EBADF, -EINVAL: no set. */
 RINGPOLL_API int ringpoll_request_submit(int epfd, const struct ringpoll_request *request, uint64_t *ret_id);
@@ -466,7 +493,7 @@ RINGPOLL_API void ringpoll_process_exiting(void);
 #define RINGPOLL_FEATURE_BUF_RING (UINT64_C(1) << 19)        /* 5.19 */
 #define RINGPOLL_FEATURE_MULTISHOT_RECV (UINT64_C(1) << 20)  /* 6.0 */
 #define RINGPOLL_FEATURE_SPARSE_FILES (UINT64_C(1) << 21)    /* 5.19 */
-#define RINGPOLL_FEATURE_SEND_ZC (UINT64_C(1) << 22)         /* 6.0 */
+#define RINGPOLL_FEATURE_SEND_ZC (UINT64_C(1) << 22)         /* with a report of copies, 6.2 */
 #define RINGPOLL_FEATURE_NO_IOWAIT (UINT64_C(1) << 23)       /* 6.15 */
 #define RINGPOLL_FEATURE_ABS_TIMER (UINT64_C(1) << 24)       /* 6.12 */
 #define RINGPOLL_FEATURE_READ_MULTISHOT (UINT64_C(1) << 25)  /* 6.7 */
@@ -580,6 +607,8 @@ struct ringpoll_stats {
     uint64_t accepted;                 /* connections that the ring accepted */
     uint64_t requests;                 /* file requests that were taken */
     uint64_t requests_at_once;         /* of them, reads of cached bytes without a submission */
+    uint64_t sends_zc;                 /* sends of ringpoll_try_sendv_zc() */
+    uint64_t sends_zc_copied;          /* of them, those of which the kernel says that it copied */
 };
 
 /* Counters of one set, or, with epfd -1, of the whole process (engine, reason
