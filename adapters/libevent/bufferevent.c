@@ -553,6 +553,7 @@ static int hold_chains(struct ring_bufferevent *ring, struct held *held, const s
     while (whole < taken)
         whole += vec[i++].iov_len;
     size_t left = whole - taken;
+    held->references++; /* ours: the program's callbacks on the output may reclaim, or wait */
     inside.buffer_unfreeze(output, 1);
     inside.buffer_move(output, held->chains, whole);
     if (left > 0) {
@@ -568,6 +569,7 @@ static int hold_chains(struct ring_bufferevent *ring, struct held *held, const s
             inside.buffer_free(rest);
     }
     inside.buffer_freeze(output, 1);
+    let_go_of(held);
     return error;
 }
 

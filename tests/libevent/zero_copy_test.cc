@@ -278,6 +278,25 @@ TEST_P(ZeroCopyOutputOf, MemoryThatIsNotGivenBackIsReadNoMoreOnceItIsWritten)
 }
 INSTANTIATE_TEST_SUITE_P(References, ZeroCopyOutputOf, testing::Values(0, 1));
 
+/* A callback on the output may do what it likes, that included. */
+TEST_F(ZeroCopyOutput, ACallbackOfTheOutputThatReclaimsTakesNothingAwayTooEarly)
+{
+    int small = 30000;
+    ASSERT_EQ(setsockopt(bufferevent_getfd(bev_), SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
+    evbuffer_add_cb(bufferevent_get_output(bev_), [](struct evbuffer *, const struct evbuffer_cb_info *info, void *argument) {
+        struct timespec a_moment = {0, 1000000};
+        for (int i = 0; i < 1000 && info->n_deleted > 0 && ringpoll_zc_reclaim(&a_moment) > 0; i++)
+            static_cast<ZeroCopyOutput *>(argument)->peer_takes(1 << 16);
+    }, this);
+    std::vector<Piece> pieces(3);
+    uint64_t before = stats().sends_zc;
+    for (Piece &piece : pieces)
+        add(piece, 700000);
+    run(20000);
+    EXPECT_GT(stats().sends_zc, before);
+    all_given_back(pieces);
+}
+
 TEST_F(ZeroCopyOutput, ALimitOfTheProgramsMeansNone)
 {
     std::vector<Piece> pieces(2);
