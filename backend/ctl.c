@@ -12,8 +12,7 @@
 
 static const struct timespec no_time = {0, 0};
 
-/* Is this fd one that the ring serves as epoll would? *ret_kind only when so. */
-static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t *ret_kind)
+bool rp_set_fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t *ret_kind)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
     uint32_t flags = entry ? rp_fd_flags(entry) : 0;
@@ -22,7 +21,9 @@ static bool fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t
         return false;
     if ((events & (EPOLLEXCLUSIVE | EPOLLWAKEUP)) || (flags & (RP_FD_LEAVE | RP_FD_INTERNAL)) || (entry && RP_READ_ONCE(entry->set)))
         return false;
-    if ((set->flags & RINGPOLL_TRACKED) || ((set->flags & RINGPOLL_DECLARED) && (flags & RINGPOLL_FD_DECLARED))) {
+    if (set->flags & (RINGPOLL_TRACKED | RINGPOLL_DECLARED)) {
+        if (!(set->flags & RINGPOLL_TRACKED) && !(flags & RINGPOLL_FD_DECLARED)) /* see is_plain() */
+            return false;
         uint32_t kind = flags & RINGPOLL_FD_KIND;
         if (!(flags & RP_FD_KNOWN) || kind == RINGPOLL_FD_OTHER)
             return false;
@@ -92,6 +93,49 @@ static int add_to_kernel(struct rp_set *set, int fd, struct epoll_event *event)
     return error;
 }
 
+/* It is on the ring from now on, as fresh as ADD makes it. */
+static void enter_ring(struct rp_set *set, struct rp_watch *watch, uint8_t kind)
+{
+    RP_WRITE_ONCE(watch->kind, kind);
+    RP_WRITE_ONCE(watch->deleted, false);
+    watch->disabled = watch->ended = watch->hung = false;
+    watch->recheck = true;
+    rp_set_dirty(set, watch);
+}
+
+/* What would be the ring's, had it not left it for a while, or another thread's wait not begun
+ * without one. Level-triggered alone: its state is what a look finds. */
+static int add_to_return(struct rp_set *set, int fd, struct epoll_event *event)
+{
+    int error = add_to_kernel(set, fd, event);
+    if (error == 0 && !(event->events & (EPOLLET | EPOLLONESHOT))) {
+        rp_set_find(set, fd)->returns = true;
+        set->returning++;
+        set->plainly = false;
+    }
+    return error;
+}
+
+void rp_set_return_watches(struct rp_set *set)
+{
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        uint8_t kind;
+        if (!watch->returns || watch->deleted || watch->left != RP_LEFT_NOT || watch->place != 0)
+            continue;
+        watch->returns = false;
+        set->returning--;
+        if ((watch->events & (EPOLLET | EPOLLONESHOT)) || watch->fd < 0 ||
+            !rp_set_fits_ring(set, watch->fd, watch->events, &kind) ||
+            rp_set_kernel_ctl(set, rp_set_kernel_fd(set), EPOLL_CTL_DEL, watch->fd, NULL) < 0)
+            continue;
+        RP_WRITE_ONCE(watch->home, RP_HOME_RING);
+        set->ring_watches++;
+        watch->adopt_in = RP_WATCH_ADOPT_IN;
+        watch->adopt_gap = 1;
+        enter_ring(set, watch, kind);
+    }
+}
+
 static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int fd, struct epoll_event *event)
 {
     uint8_t kind = 0;
@@ -109,7 +153,12 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
         }
         return error;
     }
-    if (inside || !fits_ring(set, fd, event->events, &kind))
+    if (!rp_set_fits_ring(set, fd, event->events, &kind))
+        return add_to_kernel(set, fd, event);
+    bool is_new = rp_set_engine(set) == RINGPOLL_ENGINE_NEW;
+    if (is_new && (set->flags & RINGPOLL_DECLARED) && (inside || set->away_for > 0))
+        return add_to_return(set, fd, event);
+    if (inside)
         return add_to_kernel(set, fd, event);
     if (!watch) {
         struct rp_fd *entry = rp_fd_get(fd);
@@ -134,16 +183,12 @@ static int ctl_add(struct rp_set *set, bool inside, struct rp_watch *watch, int 
     }
     if (stream && stream->set != set)
         left_elsewhere = true;
-    RP_WRITE_ONCE(watch->kind, kind);
-    RP_WRITE_ONCE(watch->deleted, false);
-    watch->disabled = watch->ended = watch->hung = false;
-    watch->recheck = true;
     RP_WRITE_ONCE(watch->events, event->events);
     watch->data = event->data;
+    enter_ring(set, watch, kind);
     rp_left_renew(set, watch);
     if (left_elsewhere)
         rp_left_note(set, watch);
-    rp_set_dirty(set, watch);
     return 0;
 }
 
@@ -311,6 +356,38 @@ static inline __attribute__((always_inline)) bool mod_as_usual(struct rp_set *se
     return done;
 }
 
+/* Of the fds of a RINGPOLL_DECLARED set that are not declared nobody reports the reads, so that
+ * a ring would look at each again in each turn, by a call that kernel epoll needs not. They are
+ * *plain*: the identity's, with no record of them, and cost what they cost there. */
+static inline __attribute__((always_inline)) bool is_plain(const struct rp_set *set, int fd)
+{
+    if (!(set->flags & RINGPOLL_DECLARED))
+        return false;
+    const struct rp_fd *entry = rp_fd_peek(fd);
+    if (entry && ((rp_fd_flags(entry) & (RINGPOLL_FD_DECLARED | RP_FD_LISTENER)) || RP_READ_ONCE(entry->watches) ||
+                  RP_READ_ONCE(entry->stream) || RP_READ_ONCE(entry->set)))
+        return false;
+    return !RP_READ_ONCE(set->inherited) && RP_READ_ONCE(set->annex_count) == 0;
+}
+
+/* One that was closed without DEL stays counted: it is asked which kind there is more of. */
+static inline void count_plain(struct rp_set *set, int op, int result)
+{
+    if (op == EPOLL_CTL_ADD && result == 0)
+        RP_COUNT(set->plain, 1);
+    else if (op == EPOLL_CTL_DEL && (result == 0 || result == -EBADF) && RP_READ_ONCE(set->plain) > 0)
+        RP_COUNT(set->plain, -1u);
+}
+
+static __attribute__((noinline)) int ctl_plain(int epfd, int op, int fd, struct epoll_event *event, struct rp_set *set)
+{
+    int result = rp_sys_epoll_ctl(epfd, op, fd, event);
+    count_plain(set, op, result);
+    if (RP_UNLIKELY(++set->plain_ctls >= 1024))
+        rp_set_count_plain(set);
+    return result;
+}
+
 static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, struct epoll_event *event,
                                                    struct rp_set *set)
 {
@@ -377,22 +454,30 @@ static __attribute__((noinline)) int ctl_at_length(int epfd, int op, int fd, str
     struct rp_watch *watch = rp_set_find(set, fd);
     if (op == EPOLL_CTL_ADD)
         result = ctl_add(set, inside, watch, fd, event);
-    else if (!watch || watch->deleted) /* ENOENT, EBADF or EPERM: it knows */
+    else if (!watch || watch->deleted) { /* plain, or ENOENT, EBADF, EPERM: it knows */
         result = rp_set_kernel_ctl(set, rp_set_kernel_fd(set), op, fd, event);
-    else if (op == EPOLL_CTL_MOD)
+        if (op == EPOLL_CTL_DEL)
+            count_plain(set, op, result);
+    } else if (op == EPOLL_CTL_MOD)
         result = ctl_mod(set, inside, watch, fd, event);
     else
         result = ctl_del(set, watch, fd);
-    set->unfit_changes += op != EPOLL_CTL_ADD && rp_set_engine(set) == RINGPOLL_ENGINE_RING;
     rp_set_unlock(set);
     return result;
+}
+
+static __attribute__((noinline)) int ctl_of_record(int epfd, int op, int fd, struct epoll_event *event, struct rp_set *set)
+{
+    if (op == EPOLL_CTL_MOD && set && (uintptr_t)event >= 4096 && rp_set_is_mine(set) && !rp_self.locks_held &&
+        mod_as_usual(set, fd, event))
+        return 0;
+    return ctl_at_length(epfd, op, fd, event, set);
 }
 
 int ringpoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
 {
     struct rp_set *set = rp_set_of(epfd);
-    if (op == EPOLL_CTL_MOD && set && (uintptr_t)event >= 4096 && rp_set_is_mine(set) && !rp_self.locks_held &&
-        mod_as_usual(set, fd, event))
-        return 0;
-    return ctl_at_length(epfd, op, fd, event, set);
+    if (set && is_plain(set, fd))
+        return ctl_plain(epfd, op, fd, event, set);
+    return ctl_of_record(epfd, op, fd, event, set);
 }

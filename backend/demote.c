@@ -11,6 +11,11 @@
 
 static const struct timespec no_time = {0, 0};
 
+/* Events that a set goes without a ring, the first time and at most: a ring that does not pay
+ * costs a call in each of its first turns. */
+#define AWAY_FIRST 16384u
+#define AWAY_MOST (1u << 20)
+
 /* ------------------------------------------------------- states and how to make them
  *
  * Kernel epoll knows more of a registration than its interest: an edge-triggered
@@ -652,6 +657,52 @@ void rp_set_demote(struct rp_set *set, uint32_t reason, int error)
     }
 }
 
+bool rp_set_go_away(struct rp_set *set)
+{
+    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+        if (watch->home == RP_HOME_RING && !watch->deleted && (watch->disabled || (watch->events & (EPOLLET | EPOLLONESHOT))))
+            return false; /* more than a look finds */
+    for (const struct rp_stream *stream = set->streams; stream; stream = stream->next)
+        if (!rp_send_is_idle(&stream->send)) /* a peer that does not read: see rp_send_end() */
+            return false;
+    if (set->accepts_armed)
+        rp_accept_end_all(set);
+    bool all = true, any = false;
+    for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
+        if (watch->deleted || watch->home != RP_HOME_RING)
+            continue;
+        if (enter_at_once(set, watch, false) < 0) {
+            all = false;
+            continue;
+        }
+        watch->returns = any = true;
+        set->returning++;
+    }
+    if (!all) { /* the ring goes on with those */
+        (void)catch_up(set);
+        return false;
+    }
+    rp_set_end_ring(set);
+    __atomic_store_n(&set->engine, RINGPOLL_ENGINE_NEW, __ATOMIC_RELEASE);
+    for (struct rp_watch *watch = set->watches, *next; watch; watch = next) {
+        next = watch->next_of_set;
+        rp_set_undirty(set, watch);
+        rp_left_note(set, watch);
+        if (watch->deleted)
+            rp_set_forget_watch(set, watch);
+    }
+    if (any) {
+        set->away_gap = set->away_gap == 0 ? AWAY_FIRST : set->away_gap < AWAY_MOST ? set->away_gap * 4 : AWAY_MOST;
+        set->away_for = set->away_gap;
+    }
+    set->stats.demotions++;
+    if (set->waiters == 0) {
+        rp_set_take_wake(set);
+        rp_set_close_hidden(set);
+    }
+    return true;
+}
+
 struct annex_of {
     struct rp_set *set;
     int annex;
@@ -781,16 +832,39 @@ static void see_disabled(void *context, const struct registration *one)
     }
 }
 
+/* Of plain fds (see is_plain() in ctl.c) only the kernel knows. */
+struct plain {
+    struct rp_set *set;
+    int from; /* our own number of the parent's identity, or -1 */
+};
+
+static void copy_plain(void *context, const struct registration *one)
+{
+    const struct plain *plain = context;
+    struct epoll_event event = {.events = one->events, .data = {.u64 = one->data}};
+    struct rp_watch *watch = rp_set_find(plain->set, one->fd);
+    if ((watch && !watch->deleted) || is_mark(event.data) || ringpoll_fd_is_internal(one->fd))
+        return;
+    (void)rp_sys_epoll_ctl(plain->set->identity, EPOLL_CTL_ADD, one->fd, &event);
+}
+
 void rp_set_adopt_inherited(struct rp_set *set)
 {
     set->inherited = false;
     bool had_ring = rp_set_engine(set) == RINGPOLL_ENGINE_RING;
     bool any_silent = false;
-    each_registration(rp_set_kernel_fd(set), see_disabled, set);
+    bool listed = each_registration(rp_set_kernel_fd(set), see_disabled, set);
     for (unsigned i = 0; i < set->annex_count; i++)
         each_registration(set->annexes[i], see_disabled, set);
-    bool replaced = replace_identity(set);
+    struct plain plain = {set, -1};
+    if (set->flags & RINGPOLL_DECLARED)
+        plain.from = listed ? rp_sys_fcntl(set->identity, 1030 /* F_DUPFD_CLOEXEC */, 3) : -1;
+    bool replaced = (plain.from >= 0 || !(set->flags & RINGPOLL_DECLARED)) && replace_identity(set);
     rp_set_close_hidden(set);
+    if (replaced && plain.from >= 0)
+        each_registration(plain.from, copy_plain, &plain);
+    if (plain.from >= 0)
+        rp_sys_close(plain.from);
     if (replaced)
         rp_set_close_annexes(set);
     /* Without an instance of our own the parent's is used: as the kernel has it. */

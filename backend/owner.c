@@ -336,6 +336,12 @@ int rp_set_make_ring(struct rp_set *set)
     if (thread_key_made)
         pthread_setspecific(thread_key, set);
     __atomic_store_n(&set->engine, RINGPOLL_ENGINE_RING, __ATOMIC_RELEASE);
+    set->unfit_window = RP_UNFIT_FIRST_WINDOW;
+    set->unfit_total = set->unfit_kernel = set->away_for = 0;
+    set->judged = set->judged_single = set->judged_mods = set->alone_left = 0;
+    set->judged_saved = set->stats.calls_saved;
+    if (set->returning > 0)
+        rp_set_return_watches(set);
     for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
         if (watch->home == RP_HOME_RING)
             rp_set_dirty(set, watch);

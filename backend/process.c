@@ -236,6 +236,10 @@ void ringpoll_fd_closing(int fd)
 
 void ringpoll_fd_forget(int fd)
 {
+    const struct rp_fd *entry = rp_fd_peek(fd);
+    if (!entry || (!rp_fd_flags(entry) && !RP_READ_ONCE(entry->watches) && !RP_READ_ONCE(entry->stream) &&
+                   !RP_READ_ONCE(entry->set)))
+        return;
     bool before = rp_self.forgets;
     rp_self.forgets = true;
     ringpoll_fd_closing(fd);

@@ -6,7 +6,8 @@
  * identity. One of three engines serves the set, and it only moves forward:
  *
  *   NEW ──first wait with something for the ring──→ RING ──demotion──→ KERNEL
- *    └───────────────no ring to be had, asked for, demotion──────────────↗
+ *    │↖──────────RINGPOLL_DECLARED: it does not pay───┘                     │
+ *    └───────────────no ring to be had, asked for, demotion────────────────↗
  *
  * KERNEL: the identity has all registrations and every call is passed on to it.
  * NEW, RING: the identity has those that the ring cannot serve exactly (watch.h:
@@ -68,6 +69,8 @@ static int sets_in_use; /* under rp_wake_lock */
 /* See stream.c: what is above reads big messages, which are cheaper read at once. */
 #define DEFAULT_STREAM_BYTES 8192u
 #define DEFAULT_SEND_BYTES 65536u
+
+_Static_assert(offsetof(struct rp_set, left) == 128 && offsetof(struct rp_set, plain_events) < 192, "see set.h");
 
 static struct rp_set *set_new(void)
 {
@@ -198,6 +201,7 @@ void rp_set_forget_watch(struct rp_set *set, struct rp_watch *watch)
         watch->next_of_set->prev_of_set = watch->prev_of_set;
     if (watch->home == RP_HOME_RING)
         set->ring_watches--;
+    set->returning -= watch->returns;
     if (watch->fd >= 0) {
         struct rp_fd *entry = rp_fd_peek(watch->fd);
         if (entry)

@@ -32,7 +32,7 @@ struct rp_set {
     bool in_use;        /* changed under `lock` and rp_sets_lock */
     /* --- of whatever kind (see below), what every turn and every read touches: with the
      * lock, one cache line */
-    uint32_t engine;    /* locked; * RINGPOLL_ENGINE_*; only ever goes up */
+    uint32_t engine;    /* locked; * RINGPOLL_ENGINE_*; goes up only, but for rp_set_go_away() */
     uint32_t flags;     /* RINGPOLL_* options; never changes */
     uint32_t wait_serial;                     /* the owner's */
     struct rp_watch *ready_head, *ready_tail; /* the owner's */
@@ -47,42 +47,56 @@ struct rp_set {
     struct rp_stream *leaving; /* those whose cancel has yet to go out */
     struct rp_stream *batched, *sending; /* see send.h */
     unsigned accepts_armed, accepts_leaving; /* listeners: adopted, of which to be cancelled */
-    bool requests;      /* the owner shall flush, enter and say so (serviced) */
-    bool wake_sent;     /* the owner is being woken */
-    bool unpolled;      /* a BLOCKED stream has no poll yet */
-    bool any_requests, request_queued; /* there were some ever; some may begin, see request.h */
-    bool request_done;  /* * */
-    bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
-    bool inherited;     /* a fork's child has yet to make it its own */
+    union {
+        struct {
+            bool requests;      /* the owner shall flush, enter and say so (serviced) */
+            bool wake_sent;     /* the owner is being woken */
+            bool unpolled;      /* a BLOCKED stream has no poll yet */
+            bool any_requests, request_queued; /* there were some ever; some may begin, see request.h */
+            bool request_done;  /* * */
+            bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
+            bool inherited;     /* a fork's child has yet to make it its own */
+        };
+        uint64_t unusual;       /* all of these at a look */
+    };
     bool in_company;    /* the owner's; a wait has found that there are other threads */
     bool hidden_first;  /* the owner's */
     unsigned turn_events; /* of the last wait */
     int waiters;        /* threads inside a wait */
     uint32_t names;     /* fd numbers that name it */
-    uint32_t reason;
-    int error;
-    int identity;       /* lowest fd number that names the set; -1: ending */
-    uint32_t closed_in_handler; /* * of these, closed while the lock could not be had */
-    int hidden;         /* * the library's own number of the identity's file, or -1 */
+    /* With these three lines, all that calls for plain fds touch. */
+    struct rp_watch *left, *left_tail; /* *, see left.h */
+    uint64_t sleeper;   /* locked; rp_self.id of the thread that sleeps by ringpoll_sleep_fd(), or has just woken; 0 */
+    uint32_t plain;     /* * registered in the identity, without a record: see is_plain() in ctl.c */
+    uint32_t returning; /* watches with `returns` */
+    uint32_t away_for;  /* events to go without a ring, see rp_set_go_away() */
+    unsigned ring_watches; /* HOME_RING records */
+    unsigned annex_count; /* * see demote.c */
+    bool marked;        /* * there was a registration of our own in the identity, see rp_set_mark() */
+    bool left_last;     /* in the next turn they come behind what the kernel says */
+    bool left_told;     /* the wake fd stands in the identity, for them */
     bool raised;        /* the wake fd stands in the identity */
     bool handed_back;   /* a receive has ended without a word, and the poll after it has yet to look */
+    bool plainly;       /* a wait has seen to all that is; the next may be a plain one, see wait.c */
+    uint16_t plain_waits, plain_ctls; /* not yet in `stats`, see rp_set_count_plain() */
+    uint32_t plain_events;
+    int identity;       /* lowest fd number that names the set; -1: ending */
+    int hidden;         /* * the library's own number of the identity's file, or -1 */
+    uint32_t away_gap;  /* `away_for` of the last time */
+    uint32_t reason;
+    int error;
+    uint32_t closed_in_handler; /* * of the names, closed while the lock could not be had */
     struct rp_watch *dirty_tail;
     struct rp_watch *watches; /* all */
     struct rp_stream *streams; /* all */
     uint32_t demote_reason; /* the owner is asked to demote it; 0: not */
-    unsigned ring_watches; /* HOME_RING records */
     unsigned leftovers; /* * engine KERNEL: records of disabled one-shots, see demote.c */
-    bool marked;        /* * there was a registration of our own in the identity, see rp_set_mark() */
     int annexes[RP_ANNEXES]; /* kernel epoll instances in the identity, see demote.c */
-    unsigned annex_count; /* * */
     unsigned annex_first; /* whose turn it is */
     struct rp_buffers buffers;
     struct rp_files files;
     struct rp_requests requested;
     uint32_t buffer_count, stream_bytes; /* options */
-    struct rp_watch *left, *left_tail; /* *, see left.h */
-    bool left_last;     /* in the next turn they come behind what the kernel says */
-    bool left_told;     /* the wake fd stands in the identity, for them */
     struct rp_arena arena;
     uint32_t send_limit;
     unsigned loans;     /* the owner's; ops that stand for one, see loan.h */
@@ -92,7 +106,6 @@ struct rp_set {
     /* Whether receives pay, see rp_stream_judge(): of the last turns, those that had
      * one event; what they saved; turns to go without. */
     uint32_t judged, judged_single, judged_mods, alone_left, alone_gap;
-    uint64_t judged_saved;
     bool no_streams, no_accepts, no_names; /* this ring cannot */
     /* --- the owner thread's */
     struct rp_ring ring;
@@ -100,15 +113,13 @@ struct rp_set {
     uint32_t fence; /* SQPOLL: the last that was queued */
     bool edge_ended;    /* !tells: a full CQ ended the poll of an edge-triggered watch */
     struct rp_op *hidden_op;
-    uint64_t sleeper;   /* locked; rp_self.id of the thread that sleeps by ringpoll_sleep_fd(), or has just woken; 0 */
     int outer;          /* the eventfd that an outer loop sleeps by, or -1: see outer.c. Others write to it, locked */
     bool outer_registered; /* with this ring */
-    uint64_t outer_enters; /* enters of the ring when it was last emptied */
     uint32_t unfit_kernel, unfit_total; /* events since the last judgement */
     uint32_t unfit_window;              /* that many make the next one, see wait.c */
-    uint32_t unfit_changes;             /* MOD and DEL since then, each a call on kernel epoll */
-    uint64_t unfit_looks;               /* stats.rechecks then */
     struct rp_ring_options ring_options;
+    uint64_t judged_saved;
+    uint64_t outer_enters; /* enters of the ring when it was last emptied */
     struct ringpoll_stats stats; /* waits, events, kernel_waits: also by others, and without the lock */
 } __attribute__((aligned(64)));
 
@@ -313,12 +324,31 @@ static inline bool rp_set_is_at_rest(const struct rp_set *set)
 void rp_set_give_up_ring(struct rp_set *set, int error);
 /* The same until no canceled poll is left, so that no file is held. */
 int rp_set_await_orphans(struct rp_set *set, int turns);
+/* What plain calls have counted, into the stats: now and then, since that is a line of
+ * cache more. */
+static inline void rp_set_count_plain(struct rp_set *set)
+{
+    RP_COUNT(set->stats.waits, set->plain_waits);
+    RP_COUNT(set->stats.kernel_waits, set->plain_waits);
+    RP_COUNT(set->stats.events, set->plain_events);
+    RP_COUNT(set->stats.kernel_ctls, set->plain_ctls);
+    set->plain_waits = set->plain_ctls = 0;
+    set->plain_events = 0;
+}
 /* stats.c */
 /* As the stats tell it: a set that has waited without anything for a ring in it is
  * on kernel epoll so far. */
 uint32_t rp_stats_engine(const struct rp_set *set, uint32_t *ret_reason);
 void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set);
 
+/* demote.c: of a RINGPOLL_DECLARED set, in its owner's hands: RING → NEW. Its watches go to
+ * kernel epoll, and come back with the next ring: that is made when `away_for` events have
+ * come, or at once where there were no watches and one comes. False: not now. */
+bool rp_set_go_away(struct rp_set *set);
+/* ctl.c: there is a ring again. */
+void rp_set_return_watches(struct rp_set *set);
+/* Is this fd one that the ring serves as epoll would? *ret_kind only when so. */
+bool rp_set_fits_ring(const struct rp_set *set, int fd, uint32_t events, uint8_t *ret_kind);
 /* demote.c: kernel epoll for this watch from now on, in the state that it has. */
 int rp_set_move_to_kernel(struct rp_set *set, struct rp_watch *watch);
 /* The same for a watch whose file is, or may be, somebody else's too: by the one who

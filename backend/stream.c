@@ -413,6 +413,15 @@ static int prepare(struct rp_set *set)
     return error;
 }
 
+bool rp_stream_is_free(const struct rp_set *set, struct rp_watch *watch)
+{
+    const struct rp_stream *stream = watch->stream;
+    if (!stream || !stream->head || stream->pool == set->buffers.pool)
+        return true;
+    put_off(watch);
+    return false;
+}
+
 int rp_stream_arm(struct rp_set *set, struct rp_watch *watch)
 {
     struct rp_stream *stream = watch->stream;
@@ -421,6 +430,12 @@ int rp_stream_arm(struct rp_set *set, struct rp_watch *watch)
     int error = prepare(set);
     if (error < 0)
         return error;
+    if (stream && stream->pool != set->buffers.pool) { /* see rp_stream_is_free() */
+        if (stream->holds_pool)
+            rp_pool_put(stream->pool);
+        stream->holds_pool = false;
+        stream->pool = set->buffers.pool;
+    }
     bool first = watch->adopt_in > 0;
     struct rp_sqe *sqe = rp_ring_get_sqe(&set->ring);
     if (!sqe)

@@ -155,6 +155,9 @@ static inline bool rp_stream_batches(const struct rp_stream *stream)
 bool rp_stream_wanted(const struct rp_set *set, const struct rp_watch *watch);
 /* Whether an adopted one may stay so. */
 bool rp_stream_may_stay(const struct rp_watch *watch);
+/* A stream's bytes are in the buffers of one ring: while there are some of an earlier one the
+ * next has to wait, and false puts it off. */
+bool rp_stream_is_free(const struct rp_set *set, struct rp_watch *watch);
 /* Adopts it (first making what the set needs for that) and queues the receive. 0;
  * -EBUSY: the SQ is full, enter and call again; another errno: stay with polls. */
 int rp_stream_arm(struct rp_set *set, struct rp_watch *watch);

@@ -10,10 +10,10 @@
 #include <limits.h>
 
 /* A set's fds may be better off on kernel epoll: looked at after so many events, the first
- * times after fewer, if more than three quarters of them came from there, or each
- * LOOK_EVENTS of them cost a call more than the ring spared. */
+ * times after fewer, if more than three quarters of them came from there. */
 #define UNFIT_WINDOW 4096u
-#define LOOK_EVENTS 8u
+/* What plain waits count goes into the stats when it has more bits than these. */
+#define PLAIN_BITS 10
 
 static const struct timespec no_time = {0, 0};
 
@@ -449,6 +449,15 @@ static struct timespec time_left(struct wait *wait)
     return (struct timespec){.tv_sec = (time_t)(left / 1000000000u), .tv_nsec = (long)(left % 1000000000u)};
 }
 
+/* A counter that several threads may have at once. */
+static inline void count_among_others(uint64_t *counter, uint64_t by)
+{
+    if (rp_single_threaded())
+        RP_COUNT(*counter, by);
+    else
+        __atomic_fetch_add(counter, by, __ATOMIC_RELAXED);
+}
+
 /* In the identity; set unlocked. */
 static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *events, int max,
                           const struct timespec *timeout, const sigset_t *sigmask)
@@ -475,7 +484,7 @@ static int wait_in_kernel(struct rp_set *set, int epfd, struct epoll_event *even
         }
         int count = rp_sys_epoll_wait(epfd, events + given, max - given,
                                       !blocks || left_last ? &no_time : (timeout ? &left : NULL), sigmask);
-        __atomic_fetch_add(&set->stats.kernel_waits, 1, __ATOMIC_RELAXED);
+        count_among_others(&set->stats.kernel_waits, 1);
         if (count == 0 && left_last)
             continue; /* first, then */
         if (count <= 0)
@@ -854,13 +863,13 @@ static int wait_on_mute_ring(struct rp_set *set, struct wait *wait)
  * hears nothing of them for long. */
 static bool mostly_kernel_watches(const struct rp_set *set)
 {
-    unsigned kernel = 0, wakers = 0;
+    unsigned kernel = RP_READ_ONCE(set->plain), wakers = 0;
     for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set) {
         kernel += watch->home == RP_HOME_KERNEL && !watch->deleted;
         wakers += watch->home == RP_HOME_RING && !watch->deleted &&
                   (watch->kind == RINGPOLL_FD_EVENTFD || watch->kind == RINGPOLL_FD_PIPE);
     }
-    return kernel + wakers > set->ring_watches;
+    return kernel + wakers > set->ring_watches || set->ring_watches == 0;
 }
 
 /* SQPOLL: a fence may sleep. A signal that comes meanwhile is kept for the sleep
@@ -881,36 +890,29 @@ static __attribute__((noinline)) void hold_signals(struct wait *wait)
     wait->holds_signals = true;
 }
 
-/* Nobody reports reads, so that level-triggered fds are looked at again by a call of its own
- * in each turn, which kernel epoll does within its wait; changes of registrations are spared,
- * but there are few; and nothing is there to complete. */
-static bool looks_too_often(const struct rp_set *set)
-{
-    if (!(set->flags & RINGPOLL_DECLARED) || set->unfit_total < UNFIT_WINDOW ||
-        set->stats.rechecks - set->unfit_looks <= UNFIT_WINDOW / LOOK_EVENTS + set->unfit_changes)
-        return false;
-    for (const struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
-        if (!watch->deleted && watch->fd >= 0 && (rp_fd_flags(rp_fd_peek(watch->fd)) & RINGPOLL_FD_DECLARED))
-            return false;
-    return true;
-}
-
 static __attribute__((noinline)) void judge_fitness(struct rp_set *set)
 {
-    if (rp_set_engine(set) == RINGPOLL_ENGINE_RING && !rp_request_is_under_way(set) &&
-        ((set->unfit_kernel > set->unfit_total / 4 * 3 && mostly_kernel_watches(set)) || looks_too_often(set)))
+    bool unfit = set->unfit_kernel > set->unfit_total / 4 * 3 && mostly_kernel_watches(set);
+    if (!unfit)
+        set->away_gap = 0;
+    else if (!(set->flags & RINGPOLL_DECLARED))
         rp_set_demote(set, RINGPOLL_REASON_UNFIT, 0);
+    else if (set->waiters == 0)
+        (void)rp_set_go_away(set);
     if (set->unfit_window < UNFIT_WINDOW)
         set->unfit_window *= 4;
-    set->unfit_total = set->unfit_kernel = set->unfit_changes = 0;
-    set->unfit_looks = set->stats.rechecks;
+    set->unfit_total = set->unfit_kernel = 0;
 }
 
 static inline void count_events(struct rp_set *set, int result)
 {
     RP_COUNT(set->stats.events, (uint64_t)result);
+    if (RP_UNLIKELY(rp_set_engine(set) != RINGPOLL_ENGINE_RING)) {
+        set->away_for -= set->away_for < (uint32_t)result ? set->away_for : (uint32_t)result;
+        return;
+    }
     set->unfit_total += (uint32_t)result;
-    if (RP_UNLIKELY(set->unfit_total >= set->unfit_window))
+    if (RP_UNLIKELY(set->unfit_total >= set->unfit_window) && !rp_request_is_under_way(set))
         judge_fitness(set);
 }
 
@@ -918,7 +920,8 @@ static inline void count_events(struct rp_set *set, int result)
  * kernel's own. Events, 0, a negative errno, or AGAIN when it is on another engine now. */
 static __attribute__((noinline)) int wait_without_ring(struct rp_set *set, struct wait *wait)
 {
-    if (rp_set_engine(set) == RINGPOLL_ENGINE_NEW && (set->ring_watches > 0 || set->request_queued)) {
+    if (rp_set_engine(set) == RINGPOLL_ENGINE_NEW &&
+        (set->ring_watches > 0 || set->request_queued || (set->returning > 0 && set->away_for == 0))) {
         int error = rp_set_make_ring(set);
         if (error < 0)
             rp_set_demote(set, error == -EOPNOTSUPP ? RINGPOLL_REASON_OLD_KERNEL : RINGPOLL_REASON_NO_RING, error);
@@ -1020,6 +1023,8 @@ static int wait_on(struct rp_set *set, struct wait *wait)
             rp_stream_judge(set, result);
         count_events(set, result);
     }
+    if (RP_UNLIKELY(rp_set_engine(set) == RINGPOLL_ENGINE_NEW))
+        set->plainly = set->returning == 0 || set->away_for > 0;
     if (RP_UNLIKELY(rp_set_is_ending(set)) && set->waiters == 0 && !set->zombie && set->ring.fd < 0)
         rp_set_free(set);
     rp_set_unlock(set);
@@ -1035,16 +1040,29 @@ static __attribute__((noinline)) int wait_as_kernel(struct rp_set *set, int epfd
 {
     int result = wait_in_kernel(set, epfd, events, max, timeout, sigmask);
     if (result > 0)
-        __atomic_fetch_add(&set->stats.events, (uint64_t)result, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&set->stats.waits, 1, __ATOMIC_RELAXED);
+        count_among_others(&set->stats.events, (uint64_t)result);
+    count_among_others(&set->stats.waits, 1);
     return result;
 }
 
-int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
-                  const sigset_t *sigmask)
+/* What came along in a plain wait with marks of ours, or for bytes that the library has. Events,
+ * or AGAIN where that was all. */
+static __attribute__((noinline)) int sort_plain(struct rp_set *set, struct epoll_event *events, int count, int max)
 {
-    struct rp_set *set = rp_set_of(epfd);
+    bool annexes = false;
+    int kept = without_marks(events, count, &annexes);
+    rp_set_lock(set);
+    if (annexes)
+        kept += take_annexes(set, events + kept, max - kept);
+    if (set->left)
+        rp_left_add(set, events, (unsigned)kept);
+    rp_set_unlock(set);
+    return kept > 0 ? kept : AGAIN;
+}
 
+static __attribute__((noinline)) int wait_at_length(struct rp_set *set, int epfd, struct epoll_event *events, int max,
+                                                    const struct timespec *timeout, const sigset_t *sigmask)
+{
     if (RP_UNLIKELY(rp_self.batched) && (!set || !set->batched || rp_self.batched > 1) && !rp_self.locks_held)
         ringpoll_flush();
     if (RP_UNLIKELY(rp_self.to_collect))
@@ -1079,4 +1097,83 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
     if (RP_UNLIKELY(rp_self.to_collect))
         rp_loan_collect();
     return result;
+}
+
+/* Whether a wait of a RINGPOLL_DECLARED set may be plain; then it has begun. A signal handler
+ * that comes after the store to `waiters` knows where this thread is, and what it did before
+ * that is seen: without other threads that takes no lock. */
+static inline bool begin_plain_wait(struct rp_set *set)
+{
+    _Static_assert(RINGPOLL_ENGINE_NEW == 0, "all of these at a look");
+    unsigned others = (unsigned)set->waiters;
+    RP_WRITE_ONCE(set->waiters, (int)others + 1);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    uint64_t more = others | set->ring_watches | RP_READ_ONCE(set->engine) | set->unusual | (uintptr_t)set->left |
+                    (set->names == 0) | !set->plainly;
+    if (RP_UNLIKELY(more))
+        RP_WRITE_ONCE(set->waiters, (int)others);
+    return RP_LIKELY(!more);
+}
+
+/* Where there are other threads, or something beside the events. */
+static __attribute__((noinline)) int end_plain_wait(struct rp_set *set, int result, int epfd, struct epoll_event *events,
+                                                    int max, const struct timespec *timeout, const sigset_t *sigmask)
+{
+    if (RP_READ_ONCE(set->marked) && result > 0)
+        result = sort_plain(set, events, result, max);
+    uint32_t told = result > 0 ? (uint32_t)result : 0;
+    rp_set_lock(set);
+    set->waiters--;
+    set->plain_waits++;
+    set->plain_events += told;
+    if ((set->plain_waits | set->plain_events) >> PLAIN_BITS)
+        rp_set_count_plain(set);
+    if (set->away_for) {
+        set->away_for -= set->away_for < told ? set->away_for : told;
+        set->plainly = set->returning == 0 || set->away_for > 0;
+    }
+    if (rp_set_is_ending(set) && set->waiters == 0 && !set->zombie && set->ring.fd < 0) {
+        rp_set_free(set);
+        result = result == AGAIN ? -EBADF : result;
+    }
+    rp_set_unlock(set);
+    return result != AGAIN ? result : wait_at_length(set, epfd, events, max, timeout, sigmask);
+}
+
+/* Engine NEW, and plain fds alone: a wait of the kernel's own, and what keeps the set right
+ * around it. */
+static __attribute__((noinline)) int wait_plainly(struct rp_set *set, int epfd, struct epoll_event *events, int max,
+                                                  const struct timespec *timeout, const sigset_t *sigmask)
+{
+    bool begun;
+    if (RP_LIKELY(rp_single_threaded())) {
+        begun = begin_plain_wait(set);
+    } else {
+        rp_set_end_zombies();
+        rp_set_lock(set);
+        begun = begin_plain_wait(set);
+        rp_set_unlock(set);
+    }
+    if (RP_UNLIKELY(!begun))
+        return wait_at_length(set, epfd, events, max, timeout, sigmask);
+    set->sleeper = 0;
+    int result = rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
+    uint32_t more = (uint32_t)!rp_single_threaded() | RP_READ_ONCE(set->marked) | RP_READ_ONCE(set->away_for) |
+                    (RP_READ_ONCE(set->names) == 0) | (set->plain_waits | set->plain_events) >> PLAIN_BITS;
+    if (RP_UNLIKELY(more))
+        return end_plain_wait(set, result, epfd, events, max, timeout, sigmask);
+    set->waiters--;
+    set->plain_waits++;
+    set->plain_events += result > 0 ? (uint32_t)result : 0;
+    return result;
+}
+
+int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
+                  const sigset_t *sigmask)
+{
+    struct rp_set *set = rp_set_of(epfd);
+    if (set && rp_set_engine(set) == RINGPOLL_ENGINE_NEW && (set->flags & RINGPOLL_DECLARED) &&
+        !(rp_self.locks_held | (int)rp_self.batched))
+        return wait_plainly(set, epfd, events, max, timeout, sigmask);
+    return wait_at_length(set, epfd, events, max, timeout, sigmask);
 }

@@ -484,6 +484,8 @@ static bool is_unsure_of_out(struct rp_set *set, struct rp_watch *watch)
 /* The receive takes over from the poll. */
 static int adopt(struct rp_set *set, struct rp_watch *watch)
 {
+    if (!rp_stream_is_free(set, watch))
+        return -EAGAIN;
     if (watch->op) {
         if (is_unsure_of_out(set, watch))
             return -EBUSY;

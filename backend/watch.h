@@ -140,6 +140,7 @@ struct rp_watch {
     bool ended;          /* a receive found the end or an error: no more of them */
     bool blocked;        /* adopted, level-triggered: OUT is wanted and was not there */
     bool leaves;         /* dirty: the owner shall move it to kernel epoll */
+    bool returns;        /* in kernel epoll: the next ring gets it, see rp_set_go_away() */
     uint8_t place;       /* in kernel epoll: 0 the identity, or which annex, see demote.c */
     bool seen;           /* in the kernel's list, there */
     uint8_t silent;      /* on its way to kernel epoll, see demote.c */

@@ -7,8 +7,9 @@
 #                   command, real programs), then a million differential
 #                   operations on the library and as many on the shim, on sets
 #                   and on streams (profiles safe and throughput)
-#   build/asan      address and undefined-behaviour sanitizers: unit, conformance
-#   build/tsan      thread sanitizer: unit, conformance
+#   build/asan      address and undefined-behaviour sanitizers: unit, conformance,
+#                   streams, the handles for libuv
+#   build/tsan      thread sanitizer: the same
 #   build/no-uring  --with-uring=no: conformance
 #   build/clang     compiles with clang, where there is one
 #   build/cross-*   compiles for aarch64 and for 32-bit x86, where there are compilers
@@ -64,7 +65,8 @@ install_missing wanted '/usr/include/event2/event.h:libevent-dev' '/usr/include/
     tor:tor transmission-daemon:transmission-daemon pgbouncer:pgbouncer sslsplit:sslsplit turnserver:coturn \
     named:bind9 rndc:bind9-utils dnsperf:dnsperf kresd:knot-resolver nvim:neovim lua5.1:lua5.1 \
     '/usr/lib/*/lua/5.1/luv.so:lua-luv' /usr/lib/python3/dist-packages/uvloop/__init__.py:python3-uvloop \
-    '/usr/lib/postgresql/*/bin/postgres:postgresql' openssl:openssl \
+    '/usr/lib/postgresql/*/bin/postgres:postgresql' openssl:openssl dbus-daemon:dbus-daemon dbus-monitor:dbus-bin \
+    mosquitto:mosquitto mosquitto_pub:mosquitto-clients lighttpd:lighttpd '/usr/sbin/php-fpm*:php-fpm' \
     "/usr/lib/python3*/test/test_epoll.py:$(testsuite_of_python)"
 generate_configure
 

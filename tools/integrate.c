@@ -232,6 +232,30 @@ static const struct edit libuv_edits[] = {
      "                                      handle->loop->flags,\n"
      "                                      count);\n"
      "#endif\n"},
+    {"src/unix/udp.c", BEFORE, "  for (k = 0; k < chunks; ++k) {\n    iov[k].iov_base",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  chunks = ringpoll_uv_tree_slots(uv__udp_inbox(handle),\n"
+     "                                  handle->io_watcher.fd,\n"
+     "                                  handle->loop->flags,\n"
+     "                                  chunks);\n"
+     "#endif\n"},
+    {"src/unix/udp.c", INSTEAD, "    nread = uv__recvmmsg(handle->io_watcher.fd, msgs, chunks);\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "    nread = ringpoll_uv_tree_receive_many(*uv__udp_inbox(handle),\n"
+     "                                          handle->io_watcher.fd,\n"
+     "                                          (struct mmsghdr*) msgs,\n"
+     "                                          chunks);\n"
+     "#else\n"
+     "    nread = uv__recvmmsg(handle->io_watcher.fd, msgs, chunks);\n"
+     "#endif\n"},
+    {"src/unix/udp.c", INSTEAD, "    npkts = uv__sendmmsg(handle->io_watcher.fd, h, pkts);\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "    npkts = ringpoll_uv_tree_send_many(handle->io_watcher.fd,\n"
+     "                                       (struct mmsghdr*) h,\n"
+     "                                       pkts);\n"
+     "#else\n"
+     "    npkts = uv__sendmmsg(handle->io_watcher.fd, h, pkts);\n"
+     "#endif\n"},
     {"src/unix/udp.c", INSTEAD, "      nread = recvmsg(handle->io_watcher.fd, &h, 0);\n",
      "#ifdef HAVE_RINGPOLL\n"
      "      nread = ringpoll_uv_tree_receive(*uv__udp_inbox(handle),\n"

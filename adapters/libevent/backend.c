@@ -39,7 +39,11 @@
 struct event_state {
     int set;
     unsigned forks; /* of the process, when it was made */
+    void *lock; /* of the base, which has it from its first turn on at the latest; or NULL */
+    bool in_use; /* there was a turn */
     struct event_outputs *outputs; /* of objects of ours, or NULL */
+    uint8_t *registered;           /* by fd: what its events want, whoever's they are */
+    unsigned registered_room;
     struct epoll_event *events;
     int room;
     /* Constant fds: what is wanted of each. */
@@ -86,6 +90,7 @@ void event_state_free(struct event_state *state)
         return;
     ringpoll_close(state->set);
     free(state->constants);
+    free(state->registered);
     free(state->events);
     free(state);
 }
@@ -201,6 +206,45 @@ static int ctl(struct event_state *state, int op, int fd, short events)
     return ringpoll_ctl(state->set, op, fd, &event);
 }
 
+static bool note(struct event_state *state, int fd, short events)
+{
+    if ((unsigned)fd >= state->registered_room) {
+        unsigned room = fd < 512 ? 1024 : (unsigned)fd * 2;
+        uint8_t *more = events ? realloc(state->registered, room) : NULL;
+        if (!more)
+            return events == 0;
+        memset(more + state->registered_room, 0, room - state->registered_room);
+        state->registered = more;
+        state->registered_room = room;
+    }
+    state->registered[fd] = (uint8_t)events;
+    return true;
+}
+
+static short wanted_of(struct event_base *base, int fd)
+{
+    const struct event_state *state = event_head(base)->state;
+    return (unsigned)fd < state->registered_room ? state->registered[fd] : 0;
+}
+
+bool event_is_registered(struct event_base *base, int fd)
+{
+    event_lock(base, true);
+    bool is = wanted_of(base, fd) != 0;
+    event_lock(base, false);
+    return is;
+}
+
+bool event_register_again(struct event_base *base, int fd)
+{
+    event_lock(base, true);
+    short wanted = wanted_of(base, fd);
+    if (wanted)
+        (void)ctl(event_head(base)->state, EPOLL_CTL_ADD, fd, wanted);
+    event_lock(base, false);
+    return wanted != 0;
+}
+
 static int fail(int error)
 {
     errno = -error;
@@ -214,6 +258,8 @@ static int backend_add(struct event_base *base, int fd, short old, short events,
     (void)fdinfo;
     if ((wanted & (EV_READ | EV_WRITE | EV_CLOSED)) == 0) /* event_reinit, of a slot without events */
         return 0;
+    if (!note(state, fd, wanted))
+        return fail(-ENOMEM);
     if (state->constant_count > 0 && constant_of(state, fd))
         return add_constant(state, fd, wanted);
     bool again = (old & (EV_READ | EV_WRITE | EV_CLOSED)) != 0;
@@ -225,6 +271,8 @@ static int backend_add(struct event_base *base, int fd, short old, short events,
         error = ctl(state, EPOLL_CTL_MOD, fd, wanted);
     if (error == -EPERM)
         error = add_constant(state, fd, wanted);
+    if (error < 0)
+        (void)note(state, fd, (short)(old & (EV_READ | EV_WRITE | EV_CLOSED | EV_ET)));
     return error < 0 ? fail(error) : 0;
 }
 
@@ -233,6 +281,7 @@ static int backend_del(struct event_base *base, int fd, short old, short events,
     struct event_state *state = event_head(base)->state;
     short left = (short)(old & ~events & (EV_READ | EV_WRITE | EV_CLOSED));
     (void)fdinfo;
+    (void)note(state, fd, (short)(left ? left | (events & EV_ET) : 0));
     if (state->constant_count > 0 && del_constant(state, fd, left))
         return 0;
     if (left != 0) {
@@ -242,7 +291,7 @@ static int backend_del(struct event_base *base, int fd, short old, short events,
             error = ctl(state, EPOLL_CTL_ADD, fd, left);
         return error < 0 ? fail(error) : 0;
     }
-    int error = ctl(state, EPOLL_CTL_DEL, fd, 0);
+    int error = ringpoll_ctl(state->set, EPOLL_CTL_DEL, fd, NULL);
     if (!event_del_keeps)
         ringpoll_fd_forget(fd); /* it may be closed next, and nobody will tell us */
     /* Closed before it was deleted: that is over, too. */
@@ -251,16 +300,20 @@ static int backend_del(struct event_base *base, int fd, short old, short events,
 
 /* ------------------------------------------------------------------- the loop */
 
+static inline void *lock_of(struct event_base *base)
+{
+    return event_inside.locks ? *(void **)((char *)base + event_layout->lock) : NULL;
+}
+
 void event_lock(struct event_base *base, bool on)
 {
-    const struct event_locks *locks = event_inside.locks;
-    void *lock = locks ? *(void **)((char *)base + event_layout->lock) : NULL;
+    void *lock = lock_of(base);
     if (!lock)
         return;
     if (on)
-        locks->lock(0, lock);
+        event_inside.locks->lock(0, lock);
     else
-        locks->unlock(0, lock);
+        event_inside.locks->unlock(0, lock);
 }
 
 static short meaning_of(uint32_t bits)
@@ -271,23 +324,48 @@ static short meaning_of(uint32_t bits)
                    (bits & EPOLLRDHUP ? EV_CLOSED : 0));
 }
 
+static bool is_precise(const struct event_base *base)
+{
+    int flags;
+    memcpy(&flags, (const char *)base + event_layout->flags, sizeof flags);
+    return (flags & EVENT_BASE_FLAG_PRECISE_TIMER) != 0;
+}
+
+static struct timespec whole_milliseconds(const struct timeval *time)
+{
+    long milliseconds = (time->tv_usec + 999) / 1000;
+    return (struct timespec){time->tv_sec + milliseconds / 1000, milliseconds % 1000 * 1000000};
+}
+
 static int backend_dispatch(struct event_base *base, struct timeval *timeout)
 {
     struct event_state *state = event_head(base)->state;
     struct timespec time = {0, 0};
-    if (timeout && state->constant_count == 0)
+    if (timeout && state->constant_count == 0) {
         time = (struct timespec){timeout->tv_sec, timeout->tv_usec * 1000};
+        /* As epoll's, which is also the cheaper call: whole milliseconds, unless asked for more. */
+        if (timeout->tv_usec && !is_precise(base))
+            time = whole_milliseconds(timeout);
+    }
     const struct timespec *wait = timeout || state->constant_count > 0 ? &time : NULL;
+    struct epoll_event *events = state->events;
 
-    event_lock(base, false);
-    int count = ringpoll_wait(state->set, state->events, state->room, wait, NULL);
-    event_lock(base, true);
+    if (!state->in_use) {
+        state->lock = lock_of(base);
+        state->in_use = true;
+    }
+    void *lock = state->lock;
+    if (lock)
+        event_inside.locks->unlock(0, lock);
+    int count = ringpoll_wait(state->set, events, state->room, wait, NULL);
+    if (lock)
+        event_inside.locks->lock(0, lock);
     if (count < 0 && count != -EINTR)
         return fail(count);
     for (int i = 0; i < count; i++) {
-        short what = meaning_of(state->events[i].events);
+        short what = meaning_of(events[i].events);
         if (what)
-            event_inside.io_active(base, state->events[i].data.fd, (short)(what | EV_ET));
+            event_inside.io_active(base, events[i].data.fd, (short)(what | EV_ET));
     }
     for (unsigned i = 0; i < state->constant_count; i++)
         event_inside.io_active(base, state->constants[i].fd, (short)(state->constants[i].events | EV_ET));

@@ -28,9 +28,10 @@ struct event_inside {
     void (*config_free)(struct event_config *config);
     int (*once)(struct event_base *base, int fd, short events, void (*callback)(int, short, void *), void *argument,
                 const struct timeval *timeout);
-    void (*io_active)(struct event_base *base, int fd, short events);
     int (*signals_init)(struct event_base *base);
     void (*signals_dealloc)(struct event_base *base);
+    /* What each turn asks for, together. */
+    void (*io_active)(struct event_base *base, int fd, short events);
     const struct event_locks *locks;
 };
 extern struct event_inside event_inside;

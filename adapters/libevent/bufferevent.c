@@ -6,8 +6,8 @@
  * ev_read and ev_write on the fd, the same rules of timeouts, suspensions, limits and
  * callbacks; whatever works on it by those goes on to work. Three things differ.
  *
- * Input. The fd is *declared* to ringpoll while one of the events is added, so that the ring
- * may receive for it. A buffer that came is borrowed and stands in the input by reference,
+ * Input. The fd is *declared* to ringpoll while one of the events is added, or output waits,
+ * so that the ring may receive for it; not beside an event of the program's own on it. A buffer that came is borrowed and stands in the input by reference,
  * without a copy; it goes back when libevent drops it, whoever has it by then, base or no
  * base. What the ring does not receive (the first bytes of a connection, big messages) is
  * read straight into the input, as much at once as there is: not 4096 bytes at a time, and
@@ -248,9 +248,10 @@ void event_outputs_free(struct event_outputs *outputs)
 
 /* ------------------------------------------------------------- declared or not */
 
+/* Not beside an event of the program's own, which reads by itself, and would be forgotten. */
 static void declare(struct ring_bufferevent *ring)
 {
-    if (ring->declared || ring->kind == 0)
+    if (ring->declared || ring->kind == 0 || event_is_registered(ring->inside.bev.ev_base, fd_of(ring)))
         return;
     ringpoll_fd_opened(fd_of(ring), (uint32_t)ring->kind | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_DECLARED);
     ring->declared = true;
@@ -323,8 +324,26 @@ static bool let_go(struct ring_bufferevent *ring, bool closed)
 /* Not where the program has an event of its own on the fd. */
 static void forget(struct ring_bufferevent *ring, bool was_declared)
 {
-    if (was_declared && !ring->declared && !ringpoll_fd_is_stream_on_ring(fd_of(ring)))
+    if (was_declared && !ring->declared && !event_is_registered(ring->inside.bev.ev_base, fd_of(ring)))
         ringpoll_fd_forget(fd_of(ring));
+}
+
+/* Where neither event is added and nothing waits to be written, the program may close the fd
+ * without a word, and the number be another's before it frees us. */
+static void rest(struct ring_bufferevent *ring)
+{
+    struct bufferevent *bev = &ring->inside.bev;
+    if (!ring->declared || ring->output != OUTPUT_IDLE || inside.pending(&bev->ev_read, EV_READ, NULL) ||
+        inside.pending(&bev->ev_write, EV_WRITE, NULL) || ringpoll_fd_flush(fd_of(ring)) < 0)
+        return;
+    ringpoll_fd_release(fd_of(ring), true);
+    ring->declared = false;
+    forget(ring, true);
+}
+
+static bool is_reading(const struct ring_bufferevent *ring)
+{
+    return (ring->inside.bev.enabled & EV_READ) && !ring->inside.read_suspended;
 }
 
 /* ----------------------------------------------------------------------- reading */
@@ -354,7 +373,7 @@ static long read_plainly(struct ring_bufferevent *ring, size_t most, bool *ret_m
     }
     ssize_t got = readv(fd, (struct iovec *)room, count);
     long result = got < 0 ? -errno : got;
-    *ret_more = result == (long)asked;
+    *ret_more = ring->kind != 0 && result == (long)asked; /* another read of a blocking one might wait */
     ringpoll_fd_read(fd, asked, result);
     if (result <= 0)
         return result;
@@ -433,7 +452,6 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
     struct event_outputs *outputs = ring->outputs;
     ptrdiff_t most = -1, limit;
     long total = 0, result = 0;
-    (void)fd;
 
     hold(ring);
     if (events == EV_TIMEOUT) {
@@ -455,9 +473,12 @@ static void on_readable(evutil_socket_t fd, short events, void *argument)
         goto done;
 
     inside.buffer_unfreeze(bev->input, 0);
-    for (bool more = true; more && total < most && !ring->inside.read_suspended; total += result)
+    /* A callback of the input's may suspend reading, end it, or change the fd. */
+    for (bool more = true; more && total < most; total += result) {
         if ((result = read_next(ring, (size_t)(most - total), &more)) <= 0)
             break;
+        more = more && !ring->inside.read_suspended && (bev->enabled & EV_READ) && !ring->cancelled && fd_of(ring) == fd;
+    }
     inside.buffer_freeze(bev->input, 0);
 
     if (total > 0) {
@@ -642,7 +663,11 @@ static bool write_some(struct ring_bufferevent *ring)
     size_t left = inside.buffer_length(bev->output), written = 0;
     bool lends = !ring->inside.rate_limits && ring->inside.max_write == LIMIT_UNSET, blocked = false;
     ptrdiff_t limit = lends ? (ptrdiff_t)TURN_MOST : inside.bev_write_max(&ring->inside);
-    if (limit < 0 || ring->inside.write_suspended)
+    if (ring->inside.write_suspended) { /* now, or by the limit that was asked for: who resumes it enables it */
+        stop_writing(ring);
+        return false;
+    }
+    if (limit < 0)
         limit = 0;
     if (left > (size_t)limit)
         left = (size_t)limit;
@@ -765,6 +790,8 @@ static void run_outputs(struct event_callback *callback, void *argument)
         if (!all || ring->doubtful)
             ring->doubtful = ring->declared && ringpoll_fd_flush(fd_of(ring)) < 0;
         bool told = end_write(ring, ring->blocked || ring->doubtful);
+        if (!is_reading(ring))
+            rest(ring);
         drop(ring);
         if (told && inside.got_break(outputs->base)) /* the rest in the next loop */
             break;
@@ -805,6 +832,7 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
             int error = errno;
             inside.del(&bev->ev_write);
             inside.del(&bev->ev_read);
+            rest(ring);
             errno = error;
             call(ring, 0, BEV_EVENT_ERROR);
             goto done;
@@ -820,6 +848,8 @@ static void on_writable(evutil_socket_t fd, short events, void *argument)
         step(ring, OUTPUT_IDLE);
     if (may_write(ring) && (!connected || inside.buffer_length(bev->output) > 0))
         wait_to_write(ring, !connected);
+    if (!is_reading(ring))
+        rest(ring);
 done:
     drop(ring);
 }
@@ -852,9 +882,9 @@ static int ring_enable(struct bufferevent *bev, short events)
         if (is_waiting_to_be_read(ring))
             inside.active(&bev->ev_read, EV_READ, 1);
     }
-    if (!(events & EV_WRITE) || ring->output == OUTPUT_BLOCKED)
+    if (!(events & EV_WRITE))
         return 0;
-    if (!may_write(ring))
+    if (!may_write(ring) || ring->output == OUTPUT_BLOCKED) /* its timeout begins anew */
         return inside.bev_add_event(&bev->ev_write, &bev->timeout_write);
     wait_to_write(ring, true);
     return 0;
@@ -871,7 +901,8 @@ static int disable_now(struct ring_bufferevent *ring, short events)
     bool was_declared = ring->declared;
     if (events & EV_READ)
         end_receive(ring, false);
-    if (ends_write)
+    /* A suspension, by a limit that is used up, maybe by this very write: what went before is told. */
+    if (ends_write && !(ring->output == OUTPUT_SENT && (bev->enabled & EV_WRITE)))
         stop_writing(ring);
     bool reads = !(events & EV_READ) && inside.pending(&bev->ev_read, EV_READ, NULL);
     bool writes = !ends_write && inside.pending(&bev->ev_write, EV_WRITE, NULL);
@@ -924,7 +955,8 @@ static void set_fd(struct bufferevent *bev, evutil_socket_t fd)
     let_go(ring, true);
     inside.del(&bev->ev_read);
     inside.del(&bev->ev_write);
-    forget(ring, was_declared);
+    if (was_declared && !event_register_again(bev->ev_base, fd_of(ring)))
+        ringpoll_fd_forget(fd_of(ring));
     if (ring->ahead)
         inside.buffer_drain(ring->ahead, inside.buffer_length(ring->ahead));
     ring->error = 0;
@@ -982,7 +1014,7 @@ static void ring_destruct(struct bufferevent *bev)
     evutil_socket_t fd = fd_of(ring);
     if ((ring->inside.options & BEV_OPT_CLOSE_ON_FREE) && fd >= 0)
         ringpoll_close((int)fd);
-    else if (ring->declared)
+    else if (ring->declared && !event_is_registered(bev->ev_base, fd)) /* it may be another's by now */
         ringpoll_fd_forget((int)fd);
     inside.cancel_lookup(lookup_of(ring));
     if (ring->ahead)

@@ -117,6 +117,11 @@ struct object_accepted {
 };
 extern __thread struct object_accepted object_accepted;
 
+/* Whether the base has events on it, whoever's. Any thread. */
+bool event_is_registered(struct event_base *base, int fd);
+/* The same, of an fd that the library was made to forget: it knows of them again. */
+bool event_register_again(struct event_base *base, int fd);
+
 /* While set: a backend_del() does not make the ring let go of the fd. */
 extern __thread bool event_del_keeps;
 

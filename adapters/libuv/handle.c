@@ -44,7 +44,7 @@ bool handle_step(struct handle *handle, enum handle_state to)
     return true;
 }
 
-int handle_new(uv_loop_t *loop, void *user, enum handle_type type, struct handle **ret_handle)
+int handle_new(uv_loop_t *loop, void *user, enum handle_type type)
 {
     ringpoll_uv_handle_t *public = user;
     struct uv_state *state = NULL;
@@ -59,15 +59,13 @@ int handle_new(uv_loop_t *loop, void *user, enum handle_type type, struct handle
     handle->type = (uint8_t)type;
     handle->referenced = true;
     handle->fd = handle->accepted_fd = -1;
-    handle->waiting.last = &handle->waiting.first;
-    handle->written.last = &handle->written.first;
+    queue_init(&handle->waiting);
+    queue_init(&handle->written);
     uv_idle_init(loop, &handle->life);
     handle->life.data = state;
     uv_unref((uv_handle_t *)&handle->life);
     public->loop = loop;
     public->inside = handle;
-    if (ret_handle)
-        *ret_handle = handle;
     return 0;
 }
 

@@ -18,7 +18,6 @@ struct handle;
 /* ------------------------------------------------------------------ loop.c */
 
 #define TURN_EVENTS 256
-#define UDP_BATCH 32
 #define FD_SLOTS 256
 
 struct waker { /* lives on until libuv has closed it */
@@ -48,7 +47,7 @@ struct uv_state {
     struct handle *by_fd[FD_SLOTS]; /* those that have an fd, by `next_by_fd` */
     int count;              /* events[], to be dispatched by our check */
     struct epoll_event events[TURN_EVENTS];
-    struct udp_room *room;  /* for datagrams; NULL: not needed yet */
+    struct tray *tray;      /* for datagrams; NULL: not needed yet */
     struct uv_state *next;
 };
 
@@ -76,15 +75,20 @@ enum handle_state {
 enum reading { READING_NOT, READING_COPIES, READING_BORROWS };
 enum output { OUTPUT_OPEN, OUTPUT_ENDING, OUTPUT_ENDED };
 
-struct write_request; /* stream.c */
-struct connect_request;
-struct queue {
-    struct write_request *first, **last;
+struct connect_request; /* stream.c */
+struct letter; /* tray.h */
+
+/* Begins a ringpoll_uv_write_t, a ringpoll_uv_udp_send_t. */
+struct request {
+    void *data, *user;
+    struct request *next;
+    uv_buf_t *bufs;     /* few, or the heap's */
+    uint32_t count, at; /* bufs[at] is the first with bytes to go */
+    int error;
+    uv_buf_t few[4];
 };
-struct udp_kept; /* udp.c */
-struct send_request;
-struct send_queue {
-    struct send_request *first, **last;
+struct queue {
+    struct request *first, **last;
 };
 
 struct handle {
@@ -106,6 +110,8 @@ struct handle {
     uint32_t requests;      /* pending */
     struct handle *next_dirty, *next_deferred, *prev_dirty, *next_by_fd;
     ringpoll_uv_close_cb on_close;
+    struct queue waiting, written; /* requests: with bytes to go; with a callback due */
+    size_t waiting_bytes;
     /* streams */
     ringpoll_uv_alloc_cb on_alloc;
     ringpoll_uv_read_cb on_read;
@@ -114,16 +120,13 @@ struct handle {
     ringpoll_uv_connect_t *connecting;
     struct connect_request *refused; /* connects that cannot be: with callbacks due */
     ringpoll_uv_shutdown_t *ending;
-    struct queue waiting, written; /* requests: with bytes to go; with a callback due */
-    size_t waiting_bytes;
     int accepted_fd;        /* LISTENING: a connection that the program has yet to accept, or -1 */
     bool nodelay, keepalive; /* asked for; a socket that comes later gets them */
     char *path;             /* a bound pipe's, to be unlinked; or NULL */
     /* datagrams */
     ringpoll_uv_udp_recv_cb on_receive;
-    struct send_queue sends, sent; /* as `waiting`, `written` */
     size_t waiting_count;
-    struct udp_kept *kept;
+    struct letter *kept;
     bool udp_connected;
     bool starved;           /* the program had no memory for what is kept */
     bool blocked;           /* sends wait for room */
@@ -133,8 +136,14 @@ static inline struct handle *handle_of(const void *user)
 {
     return ((const ringpoll_uv_handle_t *)user)->inside;
 }
+/* NULL: it is closing. */
+static inline struct handle *open_handle_of(const void *user)
+{
+    struct handle *handle = handle_of(user);
+    return handle && handle->state != HANDLE_CLOSING ? handle : NULL;
+}
 
-int handle_new(uv_loop_t *loop, void *user, enum handle_type type, struct handle **ret_handle);
+int handle_new(uv_loop_t *loop, void *user, enum handle_type type);
 /* Makes every edge of `state`. */
 bool handle_step(struct handle *handle, enum handle_state to);
 /* After anything that changes what the handle waits for, or whether it is active. */
@@ -151,6 +160,16 @@ void handle_event(struct handle *handle, uint32_t events);
 void handle_due(struct handle *handle);
 int handle_sockname(const void *user, struct sockaddr *name, int *length);
 int handle_peername(const void *user, struct sockaddr *name, int *length);
+
+/* --------------------------------------------------------------- request.c */
+
+void queue_init(struct queue *queue);
+/* Copies the list of buffers: UV_ENOMEM, or it waits. */
+int request_wait(struct handle *handle, struct request *request, const uv_buf_t *bufs, uint32_t count);
+/* waiting → written */
+void request_finish_first(struct handle *handle, int error);
+/* written → the program's: `call` calls back. */
+void requests_tell(struct handle *handle, void (*call)(struct request *request));
 
 /* ---------------------------------------------------------------- stream.c */
 
@@ -179,6 +198,5 @@ void udp_due(struct handle *handle);
 void udp_failed(struct handle *handle, int error);
 void udp_closing(struct handle *handle);
 void udp_closed(struct handle *handle);
-void udp_free_room(struct uv_state *state);
 
 #endif

@@ -31,6 +31,7 @@
  * may still poll that number: `held` keeps it from being another file's until prepare.
  */
 #include "inside.h"
+#include "tray.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -296,7 +297,7 @@ static void end_state(struct uv_state *state)
     drop_held(state);
     end_waker(&state->waker);
     end_waker(&state->set_waker);
-    udp_free_room(state);
+    tray_free(state->tray);
     ringpoll_close(state->set);
     if (state->reserve_fd >= 0)
         close(state->reserve_fd);

@@ -9,9 +9,8 @@
  * where the ring does not receive (the first bytes of a connection, big messages).
  *
  * Writing. A write that finds nothing before it is handed to the ring, or to the kernel, inside
- * the call; what is not taken waits with its request, in order:
- *
- *   waiting ──all its bytes taken, or an error──→ written ──our turn, after the flush──→ callback
+ * the call; what is not taken waits with its request, in order (request.c). Callbacks come in our
+ * turn, after the flush.
  *
  * A shutdown goes through OUTPUT_ENDING: nothing waits any more, and the library holds no bytes
  * back for this fd; then the kernel is told (OUTPUT_ENDED), and the callback is called.
@@ -34,17 +33,10 @@
 #define TURN_READS 32
 #define TURN_WRITES 32
 #define MOST_VECTORS 1024u
-#define FEW_BUFS 4
 
 struct write_request { /* is a ringpoll_uv_write_t */
-    void *data;
-    ringpoll_uv_stream_t *user;
-    struct write_request *next;
+    struct request request;
     ringpoll_uv_write_cb on_written;
-    uv_buf_t *bufs; /* few, or the heap's */
-    uint32_t count, at; /* bufs[at] is the first with bytes to go */
-    int error;
-    uv_buf_t few[FEW_BUFS];
 };
 struct connect_request { /* is a ringpoll_uv_connect_t */
     void *data;
@@ -90,12 +82,6 @@ static int set_asked(const struct handle *handle, int fd)
     return error == 0 && handle->keepalive ? set_keepalive(fd, true, 60) : error;
 }
 
-static struct handle *checked(const void *user)
-{
-    struct handle *handle = handle_of(user);
-    return handle && handle->state != HANDLE_CLOSING ? handle : NULL;
-}
-
 /* There is a connection, or may be one in a moment: reads and ends can be asked for. */
 static bool is_coming(const struct handle *handle)
 {
@@ -104,70 +90,22 @@ static bool is_coming(const struct handle *handle)
 
 /* ------------------------------------------------------------------ requests */
 
-static void enqueue(struct queue *queue, struct write_request *request)
-{
-    request->next = NULL;
-    *queue->last = request;
-    queue->last = &request->next;
-}
-
-static struct write_request *dequeue(struct queue *queue)
-{
-    struct write_request *request = queue->first;
-    if (!request)
-        return NULL;
-    queue->first = request->next;
-    if (!queue->first)
-        queue->last = &queue->first;
-    return request;
-}
-
-static void free_bufs(struct write_request *request)
-{
-    if (request->bufs != request->few)
-        free(request->bufs);
-    request->bufs = request->few;
-}
-
-static size_t bytes_left(const struct write_request *request)
-{
-    size_t bytes = 0;
-    for (uint32_t i = request->at; i < request->count; i++)
-        bytes += request->bufs[i].len;
-    return bytes;
-}
-
-static size_t bytes_in(const uv_buf_t *bufs, unsigned count)
-{
-    size_t bytes = 0;
-    for (unsigned i = 0; i < count; i++)
-        bytes += bufs[i].len;
-    return bytes;
-}
-
-/* waiting → written */
 static void finish_first(struct handle *handle, int error)
 {
-    struct write_request *request = dequeue(&handle->waiting);
-    handle->waiting_bytes -= bytes_left(request);
-    request->error = error;
-    enqueue(&handle->written, request);
+    request_finish_first(handle, error);
     handle_defer(handle);
+}
+
+static void call_back(struct request *request)
+{
+    struct write_request *write = (struct write_request *)request;
+    if (write->on_written)
+        write->on_written((ringpoll_uv_write_t *)request, request->error);
 }
 
 static void tell_written(struct handle *handle)
 {
-    struct queue due = handle->written;
-    handle->written.first = NULL;
-    handle->written.last = &handle->written.first;
-    for (struct write_request *request = due.first, *next; request; request = next) {
-        next = request->next;
-        free_bufs(request);
-        handle->requests--;
-        handle_changed(handle);
-        if (request->on_written)
-            request->on_written((ringpoll_uv_write_t *)request, request->error);
-    }
+    requests_tell(handle, call_back);
 }
 
 /* ------------------------------------------------------------------ interest */
@@ -215,7 +153,7 @@ static long write_vectors(struct handle *handle, const uv_buf_t *bufs, unsigned 
 static void write_waiting(struct handle *handle)
 {
     for (int turn = 0; turn < TURN_WRITES && handle->waiting.first; turn++) {
-        struct write_request *request = handle->waiting.first;
+        struct request *request = handle->waiting.first;
         long sent = write_vectors(handle, request->bufs + request->at, request->count - request->at);
         if (sent == -EAGAIN)
             return;
@@ -239,26 +177,17 @@ static void write_waiting(struct handle *handle)
 int ringpoll_uv_write(ringpoll_uv_write_t *req, ringpoll_uv_stream_t *stream, const uv_buf_t *bufs, unsigned nbufs,
                       ringpoll_uv_write_cb on_written)
 {
-    struct handle *handle = checked(stream);
+    struct handle *handle = open_handle_of(stream);
     if (!handle || handle->fd < 0)
         return UV_EBADF;
     if (!handle->writable)
         return UV_EPIPE;
-    struct write_request *request = (struct write_request *)req;
-    request->bufs = nbufs <= FEW_BUFS ? request->few : malloc(nbufs * sizeof *bufs);
-    if (!request->bufs)
-        return UV_ENOMEM;
-    if (nbufs > 0)
-        memcpy(request->bufs, bufs, nbufs * sizeof *bufs);
-    request->user = stream;
-    request->on_written = on_written;
-    request->count = nbufs;
-    request->at = 0;
-    request->error = 0;
+    struct write_request *write = (struct write_request *)req;
     bool alone = !handle->waiting.first;
-    handle->waiting_bytes += bytes_in(bufs, nbufs);
-    handle->requests++;
-    enqueue(&handle->waiting, request);
+    int error = request_wait(handle, &write->request, bufs, nbufs);
+    if (error < 0)
+        return error;
+    write->on_written = on_written;
     if (alone && handle->state == HANDLE_CONNECTED)
         write_waiting(handle);
     handle_changed(handle);
@@ -267,7 +196,7 @@ int ringpoll_uv_write(ringpoll_uv_write_t *req, ringpoll_uv_stream_t *stream, co
 
 int ringpoll_uv_try_write(ringpoll_uv_stream_t *stream, const uv_buf_t *bufs, unsigned nbufs)
 {
-    struct handle *handle = checked(stream);
+    struct handle *handle = open_handle_of(stream);
     if (!handle || handle->fd < 0)
         return UV_EBADF;
     if (!handle->writable)
@@ -306,7 +235,7 @@ static void end_output(struct handle *handle)
 
 int ringpoll_uv_shutdown(ringpoll_uv_shutdown_t *req, ringpoll_uv_stream_t *stream, ringpoll_uv_shutdown_cb on_shutdown)
 {
-    struct handle *handle = checked(stream);
+    struct handle *handle = open_handle_of(stream);
     if (!handle || !is_coming(handle) || !handle->writable || handle->output != OUTPUT_OPEN)
         return UV_ENOTCONN;
     struct shutdown_request *request = (struct shutdown_request *)req;
@@ -451,7 +380,7 @@ int ringpoll_uv_read_start_borrowed(ringpoll_uv_stream_t *stream, ringpoll_uv_bo
 
 int ringpoll_uv_read_stop(ringpoll_uv_stream_t *stream)
 {
-    struct handle *handle = checked(stream);
+    struct handle *handle = open_handle_of(stream);
     if (handle && handle->reading != READING_NOT)
         stop_reading(handle);
     return 0;
@@ -634,7 +563,7 @@ static void accept_what_came(struct handle *handle)
 
 int ringpoll_uv_listen(ringpoll_uv_stream_t *stream, int backlog, ringpoll_uv_connection_cb on_connection)
 {
-    struct handle *handle = checked(stream);
+    struct handle *handle = open_handle_of(stream);
     if (!handle || handle->type == TYPE_UDP)
         return UV_EINVAL;
     if (handle->delayed_error)
@@ -658,7 +587,7 @@ int ringpoll_uv_listen(ringpoll_uv_stream_t *stream, int backlog, ringpoll_uv_co
 
 int ringpoll_uv_accept(ringpoll_uv_stream_t *server, ringpoll_uv_stream_t *client)
 {
-    struct handle *from = checked(server), *to = checked(client);
+    struct handle *from = open_handle_of(server), *to = open_handle_of(client);
     if (!from || !to || to->type == TYPE_UDP || to->loop != from->loop)
         return UV_EINVAL;
     if (from->accepted_fd < 0)
@@ -761,12 +690,8 @@ void stream_closed(struct handle *handle)
     if (connecting && connecting->on_connect)
         connecting->on_connect((ringpoll_uv_connect_t *)connecting, UV_ECANCELED);
     tell_refused(handle);
-    while (handle->waiting.first) {
-        struct write_request *request = dequeue(&handle->waiting);
-        request->error = UV_ECANCELED;
-        enqueue(&handle->written, request);
-    }
-    handle->waiting_bytes = 0;
+    while (handle->waiting.first)
+        request_finish_first(handle, UV_ECANCELED);
     tell_written(handle);
     if (ending && ending->on_shutdown)
         ending->on_shutdown((ringpoll_uv_shutdown_t *)ending, UV_ECANCELED);
@@ -774,13 +699,13 @@ void stream_closed(struct handle *handle)
 
 int ringpoll_uv_is_readable(const ringpoll_uv_stream_t *stream)
 {
-    const struct handle *handle = checked(stream);
+    const struct handle *handle = open_handle_of(stream);
     return handle && handle->readable;
 }
 
 int ringpoll_uv_is_writable(const ringpoll_uv_stream_t *stream)
 {
-    const struct handle *handle = checked(stream);
+    const struct handle *handle = open_handle_of(stream);
     return handle && handle->writable;
 }
 
@@ -794,7 +719,7 @@ size_t ringpoll_uv_stream_get_write_queue_size(const ringpoll_uv_stream_t *strea
 
 int ringpoll_uv_tcp_init(uv_loop_t *loop, ringpoll_uv_tcp_t *tcp)
 {
-    return handle_new(loop, tcp, TYPE_TCP, NULL);
+    return handle_new(loop, tcp, TYPE_TCP);
 }
 
 static int make_nonblocking(int fd)
@@ -807,7 +732,7 @@ static int make_nonblocking(int fd)
 
 int ringpoll_uv_tcp_open(ringpoll_uv_tcp_t *tcp, uv_os_sock_t fd)
 {
-    struct handle *handle = checked(tcp);
+    struct handle *handle = open_handle_of(tcp);
     if (!handle || handle->state != HANDLE_FRESH)
         return handle ? UV_EBUSY : UV_EINVAL;
     if (handle_has_fd(handle->loop, fd))
@@ -839,7 +764,7 @@ static socklen_t length_of(const struct sockaddr *address)
 
 int ringpoll_uv_tcp_bind(ringpoll_uv_tcp_t *tcp, const struct sockaddr *address, unsigned flags)
 {
-    struct handle *handle = checked(tcp);
+    struct handle *handle = open_handle_of(tcp);
     socklen_t length = address ? length_of(address) : 0;
     int on = 1;
     if (!handle || length == 0 || ((flags & UV_TCP_IPV6ONLY) && address->sa_family != AF_INET6))
@@ -862,7 +787,7 @@ int ringpoll_uv_tcp_bind(ringpoll_uv_tcp_t *tcp, const struct sockaddr *address,
 int ringpoll_uv_tcp_connect(ringpoll_uv_connect_t *req, ringpoll_uv_tcp_t *tcp, const struct sockaddr *address,
                             ringpoll_uv_connect_cb on_connect)
 {
-    struct handle *handle = checked(tcp);
+    struct handle *handle = open_handle_of(tcp);
     socklen_t length = address ? length_of(address) : 0;
     if (!handle || length == 0)
         return UV_EINVAL;
@@ -896,7 +821,7 @@ int ringpoll_uv_tcp_connect(ringpoll_uv_connect_t *req, ringpoll_uv_tcp_t *tcp, 
 
 int ringpoll_uv_tcp_nodelay(ringpoll_uv_tcp_t *tcp, int enable)
 {
-    struct handle *handle = checked(tcp);
+    struct handle *handle = open_handle_of(tcp);
     int error = !handle ? UV_EBADF : handle->fd >= 0 ? set_nodelay(handle->fd, enable != 0) : 0;
     if (error == 0)
         handle->nodelay = enable != 0;
@@ -905,7 +830,7 @@ int ringpoll_uv_tcp_nodelay(ringpoll_uv_tcp_t *tcp, int enable)
 
 int ringpoll_uv_tcp_keepalive(ringpoll_uv_tcp_t *tcp, int enable, unsigned delay)
 {
-    struct handle *handle = checked(tcp);
+    struct handle *handle = open_handle_of(tcp);
     int error = !handle ? UV_EBADF : handle->fd >= 0 ? set_keepalive(handle->fd, enable != 0, delay) : 0;
     if (error == 0)
         handle->keepalive = enable != 0;
@@ -924,7 +849,7 @@ int ringpoll_uv_tcp_getpeername(const ringpoll_uv_tcp_t *tcp, struct sockaddr *n
 
 int ringpoll_uv_tcp_close_reset(ringpoll_uv_tcp_t *tcp, ringpoll_uv_close_cb on_close)
 {
-    struct handle *handle = checked(tcp);
+    struct handle *handle = open_handle_of(tcp);
     struct linger linger = {.l_onoff = 1};
     if (!handle || handle->output == OUTPUT_ENDING)
         return UV_EINVAL;
@@ -938,12 +863,12 @@ int ringpoll_uv_tcp_close_reset(ringpoll_uv_tcp_t *tcp, ringpoll_uv_close_cb on_
 
 int ringpoll_uv_pipe_init(uv_loop_t *loop, ringpoll_uv_pipe_t *pipe, int ipc)
 {
-    return ipc ? UV_ENOTSUP : handle_new(loop, pipe, TYPE_PIPE, NULL);
+    return ipc ? UV_ENOTSUP : handle_new(loop, pipe, TYPE_PIPE);
 }
 
 int ringpoll_uv_pipe_open(ringpoll_uv_pipe_t *pipe, uv_file fd)
 {
-    struct handle *handle = checked(pipe);
+    struct handle *handle = open_handle_of(pipe);
     if (!handle || handle->state != HANDLE_FRESH)
         return handle ? UV_EBUSY : UV_EINVAL;
     if (handle_has_fd(handle->loop, fd))
@@ -984,7 +909,7 @@ static int address_of(const char *name, struct sockaddr_un *ret_address)
 
 int ringpoll_uv_pipe_bind(ringpoll_uv_pipe_t *pipe, const char *name)
 {
-    struct handle *handle = checked(pipe);
+    struct handle *handle = open_handle_of(pipe);
     struct sockaddr_un address;
     if (!handle || handle->state != HANDLE_FRESH || !name)
         return UV_EINVAL;

@@ -30,56 +30,43 @@
  * socket is to have the rest. For the same reason the first batches are small.
  *
  * A child of fork has what its parent had received, and leaves it to its parent.
+ *
+ * A handle that asked for recvmmsg(2) itself (UV_UDP_RECVMMSG, named does) brings its own
+ * slots, and stays RESTING. Its inbox knows how many of them are worth being offered, and
+ * saves the second call of a wake-up, which would only say EAGAIN.
  */
 #include "preload.h"
+
+#include "tray.h"
 
 #include <ringpoll/uv-tree.h>
 
 #include <assert.h>
-#include <string.h>
-#include <sys/mman.h>
 
 /* No more by one wake-up: others have a turn then. */
 #define AT_MOST RINGPOLL_UV_TREE_DATAGRAMS
+_Static_assert(AT_MOST == TRAY_SLOTS, "one tray is one wake-up");
 #define FIRST_BATCH 8u
-/* What no large datagram needs is dense; the rest of one, up to what UDP can carry, goes
- * where memory is touched by nothing else. */
-#define DENSE 2048u
-#define LARGEST 65536u
-/* With one line between: powers of two would share a few sets of the cache. */
-#define APART (DENSE + 64u)
-
-struct tray {
-    struct ringpoll_uv_tree_inbox *owner; /* NULL: nobody receives */
-    unsigned begin, end;                  /* of what has not been handed out */
-    char *overflow;
-    struct mmsghdr messages[AT_MOST];
-    struct iovec parts[AT_MOST][2];
-    struct sockaddr_in6 peers[AT_MOST]; /* AF_INET's is smaller */
-    char dense[AT_MOST][APART];
-};
-
-struct letter {
-    struct letter *next;
-    struct sockaddr_in6 peer;
-    socklen_t peer_length;
-    unsigned length;
-    char bytes[];
-};
+/* Of a handle that brings slots of its own. */
+#define FEWEST_SLOTS 4u
 
 enum state { RESTING, RECEIVING };
 
 struct ringpoll_uv_tree_inbox {
     enum state state;
+    struct tray *tray; /* RECEIVING: the thread's */
     bool plain;    /* one at a time, for good */
-    bool drained;  /* the tray's batch was all that there was: EAGAIN is known */
+    bool drained;  /* what came last was all that there was: EAGAIN is known */
     unsigned left; /* that may be asked of the kernel before the end */
     unsigned batch;
     unsigned forks;
     struct letter *first, **last;
 };
 
-static __thread struct tray *tray;
+static __thread struct {
+    struct tray *tray;
+    struct ringpoll_uv_tree_inbox *owner; /* NULL: nobody receives */
+} own;
 static pthread_key_t tray_key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static bool can_batch;
@@ -90,37 +77,30 @@ static void forked(void)
     forks++;
 }
 
-static void free_tray(void *mine)
+static void free_own_tray(void *tray)
 {
-    munmap(((struct tray *)mine)->overflow, (size_t)AT_MOST * (LARGEST - DENSE));
-    free(mine);
-    tray = NULL;
+    tray_free(tray);
+    own.tray = NULL;
 }
 
 static void prepare(void)
 {
-    can_batch = RP_LATE(recvmmsg) && pthread_key_create(&tray_key, free_tray) == 0 &&
+    can_batch = pthread_key_create(&tray_key, free_own_tray) == 0 &&
                 pthread_atfork(NULL, NULL, forked) == 0;
 }
 
-static struct tray *make_tray(void)
+static bool have_tray(void)
 {
-    size_t size = (size_t)AT_MOST * (LARGEST - DENSE);
-    struct tray *mine = calloc(1, sizeof *mine);
-    char *overflow = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mine == NULL || overflow == MAP_FAILED || pthread_setspecific(tray_key, mine) != 0) {
-        if (overflow != MAP_FAILED)
-            munmap(overflow, size);
-        free(mine);
-        return NULL;
+    pthread_once(&once, prepare);
+    if (own.tray || !can_batch)
+        return own.tray != NULL;
+    struct tray *tray = tray_new();
+    if (tray && pthread_setspecific(tray_key, tray) != 0) {
+        tray_free(tray);
+        tray = NULL;
     }
-    mine->overflow = overflow;
-    for (unsigned i = 0; i < AT_MOST; i++) {
-        mine->parts[i][0] = (struct iovec){mine->dense[i], DENSE};
-        mine->parts[i][1] = (struct iovec){overflow + (size_t)i * (LARGEST - DENSE), LARGEST - DENSE};
-        mine->messages[i].msg_hdr = (struct msghdr){.msg_name = &mine->peers[i], .msg_iov = mine->parts[i], .msg_iovlen = 2};
-    }
-    return mine;
+    own.tray = tray;
+    return tray != NULL;
 }
 
 /* Only UDP's are known to fit. */
@@ -165,109 +145,116 @@ static void know_fork(struct ringpoll_uv_tree_inbox *inbox)
     drop_letters(inbox);
     if (inbox->state != RECEIVING)
         return;
-    if (tray != NULL && tray->owner == inbox)
-        tray->begin = tray->end;
-    else
-        inbox->state = RESTING; /* another thread's, which the child does not have */
+    if (own.owner == inbox) {
+        inbox->tray->begin = inbox->tray->end;
+    } else { /* another thread's, which the child does not have */
+        inbox->state = RESTING;
+        inbox->tray = NULL;
+    }
 }
 
 /* What is left of the tray goes to the list. Without memory for it, it is lost, as it
  * would be in a kernel that has none. */
 static void end(struct ringpoll_uv_tree_inbox *inbox)
 {
-    assert(inbox->state == RECEIVING && tray->owner == inbox);
+    struct tray *tray = inbox->tray;
+    assert(inbox->state == RECEIVING && own.owner == inbox);
     for (; tray->begin < tray->end; tray->begin++) {
-        const struct mmsghdr *message = &tray->messages[tray->begin];
-        struct letter *letter = malloc(sizeof *letter + message->msg_len);
+        struct letter *letter = tray_letter(tray, tray->begin);
         inbox->plain = true;
         if (letter == NULL)
             continue;
-        unsigned dense = message->msg_len < DENSE ? message->msg_len : DENSE;
-        letter->next = NULL;
-        letter->peer = tray->peers[tray->begin];
-        letter->peer_length = message->msg_hdr.msg_namelen;
-        letter->length = message->msg_len;
-        memcpy(letter->bytes, tray->dense[tray->begin], dense);
-        memcpy(letter->bytes + dense, tray->parts[tray->begin][1].iov_base, message->msg_len - dense);
         *inbox->last = letter;
         inbox->last = &letter->next;
     }
-    tray->owner = NULL;
+    own.owner = NULL;
+    inbox->tray = NULL;
     inbox->state = RESTING;
+}
+
+static struct ringpoll_uv_tree_inbox *inbox_of(struct ringpoll_uv_tree_inbox **inbox, int fd, unsigned loop_flags)
+{
+    if (*inbox == NULL && rp_shim_watching() && !(loop_flags & RINGPOLL_UV_TREE_EPOLL))
+        *inbox = make_inbox(fd);
+    return *inbox;
 }
 
 int ringpoll_uv_tree_receives(struct ringpoll_uv_tree_inbox **inbox, int fd, unsigned loop_flags, int plain)
 {
-    if (*inbox == NULL) {
-        if (!rp_shim_watching() || (loop_flags & RINGPOLL_UV_TREE_EPOLL))
-            return plain;
-        *inbox = make_inbox(fd);
-        if (*inbox == NULL)
-            return plain;
-    }
-    struct ringpoll_uv_tree_inbox *mine = *inbox;
+    struct ringpoll_uv_tree_inbox *mine = inbox_of(inbox, fd, loop_flags);
+    if (mine == NULL)
+        return plain;
     know_fork(mine);
     assert(mine->state == RESTING);
     if (mine->plain || (loop_flags & RINGPOLL_UV_TREE_EPOLL) || RP_SHIM_IS(restricted))
         return plain;
-    pthread_once(&once, prepare);
-    if (tray == NULL && can_batch)
-        tray = make_tray();
-    if (tray == NULL || tray->owner != NULL)
+    if (!have_tray() || own.owner != NULL)
         return plain;
-    tray->owner = mine;
-    tray->begin = tray->end = 0;
+    own.owner = mine;
+    mine->tray = own.tray;
     mine->state = RECEIVING;
-    mine->drained = false;
     mine->left = AT_MOST;
     return AT_MOST;
+}
+
+/* recvmmsg(2); what it cannot say in one call is known then: whether that was all. */
+static int ask(struct ringpoll_uv_tree_inbox *inbox, int fd, struct mmsghdr *messages, unsigned count)
+{
+    if (inbox->drained || count == 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    int got = (int)rp_real.syscall(SYS_recvmmsg, fd, messages, count, MSG_DONTWAIT, NULL); /* it does not block */
+    if (got > 0) {
+        inbox->drained = (unsigned)got < count;
+        if (!inbox->drained && inbox->batch < AT_MOST)
+            inbox->batch *= 2;
+        return got;
+    }
+    if (got == 0)
+        errno = EAGAIN;
+    if (errno == ENOSYS || errno == EPERM) /* a filter that lets recvmsg pass and does not know this */
+        inbox->plain = true;
+    return -1;
 }
 
 /* The tray is empty: fills it. False with errno set. */
 static bool fetch(struct ringpoll_uv_tree_inbox *inbox, int fd)
 {
     unsigned count = inbox->batch < inbox->left ? inbox->batch : inbox->left;
-    if (inbox->drained || count == 0) {
-        errno = EAGAIN;
+    int got = ask(inbox, fd, tray_offer(inbox->tray), count);
+    if (got < 0)
         return false;
-    }
-    for (unsigned i = 0; i < count; i++)
-        tray->messages[i].msg_hdr.msg_namelen = sizeof tray->peers[i];
-    int got = rp_real.recvmmsg(fd, tray->messages, count, MSG_DONTWAIT, NULL);
-    if (got <= 0) {
-        if (got == 0)
-            errno = EAGAIN;
-        if (errno == ENOSYS || errno == EPERM) /* a filter that lets recvmsg pass and does not know this */
-            inbox->plain = true;
-        return false;
-    }
-    tray->begin = 0;
-    tray->end = (unsigned)got;
+    tray_took(inbox->tray, (unsigned)got);
     inbox->left -= (unsigned)got;
-    inbox->drained = (unsigned)got < count;
-    if (!inbox->drained && inbox->batch < AT_MOST)
-        inbox->batch *= 2;
     return true;
 }
 
 /* libuv's name is a sockaddr_storage. */
-static ssize_t hand_out(struct msghdr *message, const char *bytes, unsigned length, const void *rest,
-                        const struct sockaddr_in6 *peer, socklen_t peer_length)
+static inline long addressed(struct msghdr *message, const union peer *peer, socklen_t peer_length, size_t fits,
+                             bool cut)
 {
-    const struct iovec *buffer = message->msg_iov;
-    unsigned dense = rest != NULL && length > DENSE ? DENSE : length;
-    size_t fits = length < buffer->iov_len ? length : buffer->iov_len;
-    memcpy(buffer->iov_base, bytes, dense < fits ? dense : fits);
-    if (UNLIKELY(fits > dense))
-        memcpy((char *)buffer->iov_base + dense, rest, fits - dense);
-    if (LIKELY(peer_length == sizeof(struct sockaddr_in))) /* one load and one store */
-        memcpy(message->msg_name, peer, sizeof(struct sockaddr_in));
+    if (LIKELY(peer_length == sizeof peer->ip4)) /* one load and one store */
+        memcpy(message->msg_name, peer, sizeof peer->ip4);
     else
         memcpy(message->msg_name, peer, peer_length);
     message->msg_namelen = peer_length;
     message->msg_controllen = 0;
-    message->msg_flags = fits < length ? MSG_TRUNC : 0;
-    return (ssize_t)fits;
+    message->msg_flags = cut ? MSG_TRUNC : 0;
+    return (long)fits;
+}
+
+static long hand_out_letter(struct ringpoll_uv_tree_inbox *inbox, struct msghdr *message)
+{
+    struct letter *letter = inbox->first;
+    size_t room = message->msg_iov->iov_len, fits = letter->length < room ? letter->length : room;
+    memcpy(message->msg_iov->iov_base, letter->bytes, fits);
+    long result = addressed(message, &letter->peer, letter->peer_length, fits, fits < letter->length);
+    inbox->first = letter->next;
+    if (inbox->first == NULL)
+        inbox->last = &inbox->first;
+    free(letter);
+    return result;
 }
 
 long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, struct msghdr *message)
@@ -275,25 +262,43 @@ long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, stru
     if (inbox == NULL)
         return recvmsg(fd, message, 0);
     know_fork(inbox);
-    if (UNLIKELY(inbox->first != NULL)) {
-        struct letter *letter = inbox->first;
-        ssize_t length = hand_out(message, letter->bytes, letter->length, NULL, &letter->peer, letter->peer_length);
-        inbox->first = letter->next;
-        if (inbox->first == NULL)
-            inbox->last = &inbox->first;
-        free(letter);
-        return length;
-    }
-    if (inbox->state == RESTING)
+    if (UNLIKELY(inbox->first != NULL))
+        return hand_out_letter(inbox, message);
+    struct tray *tray = inbox->tray;
+    if (tray == NULL)
         return recvmsg(fd, message, 0);
     if (tray->begin == tray->end && !fetch(inbox, fd))
         return inbox->plain ? recvmsg(fd, message, 0) : -1;
     unsigned i = tray->begin++;
     const struct mmsghdr *from = &tray->messages[i];
-    if (UNLIKELY(from->msg_len > DENSE)) /* large ones gain nothing, and touch much memory */
+    if (UNLIKELY(from->msg_len > TRAY_DENSE)) /* large ones gain nothing, and touch much memory */
         inbox->batch = FIRST_BATCH;
-    return hand_out(message, tray->dense[i], from->msg_len, tray->parts[i][1].iov_base, &tray->peers[i],
-                    from->msg_hdr.msg_namelen);
+    size_t fits = tray_copy(tray, i, message->msg_iov->iov_base, message->msg_iov->iov_len);
+    return addressed(message, &tray->peers[i], from->msg_hdr.msg_namelen, fits, fits < from->msg_len);
+}
+
+unsigned ringpoll_uv_tree_slots(struct ringpoll_uv_tree_inbox **inbox, int fd, unsigned loop_flags, unsigned most)
+{
+    const struct ringpoll_uv_tree_inbox *mine = inbox_of(inbox, fd, loop_flags);
+    return mine != NULL && mine->batch < most ? mine->batch : most;
+}
+
+int ringpoll_uv_tree_receive_many(struct ringpoll_uv_tree_inbox *inbox, int fd, struct mmsghdr *messages, unsigned count)
+{
+    if (inbox == NULL || inbox->plain)
+        return recvmmsg(fd, messages, count, 0, NULL);
+    int got = ask(inbox, fd, messages, count);
+    if (got > 0 && (unsigned)got * 4 < inbox->batch && inbox->batch > FEWEST_SLOTS)
+        inbox->batch /= 2;
+    return got;
+}
+
+int ringpoll_uv_tree_send_many(int fd, struct mmsghdr *messages, unsigned count)
+{
+    rp_shim_flush();
+    if (count != 1 || !rp_shim_watching())
+        return sendmmsg(fd, messages, count, 0);
+    return rp_real.syscall(SYS_sendmsg, fd, &messages->msg_hdr, 0) < 0 ? -1 : 1;
 }
 
 int ringpoll_uv_tree_received(struct ringpoll_uv_tree_inbox *inbox)
@@ -303,6 +308,7 @@ int ringpoll_uv_tree_received(struct ringpoll_uv_tree_inbox *inbox)
     know_fork(inbox);
     if (inbox->state == RECEIVING)
         end(inbox);
+    inbox->drained = false;
     return inbox->first != NULL;
 }
 
@@ -317,7 +323,7 @@ void ringpoll_uv_tree_inbox_free(struct ringpoll_uv_tree_inbox **inbox)
     if (mine == NULL)
         return;
     if (mine->state == RECEIVING) {
-        tray->begin = tray->end;
+        mine->tray->begin = mine->tray->end;
         end(mine);
     }
     drop_letters(mine);

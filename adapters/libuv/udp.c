@@ -6,11 +6,11 @@
  * the midst of that does not take, or has no memory for, waits in `kept`, and comes first when it starts again,
  * or in the next turn.
  *
- * Sends of a turn wait for our part of it and go out many at a time, in order, or with a close:
- *
- *   waiting ──sent, or an error──→ written ──callback
+ * Sends of a turn wait for our part of it (request.c) and go out many at a time, in order, or with a
+ * close.
  */
 #include "inside.h"
+#include "tray.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,44 +21,15 @@
 #include <unistd.h>
 
 #define SUGGESTED 65536u
-#define BATCH UDP_BATCH
-#define TURN_BATCHES 4
-#define FEW_BUFS 4
+#define TURN_BATCHES 2
 
 struct send_request { /* is a ringpoll_uv_udp_send_t */
-    void *data;
-    ringpoll_uv_udp_t *user;
-    struct send_request *next;
+    struct request request;
     ringpoll_uv_udp_send_cb on_sent;
-    uv_buf_t *bufs;
-    uint32_t count;
-    int error;
     socklen_t address_length;
-    uv_buf_t few[FEW_BUFS];
     struct sockaddr_storage address;
 };
 _Static_assert(sizeof(struct send_request) <= sizeof(ringpoll_uv_udp_send_t), "a send request has room");
-
-struct udp_kept { /* received, not taken yet */
-    struct udp_kept *next;
-    struct sockaddr_storage address;
-    size_t length;
-    bool cut;
-    char bytes[];
-};
-
-struct udp_room { /* a loop's */
-    struct mmsghdr messages[BATCH];
-    struct iovec vectors[BATCH];
-    struct sockaddr_storage addresses[BATCH];
-    char bytes[BATCH][SUGGESTED];
-};
-
-static struct handle *checked(const void *user)
-{
-    struct handle *handle = handle_of(user);
-    return handle && handle->state != HANDLE_CLOSING ? handle : NULL;
-}
 
 uint32_t udp_interest(const struct handle *handle)
 {
@@ -69,44 +40,57 @@ uint32_t udp_interest(const struct handle *handle)
 
 bool udp_is_active(const struct handle *handle)
 {
-    return handle->state == HANDLE_OPEN && (handle->reading != READING_NOT || handle->sends.first);
+    return handle->state == HANDLE_OPEN && (handle->reading != READING_NOT || handle->waiting.first);
 }
 
 /* ------------------------------------------------------------------ receiving */
 
-static void keep(struct handle *handle, const char *bytes, size_t length, bool cut,
-                 const struct sockaddr_storage *address)
+static void keep(struct handle *handle, const struct tray *tray, unsigned slot)
 {
-    struct udp_kept *kept = malloc(sizeof *kept + length);
+    struct letter *kept = tray_letter(tray, slot);
     if (!kept) /* as a full socket buffer does */
         return;
-    kept->next = NULL;
-    kept->address = *address;
-    kept->length = length;
-    kept->cut = cut;
-    memcpy(kept->bytes, bytes, length);
-    struct udp_kept **at = &handle->kept;
+    struct letter **at = &handle->kept;
     while (*at)
         at = &(*at)->next;
     *at = kept;
 }
 
-/* False: the program had no memory for it. */
-static bool hand_on(struct handle *handle, const char *bytes, size_t length, bool cut,
-                    const struct sockaddr_storage *address)
+/* False: the program had none, and was told. */
+static bool ask_for_memory(struct handle *handle, uv_buf_t *ret_buf)
 {
-    ringpoll_uv_udp_t *user = (ringpoll_uv_udp_t *)handle->user;
-    ringpoll_uv_udp_recv_cb on_receive = handle->on_receive;
-    uv_buf_t buf = uv_buf_init(NULL, 0);
-    handle->on_alloc(handle->user, SUGGESTED, &buf);
-    if (!buf.base || buf.len == 0) {
-        on_receive(user, UV_ENOBUFS, &buf, NULL, 0);
+    *ret_buf = uv_buf_init(NULL, 0);
+    handle->on_alloc(handle->user, SUGGESTED, ret_buf);
+    if (ret_buf->base && ret_buf->len > 0)
+        return true;
+    handle->on_receive((ringpoll_uv_udp_t *)handle->user, UV_ENOBUFS, ret_buf, NULL, 0);
+    return false;
+}
+
+static void tell_received(const struct handle *handle, const uv_buf_t *buf, size_t taken, bool cut,
+                          const union peer *peer)
+{
+    handle->on_receive((ringpoll_uv_udp_t *)handle->user, (ssize_t)taken, buf, &peer->any, cut ? UV_UDP_PARTIAL : 0);
+}
+
+static bool hand_on_letter(struct handle *handle, const struct letter *letter)
+{
+    uv_buf_t buf;
+    if (!ask_for_memory(handle, &buf))
         return false;
-    }
-    size_t taken = length < buf.len ? length : buf.len;
-    memcpy(buf.base, bytes, taken);
-    on_receive(user, (ssize_t)taken, &buf, (const struct sockaddr *)address,
-               cut || taken < length ? UV_UDP_PARTIAL : 0);
+    size_t taken = letter->length < buf.len ? letter->length : buf.len;
+    memcpy(buf.base, letter->bytes, taken);
+    tell_received(handle, &buf, taken, letter->cut || taken < letter->length, &letter->peer);
+    return true;
+}
+
+static bool hand_on(struct handle *handle, const struct tray *tray, unsigned slot)
+{
+    uv_buf_t buf;
+    if (!ask_for_memory(handle, &buf))
+        return false;
+    size_t taken = tray_copy(tray, slot, buf.base, buf.len);
+    tell_received(handle, &buf, taken, tray_is_cut(tray, slot) || taken < tray->messages[slot].msg_len, &tray->peers[slot]);
     return true;
 }
 
@@ -118,8 +102,8 @@ static bool takes(const struct handle *handle)
 static void hand_on_kept(struct handle *handle)
 {
     while (handle->kept && takes(handle)) {
-        struct udp_kept *first = handle->kept;
-        if (!hand_on(handle, first->bytes, first->length, first->cut, &first->address)) {
+        struct letter *first = handle->kept;
+        if (!hand_on_letter(handle, first)) {
             handle->starved = true;
             break;
         }
@@ -132,19 +116,6 @@ static void hand_on_kept(struct handle *handle)
         handle_changed(handle);
 }
 
-static struct udp_room *room_of(struct uv_state *state)
-{
-    if (state->room || !(state->room = malloc(sizeof *state->room)))
-        return state->room;
-    struct udp_room *room = state->room;
-    for (unsigned i = 0; i < BATCH; i++) {
-        room->vectors[i] = (struct iovec){.iov_base = room->bytes[i], .iov_len = SUGGESTED};
-        room->messages[i].msg_hdr =
-            (struct msghdr){.msg_name = &room->addresses[i], .msg_iov = &room->vectors[i], .msg_iovlen = 1};
-    }
-    return room;
-}
-
 static void tell_error(struct handle *handle, int error)
 {
     uv_buf_t buf = uv_buf_init(NULL, 0);
@@ -154,92 +125,63 @@ static void tell_error(struct handle *handle, int error)
 
 static void receive(struct handle *handle)
 {
-    struct udp_room *room = room_of(handle->loop);
-    if (!room) {
+    struct uv_state *state = handle->loop;
+    if (!state->tray && !(state->tray = tray_new())) {
         tell_error(handle, UV_ENOMEM);
         return;
     }
+    struct tray *tray = state->tray;
     for (int turn = 0; turn < TURN_BATCHES && takes(handle) && !handle->kept; turn++) {
-        for (unsigned i = 0; i < BATCH; i++) {
-            room->messages[i].msg_hdr.msg_namelen = sizeof room->addresses[i];
-            room->addresses[i].ss_family = AF_UNSPEC;
-        }
         int count;
         do
-            count = recvmmsg(handle->fd, room->messages, BATCH, MSG_DONTWAIT, NULL);
+            count = recvmmsg(handle->fd, tray_offer(tray), TRAY_SLOTS, MSG_DONTWAIT, NULL);
         while (count < 0 && errno == EINTR);
         if (count < 0) {
             if (errno != EAGAIN)
                 tell_error(handle, -errno);
             return;
         }
-        for (int i = 0; i < count; i++) {
-            size_t length = room->messages[i].msg_len;
-            bool cut = (room->messages[i].msg_hdr.msg_flags & MSG_TRUNC) != 0;
-            bool taken = takes(handle) && !handle->kept &&
-                         hand_on(handle, room->bytes[i], length, cut, &room->addresses[i]);
+        tray_took(tray, (unsigned)count);
+        for (; tray->begin < tray->end; tray->begin++) {
+            unsigned slot = tray->begin;
+            if (tray->messages[slot].msg_hdr.msg_namelen == 0) /* of AF_UNIX, from one that has no name */
+                tray->peers[slot].any.sa_family = AF_UNSPEC;
+            bool taken = takes(handle) && !handle->kept && hand_on(handle, tray, slot);
             if (!taken && handle->state != HANDLE_CLOSING)
-                keep(handle, room->bytes[i], length, cut, &room->addresses[i]);
+                keep(handle, tray, slot);
         }
         if (takes(handle) && handle->kept) {
             handle->starved = true;
             handle_defer(handle);
         }
-        if (count < (int)BATCH)
+        if (count < (int)TRAY_SLOTS)
             return;
     }
 }
 
 /* -------------------------------------------------------------------- sending */
 
-static void free_bufs(struct send_request *request)
-{
-    if (request->bufs != request->few)
-        free(request->bufs);
-    request->bufs = request->few;
-}
-
-static size_t bytes_of(const struct send_request *request)
-{
-    size_t bytes = 0;
-    for (uint32_t i = 0; i < request->count; i++)
-        bytes += request->bufs[i].len;
-    return bytes;
-}
-
-static void enqueue(struct send_queue *queue, struct send_request *request)
-{
-    request->next = NULL;
-    *queue->last = request;
-    queue->last = &request->next;
-}
-
-/* waiting → written */
 static void finish_first(struct handle *handle, int error)
 {
-    struct send_request *request = handle->sends.first;
-    handle->sends.first = request->next;
-    if (!handle->sends.first)
-        handle->sends.last = &handle->sends.first;
-    handle->waiting_bytes -= bytes_of(request);
+    request_finish_first(handle, error);
     handle->waiting_count--;
-    request->error = error;
-    enqueue(&handle->sent, request);
 }
 
 static void send_waiting(struct handle *handle)
 {
     handle->blocked = false;
-    while (handle->sends.first) {
-        struct mmsghdr messages[BATCH];
+    while (handle->waiting.first) {
+        struct mmsghdr messages[TRAY_SLOTS];
         unsigned count = 0;
-        for (struct send_request *request = handle->sends.first; request && count < BATCH; request = request->next)
+        for (struct request *request = handle->waiting.first; request && count < TRAY_SLOTS; request = request->next) {
+            struct send_request *send = (struct send_request *)request;
             messages[count++].msg_hdr = (struct msghdr){
-                .msg_name = request->address_length ? &request->address : NULL,
-                .msg_namelen = request->address_length,
+                .msg_name = send->address_length ? &send->address : NULL,
+                .msg_namelen = send->address_length,
                 .msg_iov = (struct iovec *)request->bufs,
                 .msg_iovlen = request->count,
             };
+        }
         int sent;
         do
             sent = sendmmsg(handle->fd, messages, count, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -255,19 +197,11 @@ static void send_waiting(struct handle *handle)
     }
 }
 
-static void tell_sent(struct handle *handle)
+static void call_back(struct request *request)
 {
-    struct send_request *request = handle->sent.first, *next;
-    handle->sent.first = NULL;
-    handle->sent.last = &handle->sent.first;
-    for (; request; request = next) {
-        next = request->next;
-        free_bufs(request);
-        handle->requests--;
-        handle_changed(handle);
-        if (request->on_sent)
-            request->on_sent((ringpoll_uv_udp_send_t *)request, request->error);
-    }
+    struct send_request *send = (struct send_request *)request;
+    if (send->on_sent)
+        send->on_sent((ringpoll_uv_udp_send_t *)request, request->error);
 }
 
 /* --------------------------------------------------------------- from outside */
@@ -276,7 +210,7 @@ void udp_event(struct handle *handle, uint32_t events)
 {
     if (events & (EPOLLIN | EPOLLERR | EPOLLHUP))
         receive(handle);
-    if (handle->state == HANDLE_OPEN && (events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) && handle->sends.first)
+    if (handle->state == HANDLE_OPEN && (events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) && handle->waiting.first)
         handle_defer(handle);
     if (handle->state == HANDLE_OPEN)
         handle_changed(handle);
@@ -286,7 +220,7 @@ void udp_due(struct handle *handle)
 {
     send_waiting(handle);
     handle_changed(handle);
-    tell_sent(handle);
+    requests_tell(handle, call_back);
     if (!takes(handle) || !handle->kept)
         return;
     if (handle->starved) { /* there was no memory a moment ago */
@@ -300,7 +234,7 @@ void udp_due(struct handle *handle)
 void udp_failed(struct handle *handle, int error)
 {
     if (handle->blocked)
-        while (handle->sends.first)
+        while (handle->waiting.first)
             finish_first(handle, error);
     handle->blocked = false;
     if (takes(handle)) {
@@ -313,38 +247,27 @@ void udp_failed(struct handle *handle, int error)
 void udp_closing(struct handle *handle)
 {
     handle->reading = READING_NOT;
-    if (handle->sends.first)
+    if (handle->waiting.first)
         send_waiting(handle);
 }
 
 void udp_closed(struct handle *handle)
 {
-    while (handle->sends.first)
+    while (handle->waiting.first)
         finish_first(handle, UV_ECANCELED);
-    tell_sent(handle);
+    requests_tell(handle, call_back);
     while (handle->kept) {
-        struct udp_kept *first = handle->kept;
+        struct letter *first = handle->kept;
         handle->kept = first->next;
         free(first);
     }
-}
-
-void udp_free_room(struct uv_state *state)
-{
-    free(state->room);
 }
 
 /* --------------------------------------------------------------------- calls */
 
 int ringpoll_uv_udp_init(uv_loop_t *loop, ringpoll_uv_udp_t *udp)
 {
-    struct handle *handle;
-    int error = handle_new(loop, udp, TYPE_UDP, &handle);
-    if (error < 0)
-        return error;
-    handle->sends.last = &handle->sends.first;
-    handle->sent.last = &handle->sent.first;
-    return 0;
+    return handle_new(loop, udp, TYPE_UDP);
 }
 
 static void take_socket(struct handle *handle, int fd)
@@ -373,7 +296,7 @@ static socklen_t length_of(const struct sockaddr *address)
 
 int ringpoll_uv_udp_open(ringpoll_uv_udp_t *udp, uv_os_sock_t fd)
 {
-    struct handle *handle = checked(udp);
+    struct handle *handle = open_handle_of(udp);
     if (!handle || handle->state != HANDLE_FRESH)
         return handle ? UV_EBUSY : UV_EINVAL;
     if (handle_has_fd(handle->loop, fd))
@@ -394,7 +317,7 @@ int ringpoll_uv_udp_open(ringpoll_uv_udp_t *udp, uv_os_sock_t fd)
 
 int ringpoll_uv_udp_bind(ringpoll_uv_udp_t *udp, const struct sockaddr *address, unsigned flags)
 {
-    struct handle *handle = checked(udp);
+    struct handle *handle = open_handle_of(udp);
     socklen_t length = address ? length_of(address) : 0;
     int on = 1;
     if (!handle || length == 0 || (flags & ~(unsigned)(UV_UDP_IPV6ONLY | UV_UDP_REUSEADDR)) ||
@@ -425,7 +348,7 @@ static int need_bound(struct handle *handle, int family)
 /* What was sent before goes where it was meant to go. */
 static void send_before_change(struct handle *handle)
 {
-    if (handle->sends.first && !handle->blocked) {
+    if (handle->waiting.first && !handle->blocked) {
         send_waiting(handle);
         handle_defer(handle);
         handle_changed(handle);
@@ -434,7 +357,7 @@ static void send_before_change(struct handle *handle)
 
 int ringpoll_uv_udp_connect(ringpoll_uv_udp_t *udp, const struct sockaddr *address)
 {
-    struct handle *handle = checked(udp);
+    struct handle *handle = open_handle_of(udp);
     if (!handle)
         return UV_EINVAL;
     if (!address) {
@@ -476,28 +399,21 @@ static int destination(const struct handle *handle, const struct sockaddr *addre
 int ringpoll_uv_udp_send(ringpoll_uv_udp_send_t *req, ringpoll_uv_udp_t *udp, const uv_buf_t *bufs, unsigned nbufs,
                          const struct sockaddr *address, ringpoll_uv_udp_send_cb on_sent)
 {
-    struct handle *handle = checked(udp);
+    struct handle *handle = open_handle_of(udp);
     if (!handle || nbufs < 1)
         return UV_EINVAL;
     int length = destination(handle, address);
     int error = length < 0 ? length : address ? need_bound(handle, address->sa_family) : 0;
     if (error < 0)
         return error;
-    struct send_request *request = (struct send_request *)req;
-    request->bufs = nbufs <= FEW_BUFS ? request->few : malloc(nbufs * sizeof *bufs);
-    if (!request->bufs)
-        return UV_ENOMEM;
-    memcpy(request->bufs, bufs, nbufs * sizeof *bufs);
+    struct send_request *send = (struct send_request *)req;
+    if ((error = request_wait(handle, &send->request, bufs, nbufs)) < 0)
+        return error;
     if (address)
-        memcpy(&request->address, address, (size_t)length);
-    request->user = udp;
-    request->on_sent = on_sent;
-    request->count = nbufs;
-    request->address_length = (socklen_t)length;
-    handle->requests++;
+        memcpy(&send->address, address, (size_t)length);
+    send->address_length = (socklen_t)length;
+    send->on_sent = on_sent;
     handle->waiting_count++;
-    handle->waiting_bytes += bytes_of(request);
-    enqueue(&handle->sends, request);
     if (!handle->blocked)
         handle_defer(handle);
     handle_changed(handle);
@@ -507,13 +423,13 @@ int ringpoll_uv_udp_send(ringpoll_uv_udp_send_t *req, ringpoll_uv_udp_t *udp, co
 int ringpoll_uv_udp_try_send(ringpoll_uv_udp_t *udp, const uv_buf_t *bufs, unsigned nbufs,
                              const struct sockaddr *address)
 {
-    struct handle *handle = checked(udp);
+    struct handle *handle = open_handle_of(udp);
     if (!handle || nbufs < 1)
         return UV_EINVAL;
     int length = destination(handle, address);
     if (length < 0)
         return length;
-    if (handle->sends.first)
+    if (handle->waiting.first)
         return UV_EAGAIN;
     int error = address ? need_bound(handle, address->sa_family) : 0;
     if (error < 0)
@@ -536,7 +452,7 @@ int ringpoll_uv_udp_try_send(ringpoll_uv_udp_t *udp, const uv_buf_t *bufs, unsig
 int ringpoll_uv_udp_recv_start(ringpoll_uv_udp_t *udp, ringpoll_uv_alloc_cb on_alloc,
                                ringpoll_uv_udp_recv_cb on_receive)
 {
-    struct handle *handle = checked(udp);
+    struct handle *handle = open_handle_of(udp);
     if (!handle || !on_alloc || !on_receive)
         return UV_EINVAL;
     if (handle->reading != READING_NOT)
@@ -555,7 +471,7 @@ int ringpoll_uv_udp_recv_start(ringpoll_uv_udp_t *udp, ringpoll_uv_alloc_cb on_a
 
 int ringpoll_uv_udp_recv_stop(ringpoll_uv_udp_t *udp)
 {
-    struct handle *handle = checked(udp);
+    struct handle *handle = open_handle_of(udp);
     if (handle && handle->reading != READING_NOT) {
         handle->reading = READING_NOT;
         handle_changed(handle);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What evhttp costs with a bufferevent and a listener of libringpoll-event's, in system
- * calls: counted, never timed. The loads are those of bench/libevent-bench, so that both
+ * What libevent's loads cost in system calls: counted, never timed. evhttp with a bufferevent
+ * and a listener of libringpoll-event's, and plain events of a base of ours. The loads are those of bench/libevent-bench, so that both
  * tell of the same thing.
  */
 #include <errno.h>
@@ -66,7 +66,9 @@ bool asks_for_addresses()
            (major > 6 || (major == 6 && minor >= 7));
 }
 
-class EvhttpCost : public testing::Test {
+enum side { EPOLL, OUR_BASE, OUR_OBJECTS };
+
+class Cost : public testing::Test {
 protected:
     void SetUp() override
     {
@@ -75,10 +77,12 @@ protected:
             GTEST_SKIP() << lacks;
     }
     /* Some rounds of this load, in a child. */
-    void count(const struct load_ops *ops, bool objects)
+    void count(const struct load_ops *ops, enum side side, uint32_t n = connections, uint32_t active = 0,
+               uint32_t writes = 0)
     {
         int go[2], status = 0;
         const unsigned warm_up = 12, rounds = 8;
+        counts_ = {};
         ASSERT_EQ(pipe(go), 0);
         pid_t pid = fork();
         if (pid == 0) {
@@ -87,10 +91,12 @@ protected:
             signal(SIGPIPE, SIG_IGN);
             int failed = read(go[0], &byte, 1) != 1;
             load.ops = ops;
-            load.n = connections;
-            load.side = objects;
-            load.objects = objects;
-            load.base = objects ? ringpoll_event_base_new(nullptr) : event_base_new();
+            load.n = n;
+            load.active = active;
+            load.writes = writes;
+            load.side = side;
+            load.objects = side == OUR_OBJECTS;
+            load.base = side != EPOLL ? ringpoll_event_base_new(nullptr) : event_base_new();
             failed = failed || ops->open(&load) != 0;
             for (unsigned i = 0; i < warm_up + rounds && !failed; i++) {
                 load.counting = i >= warm_up;
@@ -113,7 +119,11 @@ protected:
             GTEST_SKIP() << "ptrace is forbidden";
         ASSERT_EQ(error, 0);
         ASSERT_EQ(status, 0);
-        requests_ = rounds * connections;
+        struct load of = {};
+        of.n = n;
+        of.active = active;
+        of.writes = writes;
+        requests_ = rounds * ops->units(&of);
     }
     double per_request(long number) const { return (double)counts_.calls[number] / requests_; }
     double total() const { return (double)counts_.total / requests_; }
@@ -126,21 +136,57 @@ protected:
                         std::to_string(per_request(number)) + ", ";
         return text + "per request";
     }
+    /* The load on our base makes the calls that it makes on libevent's epoll, and no other. */
+    void must_cost_the_same(const struct load_ops *ops, uint32_t n, uint32_t active = 0, uint32_t writes = 0)
+    {
+        count(ops, EPOLL, n, active, writes);
+        if (IsSkipped() || HasFatalFailure())
+            return;
+        struct call_counts epoll = counts_;
+        std::string before = by_name();
+        count(ops, OUR_BASE, n, active, writes);
+        for (struct call_counts *counts : {&epoll, &counts_}) { /* the same by three names */
+#ifdef SYS_epoll_wait
+            counts->calls[SYS_epoll_pwait] += counts->calls[SYS_epoll_wait];
+            counts->calls[SYS_epoll_wait] = 0;
+#endif
+            counts->calls[SYS_epoll_pwait] += counts->calls[441]; /* epoll_pwait2 */
+            counts->calls[441] = 0;
+        }
+        for (long number = 0; number < COUNT_NUMBERS; number++)
+            EXPECT_EQ(counts_.calls[number], epoll.calls[number]) << number << "; epoll: " << before << "; ours: " << by_name();
+    }
     struct call_counts counts_ = {};
     double requests_ = 1;
 };
 
-TEST_F(EvhttpCost, IsCountedAtAll)
+TEST_F(Cost, APersistentEventCostsTheCallsOfEpoll)
 {
-    count(&load_http, false);
+    must_cost_the_same(&load_pipes, 100, 1, 100);
+    must_cost_the_same(&load_pipes, 400, 100, 400);
+}
+
+TEST_F(Cost, AnEventThatIsThereOnceCostsTheCallsOfEpoll)
+{
+    must_cost_the_same(&load_cascade, 100);
+}
+
+TEST_F(Cost, EvhttpOnLibeventsOwnObjectsCostsTheCallsOfEpoll)
+{
+    must_cost_the_same(&load_http, connections);
+}
+
+TEST_F(Cost, IsCountedAtAll)
+{
+    count(&load_http, EPOLL);
     if (!IsSkipped()) {
         EXPECT_GE(total(), 5) << by_name();
     }
 }
 
-TEST_F(EvhttpCost, ARequestOnAConnectionThatStaysMakesNoCallOfItsOwn)
+TEST_F(Cost, ARequestOnAConnectionThatStaysMakesNoCallOfItsOwn)
 {
-    count(&load_http, true);
+    count(&load_http, OUR_OBJECTS);
     if (IsSkipped())
         return;
     EXPECT_LE(total(), 0.2) << by_name();
@@ -149,9 +195,9 @@ TEST_F(EvhttpCost, ARequestOnAConnectionThatStaysMakesNoCallOfItsOwn)
         EXPECT_EQ(counts_.calls[number], 0u) << by_name();
 }
 
-TEST_F(EvhttpCost, AConnectionForARequestMakesThoseOfItsEndAlone)
+TEST_F(Cost, AConnectionForARequestMakesThoseOfItsEndAlone)
 {
-    count(&load_http_close, true);
+    count(&load_http_close, OUR_OBJECTS);
     if (IsSkipped())
         return;
     /* Both are evhttp's own. */

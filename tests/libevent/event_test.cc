@@ -424,6 +424,84 @@ TEST(Install, IsRefusedWhereTheProgramOrItsUserSaysSo)
 }
 
 /* What a libevent calls that was configured --with-uring; scripts/upstream.sh builds one. */
+/* Plain events cost what they cost on epoll: there is a ring only while there is something to complete. */
+TEST(Engine, ABaseHasARingFromItsFirstObjectToItsLast)
+{
+    struct ringpoll_probe probe = {};
+    probe.size = sizeof probe;
+    uint64_t needed = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV;
+    if (ringpoll_get_probe(&probe) != 0 || (probe.usable & needed) != needed)
+        GTEST_SKIP() << "this kernel's rings do not receive";
+    struct event_base *base = ringpoll_event_base_new(nullptr);
+    ASSERT_NE(base, nullptr);
+    EXPECT_STREQ(event_base_get_method(base), "io_uring");
+    auto stats = [base] {
+        struct ringpoll_stats stats = {};
+        stats.size = sizeof stats;
+        EXPECT_EQ(ringpoll_get_stats(ringpoll_event_set(base), &stats), 0);
+        return stats;
+    };
+    int plain[2], reads = 0;
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, plain), 0);
+    struct event *event = event_new(base, plain[0], EV_READ | EV_PERSIST, [](evutil_socket_t fd, short, void *count) {
+        char byte;
+        *(int *)count += read((int)fd, &byte, 1) == 1;
+    }, &reads);
+    ASSERT_EQ(event_add(event, nullptr), 0);
+    auto busy = [&](int turns) {
+        for (int turn = 0, before = reads; turn < turns; turn++, before = reads) {
+            ASSERT_EQ(write(plain[1], "x", 1), 1);
+            ASSERT_EQ(event_base_loop(base, EVLOOP_ONCE), 0);
+            ASSERT_EQ(reads, before + 1);
+        }
+    };
+    for (int time = 0; time < 3; time++) {
+        busy(300);
+        EXPECT_EQ(stats().rings, 0u) << time;
+        EXPECT_STREQ(event_base_get_method(base), "io_uring");
+        int pairs[4][2];
+        struct bufferevent *objects[4];
+        for (int i = 0; i < 4; i++) {
+            ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pairs[i]), 0);
+            objects[i] = ringpoll_bufferevent_socket_new(base, pairs[i][0], BEV_OPT_CLOSE_ON_FREE);
+            ASSERT_NE(objects[i], nullptr);
+            bufferevent_setcb(objects[i], [](struct bufferevent *object, void *) {
+                bufferevent_write_buffer(object, bufferevent_get_input(object));
+            }, nullptr, nullptr, nullptr);
+            ASSERT_EQ(bufferevent_enable(objects[i], EV_READ), 0);
+        }
+        for (int round = 0; round < 20; round++) {
+            for (auto &pair : pairs)
+                ASSERT_EQ(write(pair[1], "echo", 4), 4);
+            for (int i = 0, echoed = 0; i < 100 && echoed < 4; i++) {
+                event_base_loop(base, EVLOOP_NONBLOCK);
+                for (auto &pair : pairs) {
+                    char bytes[8];
+                    echoed += read(pair[1], bytes, sizeof bytes) == 4;
+                }
+                ASSERT_TRUE(echoed == 4 || i < 99) << echoed;
+            }
+        }
+        EXPECT_EQ(stats().rings, 1u) << time;
+        EXPECT_EQ(stats().adopted, 4u) << time;
+        busy(100);
+        for (int i = 0; i < 4; i++) {
+            bufferevent_free(objects[i]);
+            char byte;
+            for (int turn = 0; turn < 100 && read(pairs[i][1], &byte, 1) != 0; turn++)
+                event_base_loop(base, EVLOOP_NONBLOCK);
+            EXPECT_EQ(read(pairs[i][1], &byte, 1), 0) << "the peer sees the end";
+            close(pairs[i][1]);
+        }
+        busy(2 * 4096);
+    }
+    EXPECT_EQ(stats().rings, 0u);
+    event_free(event);
+    event_base_free(base);
+    close(plain[0]);
+    close(plain[1]);
+}
+
 TEST(Tree, TakesNothingThatItDoesNotKnow)
 {
     struct event_base *base = event_base_new();

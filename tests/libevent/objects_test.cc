@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
+#include <event2/bufferevent_struct.h>
 #include <event2/dns.h>
 #include <event2/event.h>
 #include <event2/http.h>
@@ -1238,6 +1239,283 @@ TEST_P(Objects, AFileGoesOut)
     EXPECT_EQ(receive(fds[1], bytes.size() + 8), "head" + bytes + "tail");
 }
 
+/* What libevent's own never does: it reads once. */
+TEST_P(Objects, ABlockingSocketDoesNotBlockTheLoop)
+{
+    int fds[2];
+    connected(fds);
+    fds_.push_back(fds[1]);
+    fcntl(fds[0], F_SETFL, 0);
+    struct bufferevent *bev = keep(fds[0]);
+    std::atomic<size_t> read{0};
+    Callbacks callbacks;
+    callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+    callbacks.set(bev);
+    bufferevent_enable(bev, EV_READ);
+    /* Among them what fills the room that an evbuffer makes. */
+    for (size_t length : {4096u, 4048u, 8144u, 16384u, 16336u, 32720u, 65488u, 65536u}) {
+        read = 0;
+        size_t seen = 0;
+        send_all(fds[1], text(length, 1));
+        std::thread helper([&] { /* frees a loop that is stuck */
+            for (int i = 0; i < 2000 && read < length; i++)
+                usleep(1000);
+            seen = read;
+            if (seen < length) {
+                EXPECT_EQ(write(fds[1], "x", 1), 1);
+            }
+        });
+        run_until([&] { return read >= length; });
+        helper.join();
+        EXPECT_EQ(seen, length);
+    }
+}
+
+/* In a callback of the input's, which runs while bytes are read. */
+TEST_P(Objects, NothingIsReadBehindADisable)
+{
+    for (int how = 0; how < 2; how++) {
+        int fds[2];
+        connected(fds);
+        fds_.push_back(fds[1]);
+        struct bufferevent *bev = keep(fds[0]);
+        struct Tools {
+            struct bufferevent *bev;
+            size_t read = 0, stopped_at = 0;
+            bool stops = false;
+        } tools;
+        tools.bev = bev;
+        evbuffer_add_cb(bufferevent_get_input(bev), [](struct evbuffer *buffer, const struct evbuffer_cb_info *info, void *argument) {
+            auto *is = static_cast<Tools *>(argument);
+            if (info->n_added == 0 || !is->stops)
+                return;
+            is->stops = false;
+            is->stopped_at = evbuffer_get_length(buffer);
+            bufferevent_disable(is->bev, EV_READ);
+        }, &tools);
+        size_t sent = 0;
+        Callbacks callbacks;
+        callbacks.on_read = [&](struct bufferevent *self) { tools.read += take(bufferevent_get_input(self)).size(); };
+        callbacks.set(bev);
+        bufferevent_enable(bev, EV_READ);
+        if (how == 1)
+            warm_up(fds[1], [&] { return tools.read; }, &sent);
+        bufferevent_setcb(bev, nullptr, nullptr, nullptr, nullptr);
+        tools.stops = true;
+        std::string bytes = text(60000, 3);
+        send_all(fds[1], bytes);
+        run_until([&] { return tools.stopped_at > 0; });
+        run(3);
+        EXPECT_EQ(evbuffer_get_length(bufferevent_get_input(bev)), tools.stopped_at);
+        bufferevent_enable(bev, EV_READ);
+        run_until([&] { return evbuffer_get_length(bufferevent_get_input(bev)) == bytes.size(); });
+        EXPECT_EQ(take(bufferevent_get_input(bev)), bytes);
+    }
+}
+
+TEST_P(Objects, AWriteTimeoutBeginsAnewWithAnEnable)
+{
+    int fds[2];
+    connected(fds);
+    fds_.push_back(fds[1]);
+    struct bufferevent *bev = keep(fds[0]);
+    short what = 0;
+    Callbacks callbacks;
+    callbacks.on_event = [&](struct bufferevent *, short event) { what = event; };
+    callbacks.set(bev);
+    struct timeval hour = {3600, 0};
+    bufferevent_set_timeouts(bev, nullptr, &hour);
+    bufferevent_enable(bev, EV_WRITE);
+    std::string much(16 << 20, 'm');
+    bufferevent_write(bev, much.data(), much.size());
+    run(5);
+    struct timeval before = {}, after = {};
+    ASSERT_TRUE(event_pending(&bev->ev_write, EV_WRITE | EV_TIMEOUT, &before));
+    usleep(20000);
+    run(1); /* the base's clock */
+    bufferevent_enable(bev, EV_WRITE);
+    ASSERT_TRUE(event_pending(&bev->ev_write, EV_WRITE | EV_TIMEOUT, &after));
+    struct timeval moved;
+    evutil_timersub(&after, &before, &moved);
+    EXPECT_GT(moved.tv_sec * 1000000 + moved.tv_usec, 5000);
+}
+
+TEST_P(Objects, AWriteThatUsesUpTheRateIsTold)
+{
+    for (int how = 0; how < 2; how++) {
+        int fds[2], writes = 0;
+        connected(fds);
+        struct bufferevent *bev = make(base_, fds[0]);
+        Callbacks callbacks;
+        struct timeval tick = {3600, 0};
+        struct ev_token_bucket_cfg *limit = ev_token_bucket_cfg_new(500, 500, 500, 500, &tick);
+        struct bufferevent_rate_limit_group *group = nullptr;
+        if (how == 0) {
+            ASSERT_EQ(bufferevent_set_rate_limit(bev, limit), 0);
+        } else {
+            group = bufferevent_rate_limit_group_new(base_, limit);
+            ASSERT_EQ(bufferevent_add_to_rate_limit_group(bev, group), 0);
+        }
+        bufferevent_enable(bev, EV_WRITE);
+        run(2);
+        callbacks.on_write = [&](struct bufferevent *) { writes++; };
+        callbacks.set(bev);
+        std::string bytes = text(500, 4);
+        bufferevent_write(bev, bytes.data(), bytes.size());
+        EXPECT_EQ(receive(fds[1], bytes.size()), bytes);
+        run_until([&] { return writes > 0; });
+        EXPECT_EQ(writes, 1);
+        bufferevent_write(bev, "more", 4);
+        run(3);
+        EXPECT_EQ(writes, 1);
+        EXPECT_EQ(evbuffer_get_length(bufferevent_get_output(bev)), 4u);
+        if (group) {
+            bufferevent_remove_from_rate_limit_group(bev);
+            bufferevent_rate_limit_group_free(group);
+        } else {
+            bufferevent_set_rate_limit(bev, nullptr);
+        }
+        EXPECT_EQ(receive(fds[1], 4), "more");
+        run_until([&] { return writes == 2; });
+        bufferevent_free(bev);
+        run(1);
+        ev_token_bucket_cfg_free(limit);
+        close(fds[1]);
+    }
+}
+
+/* Where nothing of a bufferevent is added and nothing waits, the program may close the fd. */
+TEST_P(Objects, AClosedNumberIsNobodysWhereNothingIsAdded)
+{
+    for (int how = 0; how < 8; how++) {
+        int fds[2], next[2], neighbours[2][2];
+        connected(fds);
+        connected(neighbours[0]);
+        connected(neighbours[1]);
+        struct bufferevent *first = make(base_, fds[0], 0);
+        bufferevent_enable(first, EV_WRITE);
+        if (how & 1) { /* it was full once */
+            std::string much = text(8 << 20, 1);
+            bufferevent_write(first, much.data(), much.size());
+            EXPECT_EQ(receive(fds[1], much.size()), much);
+        } else {
+            bufferevent_write(first, "x", 1);
+            EXPECT_EQ(receive(fds[1], 1), "x");
+        }
+        run(3);
+        close(fds[0]);
+        close(fds[1]);
+        connected(next);
+        if (next[0] != fds[0]) {
+            ASSERT_EQ(dup2(next[0], fds[0]), fds[0]);
+            close(next[0]);
+        }
+        struct Reader {
+            size_t read = 0;
+        } reader;
+        Callbacks callbacks, neighbour;
+        callbacks.on_read = [&](struct bufferevent *self) { reader.read += take(bufferevent_get_input(self)).size(); };
+        struct bufferevent *second = nullptr, *around[2];
+        struct event *event = nullptr;
+        for (int i = 0; i < 2; i++) {
+            around[i] = make(base_, neighbours[i][0]);
+            neighbour.set(around[i]);
+            bufferevent_enable(around[i], EV_READ);
+        }
+        if (how & 4) {
+            event = event_new(base_, fds[0], EV_READ | EV_PERSIST, [](evutil_socket_t fd, short, void *argument) {
+                char bytes[64];
+                ssize_t count = ::read(fd, bytes, sizeof bytes);
+                static_cast<Reader *>(argument)->read += count > 0 ? (size_t)count : 0;
+            }, &reader);
+            event_add(event, nullptr);
+        } else {
+            second = make(base_, fds[0], 0);
+            callbacks.set(second);
+            bufferevent_enable(second, EV_READ | EV_WRITE);
+        }
+        size_t sent = 0;
+        warm_up(next[1], [&] { return reader.read; }, &sent);
+        /* With bytes for it on their way: in a callback before its own. */
+        neighbour.on_read = [&](struct bufferevent *self) {
+            take(bufferevent_get_input(self));
+            if (!first)
+                return;
+            if (how & 2)
+                bufferevent_setfd(first, -1);
+            bufferevent_free(first);
+            first = nullptr;
+        };
+        for (int i = 0; i < 3; i++) {
+            ASSERT_EQ(write(neighbours[0][1], "a", 1), 1);
+            ASSERT_EQ(write(next[1], "more", 4), 4);
+            ASSERT_EQ(write(neighbours[1][1], "b", 1), 1);
+            sent += 4;
+            run_until([&] { return !first && reader.read == sent; });
+            ASSERT_EQ(reader.read, sent) << how;
+        }
+        if (second)
+            bufferevent_free(second);
+        if (event)
+            event_free(event);
+        for (int i = 0; i < 2; i++) {
+            bufferevent_free(around[i]);
+            close(neighbours[i][1]);
+        }
+        run(1);
+        close(fds[0]);
+        close(next[1]);
+    }
+}
+
+TEST_P(Objects, AnEventOfTheProgramsOwnStandsBesideABufferevent)
+{
+    for (int how = 0; how < 4; how++) {
+        int fds[2], calls = 0;
+        connected(fds);
+        struct bufferevent *bev = make(base_, fds[0], 0);
+        struct event *event = event_new(base_, fds[0], EV_READ | EV_PERSIST, [](evutil_socket_t, short, void *count) {
+            ++*static_cast<int *>(count);
+        }, &calls);
+        size_t read = 0, sent = 0;
+        Callbacks callbacks;
+        callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+        callbacks.set(bev);
+        event_add(event, nullptr);
+        run(2);
+        bufferevent_enable(bev, how == 0 ? EV_WRITE : EV_READ | EV_WRITE);
+        bufferevent_write(bev, "out", 3);
+        EXPECT_EQ(receive(fds[1], 3), "out");
+        if (how > 0) /* both hear of it */
+            for (int i = 1; i < 8; i++) {
+                ASSERT_EQ(write(fds[1], "four", 4), 4);
+                sent += 4;
+                run_until([&] { return calls >= i && read == sent; });
+                ASSERT_EQ(read, sent) << how;
+            }
+        if (how == 2)
+            bufferevent_setfd(bev, -1);
+        else if (how == 3)
+            bufferevent_free(bev);
+        else
+            bufferevent_disable(bev, EV_READ | EV_WRITE);
+        run(2);
+        for (int i = 0; i < 3; i++) {
+            int before = calls;
+            char bytes[8];
+            ASSERT_EQ(write(fds[1], "own", 3), 3);
+            run_until([&] { return calls > before; });
+            EXPECT_EQ(::read(fds[0], bytes, sizeof bytes), 3) << how;
+        }
+        event_free(event);
+        if (how != 3)
+            bufferevent_free(bev);
+        run(1);
+        close(fds[0]);
+        close(fds[1]);
+    }
+}
+
 /* --------------------------------------------------------------------- connecting */
 
 class Connects : public Objects {
@@ -1585,6 +1863,50 @@ TEST_P(Connects, APortIsFreeRightAfterTheBase)
         event_base_free(base_);
         base_ = new_base();
     }
+}
+
+TEST_P(Connects, ANumberOfAFailedConnectIsNobodys)
+{
+    if (family() == AF_UNIX)
+        GTEST_SKIP() << "refused at once";
+    serve();
+    evconnlistener_free(server_.listener);
+    server_.listener = nullptr;
+    run(2);
+    struct bufferevent *client = make(base_, -1, 0);
+    short what = 0;
+    Callbacks callbacks;
+    callbacks.on_event = [&](struct bufferevent *, short event) { what = event; };
+    callbacks.set(client);
+    bufferevent_enable(client, EV_READ | EV_WRITE);
+    ASSERT_EQ(bufferevent_socket_connect(client, (struct sockaddr *)&address_, (int)address_length_), 0);
+    run_until([&] { return what != 0; });
+    int fd = bufferevent_getfd(client), next[2];
+    close(fd);
+    connected(next);
+    if (next[0] != fd) {
+        ASSERT_EQ(dup2(next[0], fd), fd);
+        close(next[0]);
+    }
+    struct bufferevent *second = make(base_, fd, 0);
+    size_t read = 0, sent = 0;
+    Callbacks others;
+    others.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+    others.set(second);
+    bufferevent_enable(second, EV_READ | EV_WRITE);
+    run(2);
+    bufferevent_free(client);
+    run(2);
+    for (int i = 0; i < 8; i++) {
+        ASSERT_EQ(write(next[1], "more", 4), 4);
+        sent += 4;
+        run_until([&] { return read == sent; });
+        ASSERT_EQ(read, sent);
+    }
+    bufferevent_free(second);
+    run(1);
+    close(fd);
+    close(next[1]);
 }
 
 /* ----------------------------------------------------------------- on top of them */

@@ -543,6 +543,48 @@ TEST_F(Datagrams, WhoAskedForChunksHasThem)
     EXPECT_GT(receiver_.chunks_freed, 0u);
 }
 
+TEST_F(Datagrams, WhoAsksForManyGetsFewAndManyInTheirOrder)
+{
+    uv_close(reinterpret_cast<uv_handle_t *>(&handle_), nullptr);
+    turn();
+    open(AF_INET, UV_UDP_RECVMMSG);
+    Peer peer;
+    receiver_.room = 20 * 65536;
+    start();
+    int sent = 0;
+    for (int count : {1, 1, 2, 20, 60, 64, 64, 1, 1, 1, 1, 1, 1, 3, 5, 40, 1}) {
+        unsigned ends = receiver_.ends;
+        for (int i = 0; i < count; i++)
+            peer.send(address_, numbered(sent++));
+        /* After many, others have a turn first, and then there may be nothing to be said. */
+        run_until([&] {
+            return receiver_.came.size() == static_cast<size_t>(sent) && (count > 5 || receiver_.ends > ends);
+        });
+    }
+    EXPECT_EQ(receiver_.texts(), numbers(0, sent));
+    EXPECT_FALSE(receiver_.out_of_turn);
+    EXPECT_TRUE(receiver_.errors.empty());
+}
+
+TEST_F(Datagrams, WhoAsksForManyHearsOfARefusedOne)
+{
+    uv_close(reinterpret_cast<uv_handle_t *>(&handle_), nullptr);
+    turn();
+    open(AF_INET, UV_UDP_RECVMMSG);
+    receiver_.room = 4 * 65536;
+    auto gone = std::make_unique<Peer>();
+    sockaddr_storage name = gone->name();
+    ASSERT_EQ(uv_udp_connect(&handle_, reinterpret_cast<sockaddr *>(&name)), 0);
+    start();
+    gone->send(address_, "first");
+    run_until([&] { return receiver_.came.size() == 1; });
+    gone->shut();
+    uv_buf_t buffer = uv_buf_init(const_cast<char *>("hello"), 5);
+    ASSERT_EQ(uv_udp_try_send(&handle_, &buffer, 1, nullptr), 5);
+    run_until([&] { return !receiver_.errors.empty(); });
+    EXPECT_EQ(receiver_.errors, std::vector<int>{UV_ECONNREFUSED});
+}
+
 TEST_F(Datagrams, AnotherLoopInTheCallbackReceivesToo)
 {
     Peer peer;

@@ -187,7 +187,7 @@ TEST_F(Adopted, ASetOfDeclaredOnesLeavesAllOthersAlone)
         }
         ASSERT_EQ(ringpoll_get_stats(set, &stats), 0);
         EXPECT_EQ(stats.adopted, declared ? 1u : 0u);
-        EXPECT_EQ(stats.watches_ring, 1u) << "both are on the ring";
+        EXPECT_EQ(stats.watches_ring, declared ? 1u : 0u) << "others are kernel epoll's";
         EXPECT_EQ(ringpoll_close(fds[0]), 0);
         close(fds[1]);
     }
@@ -538,61 +538,316 @@ TEST_F(First, ManyAcceptedConnectionsHaveTheirAddresses)
     }
 }
 
-/* Reads that nobody reports, few events in a turn: each turn costs a call more than kernel
- * epoll's. Not so where something is declared, or many are told of in a turn. */
-TEST(Declared, ASetOfPlainFdsThatIsLookedAtInEachTurnGoesToKernelEpoll)
-{
-    constexpr int PIPES = 16, EVENTS = 3 * 4096;
-    struct {
-        int together;
-        bool with_declared;
-    } cases[] = {{1, false}, {PIPES, false}, {1, true}};
-    for (auto [together, with_declared] : cases) {
+/* Sets of which what is not declared is plain: kernel epoll's, at its cost. */
+class Declared : public testing::Test {
+protected:
+    static constexpr int PLAIN = 16;
+    void SetUp() override
+    {
+        if (!kernel_adopts())
+            GTEST_SKIP() << "this kernel adopts nothing";
         struct ringpoll_options options = {};
         options.size = sizeof options;
         options.flags = RINGPOLL_DECLARED | RINGPOLL_BATCH | RINGPOLL_ACCEPT;
-        int set = ringpoll_create(&options), pipes[PIPES][2], pair[2];
-        ASSERT_GE(set, 0);
-        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
-        struct epoll_event event = {}, events[PIPES];
-        event.events = EPOLLIN;
-        if (with_declared) {
-            ringpoll_fd_opened(pair[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK |
-                                            RINGPOLL_FD_DECLARED);
-            ASSERT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, pair[0], &event), 0);
+        set_ = ringpoll_create(&options);
+        ASSERT_GE(set_, 0);
+        for (auto &pair : plain_) {
+            ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+            add(pair[0]);
         }
-        for (auto &pipe : pipes) {
-            ASSERT_EQ(pipe2(pipe, O_CLOEXEC), 0);
-            event.data.fd = pipe[0];
-            ASSERT_EQ(ringpoll_ctl(set, EPOLL_CTL_ADD, pipe[0], &event), 0);
+    }
+    void TearDown() override
+    {
+        for (auto &pair : plain_) {
+            ringpoll_ctl(set_, EPOLL_CTL_DEL, pair[0], nullptr);
+            close(pair[0]);
+            close(pair[1]);
         }
-        struct timespec second = {1, 0};
-        for (int told = 0; told < EVENTS; told += together) {
-            char byte = 0;
-            for (int i = 0; i < together; i++)
-                ASSERT_EQ(write(pipes[(told + i) % PIPES][1], "x", 1), 1);
-            ASSERT_EQ(ringpoll_wait(set, events, PIPES, &second, nullptr), together) << told;
-            for (int i = 0; i < together; i++)
-                ASSERT_EQ(read(events[i].data.fd, &byte, 1), 1);
-        }
+        for (int fd : others_)
+            ringpoll_close(fd);
+        ringpoll_close(set_);
+    }
+    void add(int fd, uint32_t events = EPOLLIN)
+    {
+        struct epoll_event event = {};
+        event.events = events;
+        event.data.fd = fd;
+        ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, fd, &event), 0);
+    }
+    int declare(int *ret_peer)
+    {
+        int fds[2];
+        if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds) != 0)
+            abort();
+        ringpoll_fd_opened(fds[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK | RINGPOLL_FD_DECLARED);
+        others_.push_back(fds[0]);
+        others_.push_back(fds[1]);
+        *ret_peer = fds[1];
+        return fds[0];
+    }
+    void close_declared()
+    {
+        for (int fd : others_)
+            ringpoll_close(fd);
+        others_.clear();
+    }
+    struct ringpoll_stats stats()
+    {
         struct ringpoll_stats stats = {};
         stats.size = sizeof stats;
-        ASSERT_EQ(ringpoll_get_stats(set, &stats), 0);
-        if (stats.rings_made) {
-            EXPECT_EQ(stats.engine, together == 1 && !with_declared ? RINGPOLL_ENGINE_KERNEL : RINGPOLL_ENGINE_RING)
-                << together << " together, " << stats.rechecks << " looks" << (with_declared ? ", with one declared" : "");
-            if (stats.engine == RINGPOLL_ENGINE_KERNEL) {
-                EXPECT_EQ(stats.reason, RINGPOLL_REASON_UNFIT);
-            }
-        }
-        for (auto &pipe : pipes) {
-            ringpoll_close(pipe[0]);
-            close(pipe[1]);
-        }
-        ringpoll_close(pair[0]);
-        close(pair[1]);
-        ringpoll_close(set);
+        EXPECT_EQ(ringpoll_get_stats(set_, &stats), 0);
+        return stats;
     }
+    static std::string read_all(int fd)
+    {
+        std::string all;
+        char bytes[64];
+        for (;;) {
+            long got = ringpoll_try_recv(fd, bytes, sizeof bytes, 0);
+            if (got == RINGPOLL_PASS) {
+                got = read(fd, bytes, sizeof bytes);
+                got = got < 0 ? -errno : got;
+                ringpoll_fd_read(fd, sizeof bytes, got);
+            }
+            if (got <= 0)
+                return all;
+            all.append(bytes, (size_t)got);
+        }
+    }
+    /* What one wait tells of this fd. */
+    uint32_t told_of(int fd, int ms = 0)
+    {
+        struct epoll_event events[64];
+        struct timespec time = {ms / 1000, ms % 1000 * 1000000};
+        int count = ringpoll_wait(set_, events, 64, &time, nullptr);
+        for (int i = 0; i < count; i++)
+            if (events[i].data.fd == fd)
+                return events[i].events;
+        return 0;
+    }
+    /* So many events of plain fds, each of a turn of its own, each told once. */
+    void busy(int turns)
+    {
+        struct timespec time = {5, 0};
+        for (int turn = 0; turn < turns; turn++) {
+            struct epoll_event event = {};
+            int *pair = plain_[turn % PLAIN];
+            char byte;
+            ASSERT_EQ(write(pair[1], "x", 1), 1);
+            ASSERT_EQ(ringpoll_wait(set_, &event, 1, &time, nullptr), 1);
+            ASSERT_EQ(event.data.fd, pair[0]);
+            ASSERT_EQ(event.events, (uint32_t)EPOLLIN);
+            ASSERT_EQ(read(pair[0], &byte, 1), 1);
+        }
+    }
+    int set_ = -1, plain_[PLAIN][2];
+    std::vector<int> others_;
+};
+
+TEST_F(Declared, PlainFdsAreKernelEpollsAndCauseNoRing)
+{
+    busy(1000);
+    struct ringpoll_stats now = stats();
+    EXPECT_EQ(now.rings, 0u);
+    EXPECT_EQ(now.engine, RINGPOLL_ENGINE_KERNEL);
+    EXPECT_EQ(now.enters + now.rechecks, 0u);
+    EXPECT_EQ(now.waits, 1000u);
+    EXPECT_EQ(now.events, 1000u);
+    EXPECT_EQ(now.kernel_waits, now.waits) << "a call each, and no other";
+    EXPECT_EQ(now.kernel_ctls, (uint64_t)PLAIN);
+    EXPECT_EQ(now.watches_kernel, (uint64_t)PLAIN);
+    struct epoll_event event = {};
+    EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, plain_[0][0], &event), -EEXIST);
+    EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_DEL, plain_[0][0], nullptr), 0);
+    EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_DEL, plain_[0][0], nullptr), -ENOENT);
+    EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, plain_[0][0], &event), -ENOENT);
+    EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, -1, &event), -EBADF);
+    EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, set_, &event), -EINVAL);
+    EXPECT_EQ(stats().watches_kernel, PLAIN - 1u);
+    add(plain_[0][0]);
+    busy(PLAIN);
+}
+
+TEST_F(Declared, TheRingComesWithWhatIsDeclaredAndGoesWithIt)
+{
+    for (int time = 0; time < 3; time++) {
+        int peer;
+        busy(300);
+        EXPECT_EQ(stats().rings, 0u) << time;
+        int fd = declare(&peer);
+        add(fd);
+        for (int round = 0; round < 8; round++) {
+            ASSERT_EQ(write(peer, "bytes", 5), 5);
+            EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN) << time;
+            EXPECT_EQ(read_all(fd), "bytes");
+        }
+        EXPECT_EQ(stats().rings, 1u) << time;
+        EXPECT_EQ(stats().adopted, 1u) << time << ": whatever was before";
+        busy(100);
+        EXPECT_EQ(stats().rings, 1u) << time;
+        close_declared();
+        busy(4 * 4096);
+    }
+}
+
+/* A ring that is mostly idle costs each turn a call. */
+TEST_F(Declared, ARingThatDoesNotPayIsLeftForAWhileAndLosesNothing)
+{
+    int peer, later_peer;
+    int fd = declare(&peer);
+    add(fd);
+    for (int round = 0; round < 8; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    EXPECT_EQ(stats().adopted, 1u);
+    busy(600);
+    struct ringpoll_stats away = stats();
+    EXPECT_EQ(away.rings, 0u);
+    EXPECT_EQ(away.adopted, 0u);
+    /* There it is told of, and one that is declared now as well. */
+    int later = declare(&later_peer);
+    add(later);
+    EXPECT_EQ(told_of(fd), 0u);
+    ASSERT_EQ(write(peer, "more", 4), 4);
+    ASSERT_EQ(write(later_peer, "first", 5), 5);
+    EXPECT_EQ(told_of(fd), (uint32_t)EPOLLIN);
+    EXPECT_EQ(told_of(later), (uint32_t)EPOLLIN) << "level-triggered";
+    EXPECT_EQ(read_all(later), "first");
+    EXPECT_EQ(read_all(fd), "more");
+    busy(1000);
+    EXPECT_EQ(stats().enters, away.enters);
+    /* After that both are on a ring again, which has its chance. */
+    for (int turns = 0; turns < 20000 && stats().rings == 0; turns += 100)
+        busy(100);
+    EXPECT_EQ(stats().rings, 1u);
+    for (int round = 0; round < 200; round++) {
+        ASSERT_EQ(write(peer, "more", 4), 4);
+        ASSERT_EQ(write(later_peer, "again", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "more");
+        EXPECT_EQ(read_all(later), "again");
+    }
+    EXPECT_EQ(stats().adopted, 2u);
+    /* And leaves it again, with bytes that the ring has received, and nobody has read. */
+    ASSERT_EQ(write(later_peer, "late", 4), 4);
+    EXPECT_EQ(told_of(later, 1000), (uint32_t)EPOLLIN);
+    struct epoll_event none = {}, readable = {};
+    readable.events = EPOLLIN;
+    readable.data.fd = later;
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, later, &none), 0);
+    for (int turns = 0; turns < 20000 && stats().rings == 1; turns += 100)
+        busy(100);
+    EXPECT_EQ(stats().rings, 0u);
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, later, &readable), 0);
+    EXPECT_EQ(told_of(later), (uint32_t)EPOLLIN);
+    ASSERT_EQ(write(later_peer, "r", 1), 1);
+    EXPECT_EQ(told_of(later), (uint32_t)EPOLLIN);
+    EXPECT_EQ(read_all(later), "later");
+    EXPECT_EQ(told_of(later), 0u);
+    shutdown(peer, SHUT_WR);
+    EXPECT_TRUE(told_of(fd) & EPOLLIN);
+    EXPECT_EQ(read_all(fd), "");
+}
+
+TEST_F(Declared, AChildHasItsOwnCopyOfPlainFdsToo)
+{
+    for (bool on_ring : {false, true}) {
+        int peer = -1, fd = -1;
+        if (on_ring)
+            add(fd = declare(&peer));
+        busy(PLAIN);
+        EXPECT_EQ(stats().rings, on_ring ? 1u : 0u);
+        ringpoll_fork_prepare();
+        pid_t child = fork();
+        if (child == 0) {
+            ringpoll_fork_child();
+            busy(PLAIN);
+            bool fine = told_of(plain_[0][0]) == 0;
+            if (on_ring)
+                fine = fine && write(peer, "x", 1) == 1 && told_of(fd, 1000) == EPOLLIN && read_all(fd) == "x";
+            /* What it deletes is its own. */
+            fine = fine && ringpoll_ctl(set_, EPOLL_CTL_DEL, plain_[1][0], nullptr) == 0;
+            _exit(fine && !HasFailure() ? 0 : 1);
+        }
+        ringpoll_fork_parent();
+        int status = -1;
+        ASSERT_EQ(waitpid(child, &status, 0), child);
+        EXPECT_EQ(status, 0) << on_ring;
+        busy(PLAIN);
+        EXPECT_EQ(stats().rings, on_ring ? 1u : 0u);
+    }
+}
+
+/* The wait of another thread's: plain fds need nobody's help, a declared one is told of at once
+ * and gets its ring with the next turn. */
+TEST_F(Declared, AnotherThreadAddsBesideAWaitInKernelEpoll)
+{
+    int peer, fd = declare(&peer), told = 0, extra[2];
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, extra), 0);
+    others_.insert(others_.end(), {extra[0], extra[1]});
+    busy(3);
+    std::thread other([&] {
+        /* It is in its wait, or will be: both are fine. */
+        add(extra[0]);
+        add(fd);
+        EXPECT_EQ(write(extra[1], "x", 1), 1);
+        EXPECT_EQ(write(peer, "x", 1), 1);
+    });
+    for (int turn = 0; turn < 1000 && told != 3; turn++) {
+        struct epoll_event events[8];
+        struct timespec second = {1, 0};
+        int count = ringpoll_wait(set_, events, 8, &second, nullptr);
+        for (int i = 0; i < count; i++) {
+            told |= events[i].data.fd == fd ? 1 : events[i].data.fd == extra[0] ? 2 : 0;
+            EXPECT_EQ(read_all(events[i].data.fd), "x");
+        }
+    }
+    other.join();
+    EXPECT_EQ(told, 3);
+    for (int round = 0; round < 8; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    EXPECT_EQ(stats().adopted, 1u);
+}
+
+/* The next ring's receives come behind what an earlier one has left, which nobody has read. */
+TEST_F(Declared, BytesOfAnEarlierRingStayWhatTheyAre)
+{
+    int peer, fd = declare(&peer);
+    add(fd);
+    for (int round = 0; round < 8; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    ASSERT_EQ(stats().adopted, 1u);
+    std::string written = "unread";
+    ASSERT_EQ(write(peer, written.data(), written.size()), (ssize_t)written.size());
+    EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_DEL, fd, nullptr), 0);
+    for (int turns = 0; turns < 20000 && stats().rings == 1; turns += 100)
+        busy(100);
+    EXPECT_EQ(stats().rings, 0u);
+    add(fd);
+    for (int round = 0; round < 30; round++) {
+        char byte = (char)('a' + round % 26);
+        ASSERT_EQ(write(peer, &byte, 1), 1);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        written += byte;
+    }
+    EXPECT_EQ(stats().rings, 1u);
+    EXPECT_EQ(read_all(fd), written);
+    EXPECT_EQ(told_of(fd), 0u);
+    for (int round = 0; round < 60; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    EXPECT_EQ(stats().adopted, 1u);
 }
 
 /* A thread with two sets: what it wrote by one goes out before it sleeps on the other. */

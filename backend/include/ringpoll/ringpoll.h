@@ -97,8 +97,10 @@ RINGPOLL_API const char *ringpoll_version(void);
  * measured so far it gained nothing. Without sparse tables (Linux 5.19) it is ignored. */
 #define RINGPOLL_FIXED_FILES (1u << 10)
 /* With RINGPOLL_ADOPT and its kin: only what the caller declares (RINGPOLL_FD_DECLARED)
- * is adopted. The set is not RINGPOLL_TRACKED then: of all other fds nothing need be
- * reported, and they are read and written by plain calls. */
+ * is on the ring, and adopted. The set is not RINGPOLL_TRACKED then: of all other fds
+ * nothing need be reported, they are kernel epoll's, and read and written by plain calls.
+ * There is a ring while there are declared fds; where the others are the busy ones the set
+ * leaves it for a while. */
 #define RINGPOLL_DECLARED (1u << 11)
 
 struct ringpoll_options {

@@ -21,6 +21,7 @@ struct iovec;
 struct ringpoll_request;
 struct uv_loop_s;
 struct msghdr;
+struct mmsghdr;
 
 /* In uv_loop_t.flags: UV_LOOP_EPOLL was asked for. */
 #define RINGPOLL_UV_TREE_EPOLL 0x20000000u
@@ -65,7 +66,13 @@ struct ringpoll_uv_tree_inbox;
 int ringpoll_uv_tree_receives(struct ringpoll_uv_tree_inbox **inbox, int fd, unsigned loop_flags, int plain);
 /* recvmsg(2), with -1 and errno: one name, one buffer. */
 long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, struct msghdr *message);
-/* After them: whether any are left. */
+/* The same where the handle asked for recvmmsg(2): how many of its slots to offer; the call,
+ * with -1 and errno. */
+unsigned ringpoll_uv_tree_slots(struct ringpoll_uv_tree_inbox **inbox, int fd, unsigned loop_flags, unsigned most);
+int ringpoll_uv_tree_receive_many(struct ringpoll_uv_tree_inbox *inbox, int fd, struct mmsghdr *messages, unsigned count);
+/* sendmmsg(2), with -1 and errno. */
+int ringpoll_uv_tree_send_many(int fd, struct mmsghdr *messages, unsigned count);
+/* After either: whether any are left. */
 int ringpoll_uv_tree_received(struct ringpoll_uv_tree_inbox *inbox);
 /* Whether any are left, at another time. */
 int ringpoll_uv_tree_unread(const struct ringpoll_uv_tree_inbox *inbox);
