@@ -327,7 +327,10 @@ static bool read_a_loan(struct handle *handle)
     if (plain) {
         got = ringpoll_buffer_new(SUGGESTED, &buffer);
         if (got == 0) {
-            got = read_plainly(handle, buffer.data, buffer.length);
+            /* What the ring of another thread's loop has received is not lent, but read. */
+            got = handle->declared ? ringpoll_try_recv(handle->fd, buffer.data, buffer.length, MSG_DONTWAIT) : RINGPOLL_PASS;
+            if (got == RINGPOLL_PASS)
+                got = read_plainly(handle, buffer.data, buffer.length);
             more = got == (long)buffer.length;
             buffer.length = got > 0 ? (size_t)got : 0;
         }
