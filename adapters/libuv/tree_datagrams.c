@@ -33,7 +33,7 @@
  *
  * A handle that asked for recvmmsg(2) itself (UV_UDP_RECVMMSG, named does) brings its own
  * slots, and stays RESTING. Its inbox knows how many of them are worth being offered, and
- * saves the second call of a wake-up, which would only say EAGAIN.
+ * whether the second call of a wake-up, which mostly says EAGAIN, is.
  */
 #include "preload.h"
 
@@ -49,6 +49,8 @@ _Static_assert(AT_MOST == TRAY_SLOTS, "one tray is one wake-up");
 #define FIRST_BATCH 8u
 /* Of a handle that brings slots of its own. */
 #define FEWEST_SLOTS 4u
+#define VAIN_ENOUGH 8u
+#define TRY_EACH 16u
 
 enum state { RESTING, RECEIVING };
 
@@ -56,7 +58,8 @@ struct ringpoll_uv_tree_inbox {
     enum state state;
     struct tray *tray; /* RECEIVING: the thread's */
     bool plain;    /* one at a time, for good */
-    bool drained;  /* what came last was all that there was: EAGAIN is known */
+    bool drained;  /* by this wake-up: what came last was all that there was */
+    unsigned in_vain, left_out; /* calls after that one: in a row that brought nothing; not made */
     unsigned left; /* that may be asked of the kernel before the end */
     unsigned batch;
     unsigned forks;
@@ -197,14 +200,23 @@ int ringpoll_uv_tree_receives(struct ringpoll_uv_tree_inbox **inbox, int fd, uns
     return AT_MOST;
 }
 
-/* recvmmsg(2); what it cannot say in one call is known then: whether that was all. */
+/* What came last was all that there was. A second call may find what came meanwhile, if the
+ * callbacks took long and the peers are busy; it is left out where it has been in vain for
+ * some time, but for a try now and then. */
+static bool knows_eagain(struct ringpoll_uv_tree_inbox *inbox)
+{
+    return inbox->drained && inbox->in_vain >= VAIN_ENOUGH && ++inbox->left_out % TRY_EACH != 0;
+}
+
 static int ask(struct ringpoll_uv_tree_inbox *inbox, int fd, struct mmsghdr *messages, unsigned count)
 {
-    if (inbox->drained || count == 0) {
+    if (count == 0 || knows_eagain(inbox)) {
         errno = EAGAIN;
         return -1;
     }
     int got = (int)rp_real.syscall(SYS_recvmmsg, fd, messages, count, MSG_DONTWAIT, NULL); /* it does not block */
+    if (inbox->drained)
+        inbox->in_vain = got > 0 ? 0 : inbox->in_vain + (inbox->in_vain < VAIN_ENOUGH);
     if (got > 0) {
         inbox->drained = (unsigned)got < count;
         if (!inbox->drained && inbox->batch < AT_MOST)

@@ -566,6 +566,38 @@ TEST_F(Datagrams, WhoAsksForManyGetsFewAndManyInTheirOrder)
     EXPECT_TRUE(receiver_.errors.empty());
 }
 
+TEST_F(Datagrams, WhatComesWhileACallbackRunsIsNotMissed)
+{
+    for (unsigned flags : {0u, static_cast<unsigned>(UV_UDP_RECVMMSG)}) {
+        uv_close(reinterpret_cast<uv_handle_t *>(&handle_), nullptr);
+        turn();
+        receiver_ = Receiver();
+        receiver_.room = 4 * 65536;
+        open(AF_INET, flags);
+        Peer peer;
+        start();
+        int sent = 0;
+        auto one_by_one = [&](int until) {
+            while (sent < until) { /* a second look at the socket is in vain each time */
+                peer.send(address_, numbered(sent++));
+                run_until([&] { return receiver_.came.size() == static_cast<size_t>(sent); });
+            }
+        };
+        for (int round = 1; round <= 3; round++) {
+            one_by_one(round * 200 - 150);
+            receiver_.then = [&](uv_udp_t *) {
+                if (sent < round * 200)
+                    peer.send(address_, numbered(sent++));
+            };
+            peer.send(address_, numbered(sent++));
+            run_until([&] { return receiver_.came.size() == static_cast<size_t>(round) * 200; });
+            receiver_.then = [](uv_udp_t *) {};
+        }
+        EXPECT_EQ(receiver_.texts(), numbers(0, 600));
+        EXPECT_FALSE(receiver_.out_of_turn);
+    }
+}
+
 TEST_F(Datagrams, WhoAsksForManyHearsOfARefusedOne)
 {
     uv_close(reinterpret_cast<uv_handle_t *>(&handle_), nullptr);
