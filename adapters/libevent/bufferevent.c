@@ -541,6 +541,40 @@ static long write_vectors(evutil_socket_t fd, const struct iovec *iov, int count
     return sent < 0 ? -errno : sent;
 }
 
+/* The first bytes of the output, as far as they are in memory: how many pieces. 0: a file's
+ * come first, see write_file(). */
+static int peek_memory(struct evbuffer *output, size_t most, struct evbuffer_iovec *vec)
+{
+    struct evbuffer_ptr at;
+    int count = inside.buffer_peek(output, (ssize_t)most, NULL, vec, VECTORS), i = 0;
+    if (count > VECTORS)
+        count = VECTORS;
+    if (count <= 0 || inside.buffer_point(output, &at, 0, EVBUFFER_PTR_SET) < 0)
+        return 0;
+    while (i < count && vec[i].iov_len == 0) /* not pointed to */
+        i++;
+    int first = i;
+    for (const struct chain_inside *chain = at.internal_.chain; chain && i < count; chain = chain->next, i++)
+        if (chain->flags & CHAIN_SENDFILE)
+            return i == first ? 0 : i;
+    return count;
+}
+
+/* By sendfile(2), as libevent's own, where a program's buffer (EVBUFFER_FLAG_DRAINS_TO_FD) had
+ * a file in it. What is written leaves the output. */
+static long write_file(struct ring_bufferevent *ring, size_t most)
+{
+    struct evbuffer *output = ring->inside.bev.output;
+    if (ringpoll_fd_flush(fd_of(ring)) < 0)
+        return -EAGAIN;
+    inside.buffer_unfreeze(output, 1);
+    errno = 0;
+    long result = inside.buffer_write(output, fd_of(ring), (ssize_t)most);
+    int error = errno; /* 0 with one: no room; without: the file has become shorter */
+    inside.buffer_freeze(output, 1);
+    return result > 0 ? result : -error;
+}
+
 /* Chains that the kernel sends from; each reference into them keeps them, too. */
 struct held {
     struct evbuffer *chains; /* nobody else has it, so that it needs no lock */
@@ -598,9 +632,7 @@ static long lend_output(struct ring_bufferevent *ring, size_t *ret_asked)
     size_t sum = 0, least = ringpoll_zc_least(fd_of(ring));
     if (inside.buffer_length(ring->inside.bev.output) < least)
         return RINGPOLL_PASS;
-    int count = inside.buffer_peek(ring->inside.bev.output, LENT_MOST, NULL, vec, VECTORS);
-    if (count > VECTORS)
-        count = VECTORS;
+    int count = peek_memory(ring->inside.bev.output, LENT_MOST, vec);
     for (int i = 0; i < count; i++) {
         asked[i] = vec[i];
         if (asked[i].iov_len > LENT_MOST - sum)
@@ -659,21 +691,21 @@ static bool write_some(struct ring_bufferevent *ring)
             asked = 0;
             lends = false;
         }
-        int count = inside.buffer_peek(bev->output, (ssize_t)left, NULL, vec, VECTORS);
-        if (count > VECTORS)
-            count = VECTORS;
+        int count = peek_memory(bev->output, left, vec);
         for (int i = 0; i < count; i++) {
             if (vec[i].iov_len > left - asked)
                 vec[i].iov_len = left - asked;
             asked += vec[i].iov_len;
         }
-        long result = write_vectors(fd, (struct iovec *)vec, count);
+        long result = count > 0 ? write_vectors(fd, (struct iovec *)vec, count) : write_file(ring, left);
         if (result > 0) {
-            inside.buffer_unfreeze(bev->output, 1);
-            inside.buffer_drain(bev->output, (size_t)result);
-            inside.buffer_freeze(bev->output, 1);
+            if (count > 0) {
+                inside.buffer_unfreeze(bev->output, 1);
+                inside.buffer_drain(bev->output, (size_t)result);
+                inside.buffer_freeze(bev->output, 1);
+            }
             written += (size_t)result;
-            left -= (size_t)result;
+            left -= (size_t)result < left ? (size_t)result : left;
             blocked = (size_t)result < asked;
         } else {
             blocked = true;

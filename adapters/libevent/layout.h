@@ -66,6 +66,16 @@ struct bufferevent_inside {
     void *rate_limits;
     char address[128 + sizeof(void *)];
 };
+/* What internal_.chain of a struct evbuffer_ptr points to, as far as it is looked at. */
+struct chain_inside {
+    struct chain_inside *next;
+    size_t room;
+    int64_t at;
+    size_t length;
+    unsigned flags;
+};
+#define CHAIN_SENDFILE 0x02u /* a file's bytes, without memory: sendfile(2) alone can write them */
+
 #define SUSPEND_WATERMARK 0x01u
 #define SUSPEND_LOOKUP 0x08u
 

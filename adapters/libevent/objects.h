@@ -80,6 +80,13 @@ struct object_inside {
     int (*buffer_refer)(struct evbuffer *buffer, const void *data, size_t length,
                         void (*cleanup)(const void *, size_t, void *), void *argument);
     int (*buffer_put_before)(struct evbuffer *buffer, struct evbuffer *before);
+    int (*buffer_set_flags)(struct evbuffer *buffer, uint64_t flags);
+    int (*buffer_point)(struct evbuffer *buffer, struct evbuffer_ptr *ret_at, size_t position, enum evbuffer_ptr_how how);
+    int (*buffer_write)(struct evbuffer *buffer, evutil_socket_t fd, ssize_t most);
+    struct evbuffer_file_segment *(*segment_new)(int fd, ev_off_t offset, ev_off_t length, unsigned flags);
+    void (*segment_free)(struct evbuffer_file_segment *segment);
+    int (*buffer_add_segment)(struct evbuffer *buffer, struct evbuffer_file_segment *segment, ev_off_t offset,
+                              ev_off_t length);
     struct evbuffer_cb_entry *(*buffer_on_change)(struct evbuffer *buffer, evbuffer_cb_func function, void *argument);
 
     struct evconnlistener *(*listener_new)(struct event_base *base, evconnlistener_cb on_accept, void *argument,

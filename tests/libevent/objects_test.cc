@@ -1516,6 +1516,46 @@ TEST_P(Objects, AnEventOfTheProgramsOwnStandsBesideABufferevent)
     }
 }
 
+/* A buffer of the program's own may hold a file that has no memory: what is written out by
+ * sendfile(2) alone. */
+TEST_P(Objects, AFileOfABufferThatDrainsToAnFdGoesOut)
+{
+    for (int warm = 0; warm < 2; warm++) {
+        int fds[2];
+        connected(fds);
+        struct bufferevent *bev = make(base_, fds[0]);
+        size_t read = 0, sent = 0;
+        short what = 0;
+        Callbacks callbacks;
+        callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+        callbacks.on_event = [&](struct bufferevent *, short event) { what |= event; };
+        callbacks.set(bev);
+        bufferevent_enable(bev, EV_READ | EV_WRITE);
+        if (warm)
+            warm_up(fds[1], [&] { return read; }, &sent);
+        for (size_t length : {100u, 5000u, 300000u}) {
+            char name[] = "ringpoll-test-XXXXXX";
+            int file = mkstemp(name);
+            ASSERT_GE(file, 0);
+            unlink(name);
+            std::string bytes = text(length, 8);
+            ASSERT_EQ(::write(file, bytes.data(), bytes.size()), (ssize_t)bytes.size());
+            struct evbuffer *own = evbuffer_new();
+            evbuffer_set_flags(own, EVBUFFER_FLAG_DRAINS_TO_FD);
+            evbuffer_add(own, "head", 4);
+            ASSERT_EQ(evbuffer_add_file(own, file, 0, (ev_off_t)bytes.size()), 0);
+            evbuffer_add(own, "tail", 4);
+            bufferevent_write_buffer(bev, own);
+            evbuffer_free(own);
+            EXPECT_EQ(receive(fds[1], bytes.size() + 8), "head" + bytes + "tail") << length;
+            ASSERT_EQ(what, 0);
+        }
+        bufferevent_free(bev);
+        run(1);
+        close(fds[1]);
+    }
+}
+
 /* --------------------------------------------------------------------- connecting */
 
 class Connects : public Objects {
