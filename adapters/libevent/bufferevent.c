@@ -954,16 +954,20 @@ static void set_fd(struct bufferevent *bev, evutil_socket_t fd)
 {
     struct ring_bufferevent *ring = of(bev);
     bool was_declared = ring->declared;
+    /* The same number is the same file as long as it is to be read: else it may have been closed. */
+    bool is_same = fd >= 0 && fd == fd_of(ring) && ((bev->enabled & EV_READ) || ring->postponed);
     ring->postponed = false;
     stop_writing(ring);
-    let_go(ring, true);
+    event_del_keeps = !let_go(ring, !is_same);
     inside.del(&bev->ev_read);
     inside.del(&bev->ev_write);
-    if (was_declared && !event_register_again(bev->ev_base, fd_of(ring)))
+    event_del_keeps = false;
+    if (was_declared && !ring->declared && !event_register_again(bev->ev_base, fd_of(ring)))
         ringpoll_fd_forget(fd_of(ring));
-    if (ring->ahead)
+    if (ring->ahead && !is_same)
         inside.buffer_drain(ring->ahead, inside.buffer_length(ring->ahead));
-    ring->error = 0;
+    if (!is_same)
+        ring->error = 0;
     inside.buffer_unfreeze(bev->input, 0);
     inside.buffer_unfreeze(bev->output, 1);
     assign(ring, fd);

@@ -1556,6 +1556,117 @@ TEST_P(Objects, AFileOfABufferThatDrainsToAnFdGoesOut)
     }
 }
 
+TEST_P(Objects, TheSameFdOnceMoreLosesNothing)
+{
+    for (size_t high : {0u, 5u}) {
+        int fds[2];
+        connected(fds);
+        struct bufferevent *bev = make(base_, fds[0]);
+        size_t read = 0, sent = 0;
+        Callbacks callbacks;
+        callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+        callbacks.set(bev);
+        bufferevent_enable(bev, EV_READ | EV_WRITE);
+        warm_up(fds[1], [&] { return read; }, &sent);
+        bufferevent_setcb(bev, nullptr, nullptr, nullptr, nullptr);
+        bufferevent_setwatermark(bev, EV_READ, 0, high);
+        std::string want, got;
+        for (unsigned i = 0; i < 6; i++) {
+            std::string bytes = text(50, i);
+            want += bytes;
+            send_all(fds[1], bytes);
+            size_t least = high ? high : want.size();
+            run_until([&] { return evbuffer_get_length(bufferevent_get_input(bev)) >= least; });
+            if (high)
+                got += take(bufferevent_get_input(bev));
+            ASSERT_EQ(bufferevent_setfd(bev, fds[0]), 0);
+            bufferevent_write(bev, "out", 3);
+            EXPECT_EQ(receive(fds[1], 3), "out");
+        }
+        bufferevent_setwatermark(bev, EV_READ, 0, 0);
+        run_until([&] { return got.size() + evbuffer_get_length(bufferevent_get_input(bev)) >= want.size(); });
+        got += take(bufferevent_get_input(bev));
+        EXPECT_EQ(got, want);
+        bufferevent_free(bev);
+        run(1);
+        close(fds[1]);
+    }
+}
+
+/* What is asked for by several threads at any time, while the loop runs. */
+TEST_P(Objects, OtherThreadsDoAsTheyLike)
+{
+    const int count = 3;
+    struct Connection {
+        int fds[2];
+        struct bufferevent *bev;
+        Callbacks callbacks;
+        std::atomic<size_t> read{0};
+        std::string want;
+    } connections[count];
+    for (auto &each : connections) {
+        connected(each.fds);
+        each.bev = make(base_, each.fds[0], BEV_OPT_CLOSE_ON_FREE | BEV_OPT_THREADSAFE);
+        each.callbacks.on_read = [&each](struct bufferevent *self) { each.read += take(bufferevent_get_input(self)).size(); };
+        each.callbacks.set(each.bev);
+        bufferevent_enable(each.bev, EV_READ | EV_WRITE);
+    }
+    std::atomic<int> running{count};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < count; i++)
+        threads.emplace_back([&, i] {
+            Connection &own = connections[i];
+            size_t sent = 0;
+            std::string got;
+            char bytes[4096];
+            for (unsigned n = 0; n < 400; n++) {
+                std::string piece = text(1 + n % 500, n);
+                own.want += piece;
+                bufferevent_write(own.bev, piece.data(), piece.size());
+                sent += write(own.fds[1], "some", 4) == 4 ? 4 : 0;
+                switch ((n + (unsigned)i) % 8) {
+                case 0:
+                    bufferevent_disable(own.bev, EV_READ);
+                    break;
+                case 1:
+                    bufferevent_disable(own.bev, EV_READ | EV_WRITE);
+                    break;
+                case 2:
+                    bufferevent_setwatermark(own.bev, EV_READ, 0, n % 3 ? 8 : 0);
+                    break;
+                case 3: {
+                    struct timeval hour = {3600, 0};
+                    bufferevent_set_timeouts(own.bev, n % 3 ? &hour : nullptr, n % 2 ? &hour : nullptr);
+                    break;
+                }
+                default:
+                    bufferevent_enable(own.bev, EV_READ | EV_WRITE);
+                }
+                for (ssize_t length; (length = ::read(own.fds[1], bytes, sizeof bytes)) > 0;)
+                    got.append(bytes, (size_t)length);
+            }
+            bufferevent_setwatermark(own.bev, EV_READ, 0, 0);
+            bufferevent_enable(own.bev, EV_READ | EV_WRITE);
+            for (int turn = 0; turn < 5000 && (own.read < sent || got.size() < own.want.size()); turn++) {
+                struct pollfd look = {own.fds[1], POLLIN, 0};
+                poll(&look, 1, 2);
+                for (ssize_t length; (length = ::read(own.fds[1], bytes, sizeof bytes)) > 0;)
+                    got.append(bytes, (size_t)length);
+            }
+            EXPECT_EQ(own.read, sent);
+            EXPECT_EQ(got.size(), own.want.size());
+            EXPECT_TRUE(got == own.want);
+            bufferevent_free(own.bev);
+            EXPECT_TRUE(sees_end(own.fds[1]));
+            close(own.fds[1]);
+            if (--running == 0)
+                event_base_loopbreak(base_);
+        });
+    event_base_loop(base_, EVLOOP_NO_EXIT_ON_EMPTY);
+    for (auto &thread : threads)
+        thread.join();
+}
+
 /* --------------------------------------------------------------------- connecting */
 
 class Connects : public Objects {
