@@ -284,13 +284,13 @@ static void end_receive(struct ring_bufferevent *ring, bool for_good)
         return;
     ringpoll_fd_release(fd, for_good);
     while ((result = ringpoll_borrow(fd, &buffer, MSG_DONTWAIT)) > 0)
-        if (!have_ahead(ring) ||
+        if (ring->error || !have_ahead(ring) || /* nothing comes behind what is lost */
             inside.buffer_refer(ring->ahead, buffer.data, buffer.length, give_back, buffer.pool) < 0) {
             ringpoll_return(&buffer);
-            ring->error = ENOMEM; /* bytes are lost: that is how it shall look */
+            ring->error = ring->error ? ring->error : ENOMEM;
         }
     /* Another thread than the loop's may not borrow. */
-    for (struct evbuffer_iovec room; result == RINGPOLL_PASS;) {
+    for (struct evbuffer_iovec room; result == RINGPOLL_PASS && !ring->error;) {
         if (!have_ahead(ring) || inside.buffer_reserve(ring->ahead, READ_LEAST, &room, 1) != 1)
             break;
         result = ringpoll_try_recv(fd, room.iov_base, room.iov_len, MSG_DONTWAIT);
@@ -390,6 +390,22 @@ static long read_plainly(struct ring_bufferevent *ring, size_t most, bool *ret_m
     return result;
 }
 
+/* A part of a chain is copied, for which evbuffer_remove_buffer() may find no memory, and does
+ * not say so. */
+static long read_ahead(struct ring_bufferevent *ring, size_t most)
+{
+    struct evbuffer *input = ring->inside.bev.input;
+    size_t length = inside.buffer_length(ring->ahead);
+    if (length <= most)
+        return inside.buffer_move(ring->ahead, input, length);
+    struct evbuffer_iovec room;
+    if (inside.buffer_reserve(input, (ssize_t)most, &room, 1) != 1)
+        return -ENOMEM;
+    int taken = inside.buffer_take(ring->ahead, room.iov_base, most);
+    room.iov_len = taken > 0 ? (size_t)taken : 0;
+    return inside.buffer_commit(input, &room, 1) < 0 ? -ENOMEM : taken;
+}
+
 /* The same from wherever the next bytes are. *ret_more: there may be more of them. */
 static long read_next(struct ring_bufferevent *ring, size_t most, bool *ret_more)
 {
@@ -397,7 +413,7 @@ static long read_next(struct ring_bufferevent *ring, size_t most, bool *ret_more
     struct ringpoll_buffer buffer;
     *ret_more = true;
     if (ring->ahead && inside.buffer_length(ring->ahead) > 0)
-        return inside.buffer_move(ring->ahead, input, most);
+        return read_ahead(ring, most);
     if (ring->error) {
         int error = ring->error;
         ring->error = 0;
@@ -414,7 +430,7 @@ static long read_next(struct ring_bufferevent *ring, size_t most, bool *ret_more
         ringpoll_return(&buffer);
         return -ENOMEM;
     }
-    return to == input ? result : inside.buffer_move(ring->ahead, input, most);
+    return to == input ? result : read_ahead(ring, most);
 }
 
 static int disable_now(struct ring_bufferevent *ring, short events);

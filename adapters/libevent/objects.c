@@ -86,6 +86,7 @@ static bool find_symbols(void)
         {"evbuffer_peek", &inside.buffer_peek},
         {"evbuffer_reserve_space", &inside.buffer_reserve},
         {"evbuffer_commit_space", &inside.buffer_commit},
+        {"evbuffer_remove", &inside.buffer_take},
         {"evbuffer_remove_buffer", &inside.buffer_move},
         {"evbuffer_add_reference", &inside.buffer_refer},
         {"evbuffer_prepend_buffer", &inside.buffer_put_before},

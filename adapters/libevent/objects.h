@@ -76,6 +76,7 @@ struct object_inside {
                        int count);
     int (*buffer_reserve)(struct evbuffer *buffer, ssize_t size, struct evbuffer_iovec *vec, int count);
     int (*buffer_commit)(struct evbuffer *buffer, struct evbuffer_iovec *vec, int count);
+    int (*buffer_take)(struct evbuffer *buffer, void *to, size_t most);
     int (*buffer_move)(struct evbuffer *from, struct evbuffer *to, size_t bytes);
     int (*buffer_refer)(struct evbuffer *buffer, const void *data, size_t length,
                         void (*cleanup)(const void *, size_t, void *), void *argument);

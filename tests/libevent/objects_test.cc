@@ -19,6 +19,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -80,6 +81,25 @@ std::string take(struct evbuffer *buffer)
     std::string all(evbuffer_get_length(buffer), '\0');
     evbuffer_remove(buffer, all.data(), all.size());
     return all;
+}
+
+/* libevent's memory: the n-th piece from here on that this thread asks for cannot be had. */
+thread_local int fails_in;
+thread_local bool has_failed;
+bool fails()
+{
+    if (fails_in == 0 || --fails_in > 0)
+        return false;
+    has_failed = true;
+    return true;
+}
+void *get_memory(size_t size)
+{
+    return fails() ? nullptr : malloc(size);
+}
+void *get_other_memory(void *memory, size_t size)
+{
+    return fails() ? nullptr : realloc(memory, size);
 }
 
 class Objects : public ::testing::TestWithParam<std::tuple<const char *, int>> {
@@ -1667,6 +1687,62 @@ TEST_P(Objects, OtherThreadsDoAsTheyLike)
         thread.join();
 }
 
+/* Or it is told: no byte is missing in between. */
+TEST_P(Objects, AFailedAllocationLosesNothing)
+{
+    event_set_log_callback([](int, const char *) {});
+    for (int how = 0; how < 4; how++) {
+        bool whole = false; /* nothing failed */
+        for (int n = 1; !whole; n++) {
+            int fds[2];
+            connected(fds);
+            struct bufferevent *bev = make(base_, fds[0]);
+            std::string got, bytes = text(9000, (unsigned)n);
+            char room[4096]; /* so that the callback needs nothing */
+            size_t sent = 0;
+            short what = 0;
+            got.reserve(65536);
+            Callbacks callbacks;
+            callbacks.on_read = [&](struct bufferevent *self) {
+                for (int count; (count = evbuffer_remove(bufferevent_get_input(self), room, sizeof room)) > 0;)
+                    got.append(room, (size_t)count);
+                if (how == 1)
+                    bufferevent_write(self, "answer", 6);
+            };
+            callbacks.on_event = [&](struct bufferevent *, short event) { what |= event; };
+            callbacks.set(bev);
+            bufferevent_enable(bev, EV_READ | EV_WRITE);
+            warm_up(fds[1], [&] { return got.size(); }, &sent);
+            got.clear();
+            if (how == 2)
+                bufferevent_setwatermark(bev, EV_READ, 0, 100);
+            send_all(fds[1], bytes);
+            has_failed = false;
+            fails_in = n;
+            for (int turn = 0; turn < 4; turn++) {
+                event_base_loop(base_, EVLOOP_NONBLOCK);
+                if (how == 3) {
+                    bufferevent_disable(bev, EV_READ | EV_WRITE);
+                    bufferevent_enable(bev, EV_READ | EV_WRITE);
+                }
+            }
+            fails_in = 0;
+            whole = !has_failed;
+            bufferevent_setwatermark(bev, EV_READ, 0, 0);
+            if (!what)
+                bufferevent_enable(bev, EV_READ | EV_WRITE);
+            run_until([&] { return what || got.size() == bytes.size(); });
+            EXPECT_EQ(got.compare(0, std::string::npos, bytes, 0, got.size()), 0) << how << ", " << n;
+            EXPECT_FALSE(whole && what);
+            bufferevent_free(bev);
+            run(1);
+            close(fds[1]);
+            ASSERT_FALSE(HasFailure());
+        }
+    }
+    event_set_log_callback(nullptr);
+}
+
 /* --------------------------------------------------------------------- connecting */
 
 class Connects : public Objects {
@@ -2644,6 +2720,7 @@ TEST(BadInput, ABaseThatIsNotOnTheRingGetsPlainObjects)
 
 int main(int argc, char **argv)
 {
+    event_set_mem_functions(get_memory, get_other_memory, free);
     evthread_use_pthreads();
     ::testing::InitGoogleTest(&argc, argv);
     return RUN_ALL_TESTS();
