@@ -129,6 +129,7 @@ struct event_outputs {
     struct event_base *base;
     struct event_callback callback;
     pthread_mutex_t lock;
+    unsigned users; /* atomic */
     bool runs; /* the callback does, and sees to what comes to wait meanwhile */
     struct list {
         struct ring_bufferevent *first, *last;
@@ -243,6 +244,12 @@ void event_outputs_free(struct event_outputs *outputs)
         return;
     pthread_mutex_destroy(&outputs->lock);
     free(outputs);
+}
+
+bool event_outputs_are_unused(const struct event_outputs *outputs)
+{
+    return __atomic_load_n(&outputs->users, __ATOMIC_ACQUIRE) == 0 && !outputs->runs &&
+           !(outputs->callback.evcb_flags & (EVLIST_ACTIVE | EVLIST_ACTIVE_LATER));
 }
 
 /* ------------------------------------------------------------- declared or not */
@@ -1043,6 +1050,7 @@ static void ring_destruct(struct bufferevent *bev)
     inside.cancel_lookup(lookup_of(ring));
     if (ring->ahead)
         inside.buffer_free(ring->ahead);
+    __atomic_sub_fetch(&ring->outputs->users, 1, __ATOMIC_RELEASE);
 }
 
 static const struct bufferevent_ops *ring_ops(void)
@@ -1082,6 +1090,7 @@ struct bufferevent *ringpoll_bufferevent_socket_new(struct event_base *base, evu
         return NULL;
     }
     ring->outputs = outputs;
+    __atomic_add_fetch(&outputs->users, 1, __ATOMIC_RELAXED);
     assign(ring, fd);
     take_fd(ring, kind);
     inside.buffer_on_change(ring->inside.bev.output, on_output_changed, ring);

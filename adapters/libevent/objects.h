@@ -134,6 +134,8 @@ extern __thread bool event_del_keeps;
 /* The outputs of a base, see bufferevent.c. They outlive event_reinit(). */
 struct event_outputs *event_outputs_new(struct event_base *base);
 void event_outputs_free(struct event_outputs *outputs);
+/* No bufferevent has it, and the base will not call it. */
+bool event_outputs_are_unused(const struct event_outputs *outputs);
 
 static inline void object_lock(void *lock)
 {

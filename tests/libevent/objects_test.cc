@@ -15,6 +15,7 @@
 #include <event2/thread.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -2611,6 +2612,33 @@ TEST_P(Objects, WorkerBasesMadeInTheMainThreadWork)
         close(peers[i]);
     }
 }
+
+#if defined __GLIBC__ && __GLIBC_PREREQ(2, 33) /* mallinfo2() */
+/* A server may make a thread and a base for each job. */
+TEST_P(Objects, AThreadAndItsBaseLeaveNoMemoryBehind)
+{
+    auto threads = [&](int count) {
+        for (int i = 0; i < count; i++)
+            std::thread([&] {
+                int fds[2];
+                connected(fds);
+                struct event_base *base = new_base();
+                struct bufferevent *bev = make(base, fds[0]);
+                bufferevent_enable(bev, EV_READ | EV_WRITE);
+                bufferevent_write(bev, "x", 1);
+                event_base_loop(base, EVLOOP_NONBLOCK);
+                bufferevent_free(bev);
+                event_base_free(base);
+                close(fds[1]);
+            }).join();
+        return mallinfo2().uordblks;
+    };
+    threads(10);
+    const size_t more = 50;
+    size_t before = threads(10), after = threads(more);
+    EXPECT_LT(after, before + more * 64) << (after - before) / more << " bytes each";
+}
+#endif
 
 TEST_P(Objects, AChildGoesOnAfterReinit)
 {
