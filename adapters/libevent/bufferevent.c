@@ -43,7 +43,8 @@
  * (ringpoll_try_sendv_zc()): its chains leave the output with what the kernel has taken, and are
  * *held* until it has let go of them; of a chain that it took a part of, the rest is in the output
  * again, by reference. A write callback still means that the kernel has the bytes; chains
- * of the program's own memory (evbuffer_add_reference()) are given back later than that.
+ * of the program's own memory (evbuffer_add_reference()) are given back later than that, and
+ * where no function is to hear of it they are copied.
  *
  * Locks: the bufferevent's, then the lists' (outputs->lock, a leaf, only where libevent has
  * locks). All fields below are under the former, the links under the latter.
@@ -572,12 +573,12 @@ static int peek_memory(struct evbuffer *output, size_t most, struct evbuffer_iov
     int count = inside.buffer_peek(output, (ssize_t)most, NULL, vec, VECTORS), i = 0;
     if (count > VECTORS)
         count = VECTORS;
-    if (count <= 0 || inside.buffer_point(output, &at, 0, EVBUFFER_PTR_SET) < 0)
+    if (count <= 0 || inside.buffer_find(output, &at, 0, EVBUFFER_PTR_SET) < 0)
         return 0;
     while (i < count && vec[i].iov_len == 0) /* not pointed to */
         i++;
     int first = i;
-    for (const struct chain_inside *chain = at.internal_.chain; chain && i < count; chain = chain->next, i++)
+    for (const struct buffer_chain *chain = at.internal_.chain; chain && i < count; chain = chain->next, i++)
         if (chain->flags & CHAIN_SENDFILE)
             return i == first ? 0 : i;
     return count;
@@ -630,6 +631,7 @@ static int hold_chains(struct ring_bufferevent *ring, struct held *held, const s
     while (whole < taken)
         whole += vec[i++].iov_len;
     size_t left = whole - taken;
+    held->references++; /* ours: the program's callbacks on the output may reclaim, or wait */
     inside.buffer_unfreeze(output, 1);
     inside.buffer_move(output, held->chains, whole);
     if (left > 0) {
@@ -645,7 +647,34 @@ static int hold_chains(struct ring_bufferevent *ring, struct held *held, const s
             inside.buffer_free(rest);
     }
     inside.buffer_freeze(output, 1);
+    let_go_of(held);
     return error;
+}
+
+/* How many of these pieces, from the first on, libevent keeps until it frees their chains: memory
+ * of its own, and of the program's, where a function is to hear of that. What it only has the
+ * address of (no function, chains that another buffer shares, files) may change once it is
+ * written. */
+static int count_kept(struct evbuffer *output, const struct evbuffer_iovec *vec, int count)
+{
+    struct evbuffer_ptr at;
+    if (object_reference_flags == 0 || inside.buffer_find(output, &at, 0, EVBUFFER_PTR_SET) < 0)
+        return 0;
+    const struct buffer_chain *chain = at.internal_.chain;
+    int kept = 0;
+    for (; kept < count; kept++) {
+        if (vec[kept].iov_len == 0)
+            continue;
+        while (chain && chain->length == 0)
+            chain = chain->next;
+        if (!chain || chain->length != vec[kept].iov_len || chain->bytes + chain->misalign != vec[kept].iov_base)
+            break;
+        bool own = chain->flags == 0 && chain->bytes == (const unsigned char *)(chain + 1);
+        if (!own && (chain->flags != object_reference_flags || !((const struct buffer_reference *)(chain + 1))->cleanup))
+            break;
+        chain = chain->next;
+    }
+    return kept;
 }
 
 /* Without a copy: how much was taken of *ret_asked, or what write_vectors() answers, or RINGPOLL_PASS. */
@@ -655,7 +684,8 @@ static long lend_output(struct ring_bufferevent *ring, size_t *ret_asked)
     size_t sum = 0, least = ringpoll_zc_least(fd_of(ring));
     if (inside.buffer_length(ring->inside.bev.output) < least)
         return RINGPOLL_PASS;
-    int count = peek_memory(ring->inside.bev.output, LENT_MOST, vec);
+    int count = inside.buffer_peek(ring->inside.bev.output, LENT_MOST, NULL, vec, VECTORS);
+    count = count_kept(ring->inside.bev.output, vec, count < VECTORS ? count : VECTORS);
     for (int i = 0; i < count; i++) {
         asked[i] = vec[i];
         if (asked[i].iov_len > LENT_MOST - sum)

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <sys/time.h>
 
+#include <event2/buffer.h>
 #include <event2/bufferevent.h>
 #include <event2/bufferevent_struct.h>
 #include <event2/event_struct.h>
@@ -66,18 +67,25 @@ struct bufferevent_inside {
     void *rate_limits;
     char address[128 + sizeof(void *)];
 };
-/* What internal_.chain of a struct evbuffer_ptr points to, as far as it is looked at. */
-struct chain_inside {
-    struct chain_inside *next;
-    size_t room;
-    int64_t at;
-    size_t length;
-    unsigned flags;
-};
-#define CHAIN_SENDFILE 0x02u /* a file's bytes, without memory: sendfile(2) alone can write them */
-
 #define SUSPEND_WATERMARK 0x01u
 #define SUSPEND_LOOKUP 0x08u
+
+/* A piece of a buffer, in 2.1. Behind it stand its bytes, or, of such as are the program's,
+ * what gives those back. */
+struct buffer_chain {
+    struct buffer_chain *next;
+    size_t capacity;
+    int64_t misalign; /* what was taken from the front */
+    size_t length;
+    unsigned flags;
+    int references;
+    unsigned char *bytes;
+};
+#define CHAIN_SENDFILE 0x02u /* a file's bytes, without memory: sendfile(2) alone can write them */
+struct buffer_reference {
+    evbuffer_ref_cleanup_cb cleanup;
+    void *argument;
+};
 
 enum bufferevent_control { CONTROL_SET_FD, CONTROL_GET_FD, CONTROL_UNDERLYING, CONTROL_CANCEL_ALL };
 union bufferevent_argument {

@@ -22,6 +22,7 @@
 
 struct object_inside inside;
 size_t object_lookup_at;
+unsigned object_reference_flags;
 __thread struct object_accepted object_accepted = {-1, 0};
 
 static int known = 1; /* 1: not looked yet; 0, or why not */
@@ -91,11 +92,11 @@ static bool find_symbols(void)
         {"evbuffer_add_reference", &inside.buffer_refer},
         {"evbuffer_prepend_buffer", &inside.buffer_put_before},
         {"evbuffer_set_flags", &inside.buffer_set_flags},
-        {"evbuffer_ptr_set", &inside.buffer_point},
         {"evbuffer_write_atmost", &inside.buffer_write},
         {"evbuffer_file_segment_new", &inside.segment_new},
         {"evbuffer_file_segment_free", &inside.segment_free},
         {"evbuffer_add_file_segment", &inside.buffer_add_segment},
+        {"evbuffer_ptr_set", &inside.buffer_find},
         {"evbuffer_add_cb", &inside.buffer_on_change},
         {"evconnlistener_new", &inside.listener_new},
         {"evconnlistener_new_bind", &inside.listener_new_bind},
@@ -205,7 +206,7 @@ static bool buffer_shows(int fd)
         struct evbuffer_ptr at;
         inside.buffer_set_flags(buffer, EVBUFFER_FLAG_DRAINS_TO_FD);
         bool has_file = inside.buffer_add_segment(buffer, segment, 0, 16) == 0;
-        const struct chain_inside *chain = inside.buffer_point(buffer, &at, 0, EVBUFFER_PTR_SET) == 0
+        const struct buffer_chain *chain = inside.buffer_find(buffer, &at, 0, EVBUFFER_PTR_SET) == 0
                                                ? at.internal_.chain : NULL;
         shows = chain && chain->length == 2 && !(chain->flags & CHAIN_SENDFILE);
         if (shows && has_file)
@@ -216,6 +217,41 @@ static bool buffer_shows(int fd)
     if (buffer)
         inside.buffer_free(buffer);
     return shows;
+}
+
+static void keep(const void *data, size_t length, void *argument)
+{
+    (void)data;
+    (void)length;
+    (void)argument;
+}
+
+/* What no layout is needed for goes on without it. */
+static void look_at_chains(void)
+{
+    static const char programs[7];
+    struct evbuffer *buffer = inside.buffer_new();
+    struct evbuffer_iovec room;
+    struct evbuffer_ptr at;
+    if (buffer && inside.buffer_reserve(buffer, 100, &room, 1) == 1) {
+        room.iov_len = 100;
+        if (inside.buffer_commit(buffer, &room, 1) == 0 &&
+            inside.buffer_refer(buffer, programs, sizeof programs, keep, &known) == 0 &&
+            inside.buffer_find(buffer, &at, 0, EVBUFFER_PTR_SET) == 0) {
+            const struct buffer_chain *own = at.internal_.chain, *other = own->next;
+            if (own->capacity >= 100 && own->misalign == 0 && own->length == 100 && own->flags == 0 &&
+                own->references == 1 && own->bytes == (const unsigned char *)(own + 1) && own->bytes == room.iov_base &&
+                other && !other->next && other->capacity == sizeof programs && other->misalign == 0 &&
+                other->length == sizeof programs && other->flags != 0 && other->references == 1 &&
+                other->bytes == (const unsigned char *)programs) {
+                const struct buffer_reference *reference = (const struct buffer_reference *)(other + 1);
+                if (reference->cleanup == keep && reference->argument == &known)
+                    object_reference_flags = other->flags;
+            }
+        }
+    }
+    if (buffer)
+        inside.buffer_free(buffer);
 }
 
 static int look(void)
@@ -240,6 +276,8 @@ static int look(void)
     int error = !bev || !listener ? -ENOMEM
                 : bufferevent_shows(bev, fds[0], options) && listener_shows(base, listener, fds[1], flags) &&
                           buffer_shows(fds[0]) ? 0 : -ENOTSUP;
+    if (error == 0)
+        look_at_chains();
     if (bev)
         inside.bev_free(bev);
     if (listener)

@@ -82,12 +82,12 @@ struct object_inside {
                         void (*cleanup)(const void *, size_t, void *), void *argument);
     int (*buffer_put_before)(struct evbuffer *buffer, struct evbuffer *before);
     int (*buffer_set_flags)(struct evbuffer *buffer, uint64_t flags);
-    int (*buffer_point)(struct evbuffer *buffer, struct evbuffer_ptr *ret_at, size_t position, enum evbuffer_ptr_how how);
     int (*buffer_write)(struct evbuffer *buffer, evutil_socket_t fd, ssize_t most);
     struct evbuffer_file_segment *(*segment_new)(int fd, ev_off_t offset, ev_off_t length, unsigned flags);
     void (*segment_free)(struct evbuffer_file_segment *segment);
     int (*buffer_add_segment)(struct evbuffer *buffer, struct evbuffer_file_segment *segment, ev_off_t offset,
                               ev_off_t length);
+    int (*buffer_find)(struct evbuffer *buffer, struct evbuffer_ptr *at, size_t position, enum evbuffer_ptr_how how);
     struct evbuffer_cb_entry *(*buffer_on_change)(struct evbuffer *buffer, evbuffer_cb_func function, void *argument);
 
     struct evconnlistener *(*listener_new)(struct event_base *base, evconnlistener_cb on_accept, void *argument,
@@ -105,6 +105,7 @@ struct object_inside {
 };
 extern struct object_inside inside;
 extern size_t object_lookup_at; /* where a bufferevent keeps the request for an address by name */
+extern unsigned object_reference_flags; /* of chains of the program's memory; 0: chains are not known */
 
 /* 0: they are as layout.h says. -ENOTSUP, -ENOMEM: not so, or not known. libevent itself
  * is known (install.c). */
