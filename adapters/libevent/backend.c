@@ -141,7 +141,9 @@ static void backend_dealloc(struct event_base *base)
     }
     struct event_state *state = event_head(base)->state;
     event_inside.signals_dealloc(base);
-    if (state->outputs) {
+    if (state->outputs && event_outputs_are_unused(state->outputs)) { /* as event_base_free() leaves it */
+        event_outputs_free(state->outputs);
+    } else if (state->outputs) {
         event_outputs_free(left_over.outputs);
         left_over.base = base;
         left_over.outputs = state->outputs;

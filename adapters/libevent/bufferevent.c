@@ -130,6 +130,7 @@ struct event_outputs {
     struct event_base *base;
     struct event_callback callback;
     pthread_mutex_t lock;
+    unsigned users; /* atomic */
     bool runs; /* the callback does, and sees to what comes to wait meanwhile */
     struct list {
         struct ring_bufferevent *first, *last;
@@ -246,6 +247,12 @@ void event_outputs_free(struct event_outputs *outputs)
     free(outputs);
 }
 
+bool event_outputs_are_unused(const struct event_outputs *outputs)
+{
+    return __atomic_load_n(&outputs->users, __ATOMIC_ACQUIRE) == 0 && !outputs->runs &&
+           !(outputs->callback.evcb_flags & (EVLIST_ACTIVE | EVLIST_ACTIVE_LATER));
+}
+
 /* ------------------------------------------------------------- declared or not */
 
 /* Not beside an event of the program's own, which reads by itself, and would be forgotten. */
@@ -285,13 +292,13 @@ static void end_receive(struct ring_bufferevent *ring, bool for_good)
         return;
     ringpoll_fd_release(fd, for_good);
     while ((result = ringpoll_borrow(fd, &buffer, MSG_DONTWAIT)) > 0)
-        if (!have_ahead(ring) ||
+        if (ring->error || !have_ahead(ring) || /* nothing comes behind what is lost */
             inside.buffer_refer(ring->ahead, buffer.data, buffer.length, give_back, buffer.pool) < 0) {
             ringpoll_return(&buffer);
-            ring->error = ENOMEM; /* bytes are lost: that is how it shall look */
+            ring->error = ring->error ? ring->error : ENOMEM;
         }
     /* Another thread than the loop's may not borrow. */
-    for (struct evbuffer_iovec room; result == RINGPOLL_PASS;) {
+    for (struct evbuffer_iovec room; result == RINGPOLL_PASS && !ring->error;) {
         if (!have_ahead(ring) || inside.buffer_reserve(ring->ahead, READ_LEAST, &room, 1) != 1)
             break;
         result = ringpoll_try_recv(fd, room.iov_base, room.iov_len, MSG_DONTWAIT);
@@ -391,6 +398,22 @@ static long read_plainly(struct ring_bufferevent *ring, size_t most, bool *ret_m
     return result;
 }
 
+/* A part of a chain is copied, for which evbuffer_remove_buffer() may find no memory, and does
+ * not say so. */
+static long read_ahead(struct ring_bufferevent *ring, size_t most)
+{
+    struct evbuffer *input = ring->inside.bev.input;
+    size_t length = inside.buffer_length(ring->ahead);
+    if (length <= most)
+        return inside.buffer_move(ring->ahead, input, length);
+    struct evbuffer_iovec room;
+    if (inside.buffer_reserve(input, (ssize_t)most, &room, 1) != 1)
+        return -ENOMEM;
+    int taken = inside.buffer_take(ring->ahead, room.iov_base, most);
+    room.iov_len = taken > 0 ? (size_t)taken : 0;
+    return inside.buffer_commit(input, &room, 1) < 0 ? -ENOMEM : taken;
+}
+
 /* The same from wherever the next bytes are. *ret_more: there may be more of them. */
 static long read_next(struct ring_bufferevent *ring, size_t most, bool *ret_more)
 {
@@ -398,7 +421,7 @@ static long read_next(struct ring_bufferevent *ring, size_t most, bool *ret_more
     struct ringpoll_buffer buffer;
     *ret_more = true;
     if (ring->ahead && inside.buffer_length(ring->ahead) > 0)
-        return inside.buffer_move(ring->ahead, input, most);
+        return read_ahead(ring, most);
     if (ring->error) {
         int error = ring->error;
         ring->error = 0;
@@ -415,7 +438,7 @@ static long read_next(struct ring_bufferevent *ring, size_t most, bool *ret_more
         ringpoll_return(&buffer);
         return -ENOMEM;
     }
-    return to == input ? result : inside.buffer_move(ring->ahead, input, most);
+    return to == input ? result : read_ahead(ring, most);
 }
 
 static int disable_now(struct ring_bufferevent *ring, short events);
@@ -540,6 +563,40 @@ static long write_vectors(evutil_socket_t fd, const struct iovec *iov, int count
         return result;
     ssize_t sent = writev(fd, iov, count);
     return sent < 0 ? -errno : sent;
+}
+
+/* The first bytes of the output, as far as they are in memory: how many pieces. 0: a file's
+ * come first, see write_file(). */
+static int peek_memory(struct evbuffer *output, size_t most, struct evbuffer_iovec *vec)
+{
+    struct evbuffer_ptr at;
+    int count = inside.buffer_peek(output, (ssize_t)most, NULL, vec, VECTORS), i = 0;
+    if (count > VECTORS)
+        count = VECTORS;
+    if (count <= 0 || inside.buffer_find(output, &at, 0, EVBUFFER_PTR_SET) < 0)
+        return 0;
+    while (i < count && vec[i].iov_len == 0) /* not pointed to */
+        i++;
+    int first = i;
+    for (const struct buffer_chain *chain = at.internal_.chain; chain && i < count; chain = chain->next, i++)
+        if (chain->flags & CHAIN_SENDFILE)
+            return i == first ? 0 : i;
+    return count;
+}
+
+/* By sendfile(2), as libevent's own, where a program's buffer (EVBUFFER_FLAG_DRAINS_TO_FD) had
+ * a file in it. What is written leaves the output. */
+static long write_file(struct ring_bufferevent *ring, size_t most)
+{
+    struct evbuffer *output = ring->inside.bev.output;
+    if (ringpoll_fd_flush(fd_of(ring)) < 0)
+        return -EAGAIN;
+    inside.buffer_unfreeze(output, 1);
+    errno = 0;
+    long result = inside.buffer_write(output, fd_of(ring), (ssize_t)most);
+    int error = errno; /* 0 with one: no room; without: the file has become shorter */
+    inside.buffer_freeze(output, 1);
+    return result > 0 ? result : -error;
 }
 
 /* Chains that the kernel sends from; each reference into them keeps them, too. */
@@ -687,21 +744,21 @@ static bool write_some(struct ring_bufferevent *ring)
             asked = 0;
             lends = false;
         }
-        int count = inside.buffer_peek(bev->output, (ssize_t)left, NULL, vec, VECTORS);
-        if (count > VECTORS)
-            count = VECTORS;
+        int count = peek_memory(bev->output, left, vec);
         for (int i = 0; i < count; i++) {
             if (vec[i].iov_len > left - asked)
                 vec[i].iov_len = left - asked;
             asked += vec[i].iov_len;
         }
-        long result = write_vectors(fd, (struct iovec *)vec, count);
+        long result = count > 0 ? write_vectors(fd, (struct iovec *)vec, count) : write_file(ring, left);
         if (result > 0) {
-            inside.buffer_unfreeze(bev->output, 1);
-            inside.buffer_drain(bev->output, (size_t)result);
-            inside.buffer_freeze(bev->output, 1);
+            if (count > 0) {
+                inside.buffer_unfreeze(bev->output, 1);
+                inside.buffer_drain(bev->output, (size_t)result);
+                inside.buffer_freeze(bev->output, 1);
+            }
             written += (size_t)result;
-            left -= (size_t)result;
+            left -= (size_t)result < left ? (size_t)result : left;
             blocked = (size_t)result < asked;
         } else {
             blocked = true;
@@ -950,16 +1007,20 @@ static void set_fd(struct bufferevent *bev, evutil_socket_t fd)
 {
     struct ring_bufferevent *ring = of(bev);
     bool was_declared = ring->declared;
+    /* The same number is the same file as long as it is to be read: else it may have been closed. */
+    bool is_same = fd >= 0 && fd == fd_of(ring) && ((bev->enabled & EV_READ) || ring->postponed);
     ring->postponed = false;
     stop_writing(ring);
-    let_go(ring, true);
+    event_del_keeps = !let_go(ring, !is_same);
     inside.del(&bev->ev_read);
     inside.del(&bev->ev_write);
-    if (was_declared && !event_register_again(bev->ev_base, fd_of(ring)))
+    event_del_keeps = false;
+    if (was_declared && !ring->declared && !event_register_again(bev->ev_base, fd_of(ring)))
         ringpoll_fd_forget(fd_of(ring));
-    if (ring->ahead)
+    if (ring->ahead && !is_same)
         inside.buffer_drain(ring->ahead, inside.buffer_length(ring->ahead));
-    ring->error = 0;
+    if (!is_same)
+        ring->error = 0;
     inside.buffer_unfreeze(bev->input, 0);
     inside.buffer_unfreeze(bev->output, 1);
     assign(ring, fd);
@@ -1019,6 +1080,7 @@ static void ring_destruct(struct bufferevent *bev)
     inside.cancel_lookup(lookup_of(ring));
     if (ring->ahead)
         inside.buffer_free(ring->ahead);
+    __atomic_sub_fetch(&ring->outputs->users, 1, __ATOMIC_RELEASE);
 }
 
 static const struct bufferevent_ops *ring_ops(void)
@@ -1058,6 +1120,7 @@ struct bufferevent *ringpoll_bufferevent_socket_new(struct event_base *base, evu
         return NULL;
     }
     ring->outputs = outputs;
+    __atomic_add_fetch(&outputs->users, 1, __ATOMIC_RELAXED);
     assign(ring, fd);
     take_fd(ring, kind);
     inside.buffer_on_change(ring->inside.bev.output, on_output_changed, ring);

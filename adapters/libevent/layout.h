@@ -81,6 +81,7 @@ struct buffer_chain {
     int references;
     unsigned char *bytes;
 };
+#define CHAIN_SENDFILE 0x02u /* a file's bytes, without memory: sendfile(2) alone can write them */
 struct buffer_reference {
     evbuffer_ref_cleanup_cb cleanup;
     void *argument;

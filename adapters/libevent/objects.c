@@ -87,9 +87,15 @@ static bool find_symbols(void)
         {"evbuffer_peek", &inside.buffer_peek},
         {"evbuffer_reserve_space", &inside.buffer_reserve},
         {"evbuffer_commit_space", &inside.buffer_commit},
+        {"evbuffer_remove", &inside.buffer_take},
         {"evbuffer_remove_buffer", &inside.buffer_move},
         {"evbuffer_add_reference", &inside.buffer_refer},
         {"evbuffer_prepend_buffer", &inside.buffer_put_before},
+        {"evbuffer_set_flags", &inside.buffer_set_flags},
+        {"evbuffer_write_atmost", &inside.buffer_write},
+        {"evbuffer_file_segment_new", &inside.segment_new},
+        {"evbuffer_file_segment_free", &inside.segment_free},
+        {"evbuffer_add_file_segment", &inside.buffer_add_segment},
         {"evbuffer_ptr_set", &inside.buffer_find},
         {"evbuffer_add_cb", &inside.buffer_on_change},
         {"evconnlistener_new", &inside.listener_new},
@@ -189,6 +195,30 @@ static bool listener_shows(struct event_base *base, struct evconnlistener *liste
     return shown->on_error == no_error && inside.listener_enable(listener) == 0 && shown->enabled;
 }
 
+/* A piece of memory and one of a file, which nobody reads. Where there is no sendfile(2) the
+ * file cannot be added. */
+static bool buffer_shows(int fd)
+{
+    struct evbuffer *buffer = inside.buffer_new();
+    struct evbuffer_file_segment *segment = buffer ? inside.segment_new(fd, 0, 16, 0) : NULL;
+    bool shows = false;
+    if (segment && inside.buffer_refer(buffer, "ab", 2, NULL, NULL) == 0) {
+        struct evbuffer_ptr at;
+        inside.buffer_set_flags(buffer, EVBUFFER_FLAG_DRAINS_TO_FD);
+        bool has_file = inside.buffer_add_segment(buffer, segment, 0, 16) == 0;
+        const struct buffer_chain *chain = inside.buffer_find(buffer, &at, 0, EVBUFFER_PTR_SET) == 0
+                                               ? at.internal_.chain : NULL;
+        shows = chain && chain->length == 2 && !(chain->flags & CHAIN_SENDFILE);
+        if (shows && has_file)
+            shows = chain->next && chain->next->length == 16 && (chain->next->flags & CHAIN_SENDFILE) && !chain->next->next;
+    }
+    if (segment)
+        inside.segment_free(segment);
+    if (buffer)
+        inside.buffer_free(buffer);
+    return shows;
+}
+
 static void keep(const void *data, size_t length, void *argument)
 {
     (void)data;
@@ -244,8 +274,8 @@ static int look(void)
     struct bufferevent *bev = inside.socket_new(base, fds[0], options);
     struct evconnlistener *listener = inside.listener_new(base, nothing, &known, flags, 0, fds[1]);
     int error = !bev || !listener ? -ENOMEM
-                : bufferevent_shows(bev, fds[0], options) && listener_shows(base, listener, fds[1], flags) ? 0
-                                                                                                          : -ENOTSUP;
+                : bufferevent_shows(bev, fds[0], options) && listener_shows(base, listener, fds[1], flags) &&
+                          buffer_shows(fds[0]) ? 0 : -ENOTSUP;
     if (error == 0)
         look_at_chains();
     if (bev)

@@ -76,10 +76,17 @@ struct object_inside {
                        int count);
     int (*buffer_reserve)(struct evbuffer *buffer, ssize_t size, struct evbuffer_iovec *vec, int count);
     int (*buffer_commit)(struct evbuffer *buffer, struct evbuffer_iovec *vec, int count);
+    int (*buffer_take)(struct evbuffer *buffer, void *to, size_t most);
     int (*buffer_move)(struct evbuffer *from, struct evbuffer *to, size_t bytes);
     int (*buffer_refer)(struct evbuffer *buffer, const void *data, size_t length,
                         void (*cleanup)(const void *, size_t, void *), void *argument);
     int (*buffer_put_before)(struct evbuffer *buffer, struct evbuffer *before);
+    int (*buffer_set_flags)(struct evbuffer *buffer, uint64_t flags);
+    int (*buffer_write)(struct evbuffer *buffer, evutil_socket_t fd, ssize_t most);
+    struct evbuffer_file_segment *(*segment_new)(int fd, ev_off_t offset, ev_off_t length, unsigned flags);
+    void (*segment_free)(struct evbuffer_file_segment *segment);
+    int (*buffer_add_segment)(struct evbuffer *buffer, struct evbuffer_file_segment *segment, ev_off_t offset,
+                              ev_off_t length);
     int (*buffer_find)(struct evbuffer *buffer, struct evbuffer_ptr *at, size_t position, enum evbuffer_ptr_how how);
     struct evbuffer_cb_entry *(*buffer_on_change)(struct evbuffer *buffer, evbuffer_cb_func function, void *argument);
 
@@ -128,6 +135,8 @@ extern __thread bool event_del_keeps;
 /* The outputs of a base, see bufferevent.c. They outlive event_reinit(). */
 struct event_outputs *event_outputs_new(struct event_base *base);
 void event_outputs_free(struct event_outputs *outputs);
+/* No bufferevent has it, and the base will not call it. */
+bool event_outputs_are_unused(const struct event_outputs *outputs);
 
 static inline void object_lock(void *lock)
 {

@@ -15,10 +15,12 @@
 #include <event2/thread.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -80,6 +82,25 @@ std::string take(struct evbuffer *buffer)
     std::string all(evbuffer_get_length(buffer), '\0');
     evbuffer_remove(buffer, all.data(), all.size());
     return all;
+}
+
+/* libevent's memory: the n-th piece from here on that this thread asks for cannot be had. */
+thread_local int fails_in;
+thread_local bool has_failed;
+bool fails()
+{
+    if (fails_in == 0 || --fails_in > 0)
+        return false;
+    has_failed = true;
+    return true;
+}
+void *get_memory(size_t size)
+{
+    return fails() ? nullptr : malloc(size);
+}
+void *get_other_memory(void *memory, size_t size)
+{
+    return fails() ? nullptr : realloc(memory, size);
 }
 
 class Objects : public ::testing::TestWithParam<std::tuple<const char *, int>> {
@@ -1516,6 +1537,213 @@ TEST_P(Objects, AnEventOfTheProgramsOwnStandsBesideABufferevent)
     }
 }
 
+/* A buffer of the program's own may hold a file that has no memory: what is written out by
+ * sendfile(2) alone. */
+TEST_P(Objects, AFileOfABufferThatDrainsToAnFdGoesOut)
+{
+    for (int warm = 0; warm < 2; warm++) {
+        int fds[2];
+        connected(fds);
+        struct bufferevent *bev = make(base_, fds[0]);
+        size_t read = 0, sent = 0;
+        short what = 0;
+        Callbacks callbacks;
+        callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+        callbacks.on_event = [&](struct bufferevent *, short event) { what |= event; };
+        callbacks.set(bev);
+        bufferevent_enable(bev, EV_READ | EV_WRITE);
+        if (warm)
+            warm_up(fds[1], [&] { return read; }, &sent);
+        for (size_t length : {100u, 5000u, 300000u}) {
+            char name[] = "ringpoll-test-XXXXXX";
+            int file = mkstemp(name);
+            ASSERT_GE(file, 0);
+            unlink(name);
+            std::string bytes = text(length, 8);
+            ASSERT_EQ(::write(file, bytes.data(), bytes.size()), (ssize_t)bytes.size());
+            struct evbuffer *own = evbuffer_new();
+            evbuffer_set_flags(own, EVBUFFER_FLAG_DRAINS_TO_FD);
+            evbuffer_add(own, "head", 4);
+            ASSERT_EQ(evbuffer_add_file(own, file, 0, (ev_off_t)bytes.size()), 0);
+            evbuffer_add(own, "tail", 4);
+            bufferevent_write_buffer(bev, own);
+            evbuffer_free(own);
+            EXPECT_EQ(receive(fds[1], bytes.size() + 8), "head" + bytes + "tail") << length;
+            ASSERT_EQ(what, 0);
+        }
+        bufferevent_free(bev);
+        run(1);
+        close(fds[1]);
+    }
+}
+
+TEST_P(Objects, TheSameFdOnceMoreLosesNothing)
+{
+    for (size_t high : {0u, 5u}) {
+        int fds[2];
+        connected(fds);
+        struct bufferevent *bev = make(base_, fds[0]);
+        size_t read = 0, sent = 0;
+        Callbacks callbacks;
+        callbacks.on_read = [&](struct bufferevent *self) { read += take(bufferevent_get_input(self)).size(); };
+        callbacks.set(bev);
+        bufferevent_enable(bev, EV_READ | EV_WRITE);
+        warm_up(fds[1], [&] { return read; }, &sent);
+        bufferevent_setcb(bev, nullptr, nullptr, nullptr, nullptr);
+        bufferevent_setwatermark(bev, EV_READ, 0, high);
+        std::string want, got;
+        for (unsigned i = 0; i < 6; i++) {
+            std::string bytes = text(50, i);
+            want += bytes;
+            send_all(fds[1], bytes);
+            size_t least = high ? high : want.size();
+            run_until([&] { return evbuffer_get_length(bufferevent_get_input(bev)) >= least; });
+            if (high)
+                got += take(bufferevent_get_input(bev));
+            ASSERT_EQ(bufferevent_setfd(bev, fds[0]), 0);
+            bufferevent_write(bev, "out", 3);
+            EXPECT_EQ(receive(fds[1], 3), "out");
+        }
+        bufferevent_setwatermark(bev, EV_READ, 0, 0);
+        run_until([&] { return got.size() + evbuffer_get_length(bufferevent_get_input(bev)) >= want.size(); });
+        got += take(bufferevent_get_input(bev));
+        EXPECT_EQ(got, want);
+        bufferevent_free(bev);
+        run(1);
+        close(fds[1]);
+    }
+}
+
+/* What is asked for by several threads at any time, while the loop runs. */
+TEST_P(Objects, OtherThreadsDoAsTheyLike)
+{
+    const int count = 3;
+    struct Connection {
+        int fds[2];
+        struct bufferevent *bev;
+        Callbacks callbacks;
+        std::atomic<size_t> read{0};
+        std::string want;
+    } connections[count];
+    for (auto &each : connections) {
+        connected(each.fds);
+        each.bev = make(base_, each.fds[0], BEV_OPT_CLOSE_ON_FREE | BEV_OPT_THREADSAFE);
+        each.callbacks.on_read = [&each](struct bufferevent *self) { each.read += take(bufferevent_get_input(self)).size(); };
+        each.callbacks.set(each.bev);
+        bufferevent_enable(each.bev, EV_READ | EV_WRITE);
+    }
+    std::atomic<int> running{count};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < count; i++)
+        threads.emplace_back([&, i] {
+            Connection &own = connections[i];
+            size_t sent = 0;
+            std::string got;
+            char bytes[4096];
+            for (unsigned n = 0; n < 400; n++) {
+                std::string piece = text(1 + n % 500, n);
+                own.want += piece;
+                bufferevent_write(own.bev, piece.data(), piece.size());
+                sent += write(own.fds[1], "some", 4) == 4 ? 4 : 0;
+                switch ((n + (unsigned)i) % 8) {
+                case 0:
+                    bufferevent_disable(own.bev, EV_READ);
+                    break;
+                case 1:
+                    bufferevent_disable(own.bev, EV_READ | EV_WRITE);
+                    break;
+                case 2:
+                    bufferevent_setwatermark(own.bev, EV_READ, 0, n % 3 ? 8 : 0);
+                    break;
+                case 3: {
+                    struct timeval hour = {3600, 0};
+                    bufferevent_set_timeouts(own.bev, n % 3 ? &hour : nullptr, n % 2 ? &hour : nullptr);
+                    break;
+                }
+                default:
+                    bufferevent_enable(own.bev, EV_READ | EV_WRITE);
+                }
+                for (ssize_t length; (length = ::read(own.fds[1], bytes, sizeof bytes)) > 0;)
+                    got.append(bytes, (size_t)length);
+            }
+            bufferevent_setwatermark(own.bev, EV_READ, 0, 0);
+            bufferevent_enable(own.bev, EV_READ | EV_WRITE);
+            for (int turn = 0; turn < 5000 && (own.read < sent || got.size() < own.want.size()); turn++) {
+                struct pollfd look = {own.fds[1], POLLIN, 0};
+                poll(&look, 1, 2);
+                for (ssize_t length; (length = ::read(own.fds[1], bytes, sizeof bytes)) > 0;)
+                    got.append(bytes, (size_t)length);
+            }
+            EXPECT_EQ(own.read, sent);
+            EXPECT_EQ(got.size(), own.want.size());
+            EXPECT_TRUE(got == own.want);
+            bufferevent_free(own.bev);
+            EXPECT_TRUE(sees_end(own.fds[1]));
+            close(own.fds[1]);
+            if (--running == 0)
+                event_base_loopbreak(base_);
+        });
+    event_base_loop(base_, EVLOOP_NO_EXIT_ON_EMPTY);
+    for (auto &thread : threads)
+        thread.join();
+}
+
+/* Or it is told: no byte is missing in between. */
+TEST_P(Objects, AFailedAllocationLosesNothing)
+{
+    event_set_log_callback([](int, const char *) {});
+    for (int how = 0; how < 4; how++) {
+        bool whole = false; /* nothing failed */
+        for (int n = 1; !whole; n++) {
+            int fds[2];
+            connected(fds);
+            struct bufferevent *bev = make(base_, fds[0]);
+            std::string got, bytes = text(9000, (unsigned)n);
+            char room[4096]; /* so that the callback needs nothing */
+            size_t sent = 0;
+            short what = 0;
+            got.reserve(65536);
+            Callbacks callbacks;
+            callbacks.on_read = [&](struct bufferevent *self) {
+                for (int count; (count = evbuffer_remove(bufferevent_get_input(self), room, sizeof room)) > 0;)
+                    got.append(room, (size_t)count);
+                if (how == 1)
+                    bufferevent_write(self, "answer", 6);
+            };
+            callbacks.on_event = [&](struct bufferevent *, short event) { what |= event; };
+            callbacks.set(bev);
+            bufferevent_enable(bev, EV_READ | EV_WRITE);
+            warm_up(fds[1], [&] { return got.size(); }, &sent);
+            got.clear();
+            if (how == 2)
+                bufferevent_setwatermark(bev, EV_READ, 0, 100);
+            send_all(fds[1], bytes);
+            has_failed = false;
+            fails_in = n;
+            for (int turn = 0; turn < 4; turn++) {
+                event_base_loop(base_, EVLOOP_NONBLOCK);
+                if (how == 3) {
+                    bufferevent_disable(bev, EV_READ | EV_WRITE);
+                    bufferevent_enable(bev, EV_READ | EV_WRITE);
+                }
+            }
+            fails_in = 0;
+            whole = !has_failed;
+            bufferevent_setwatermark(bev, EV_READ, 0, 0);
+            if (!what)
+                bufferevent_enable(bev, EV_READ | EV_WRITE);
+            run_until([&] { return what || got.size() == bytes.size(); });
+            EXPECT_EQ(got.compare(0, std::string::npos, bytes, 0, got.size()), 0) << how << ", " << n;
+            EXPECT_FALSE(whole && what);
+            bufferevent_free(bev);
+            run(1);
+            close(fds[1]);
+            ASSERT_FALSE(HasFailure());
+        }
+    }
+    event_set_log_callback(nullptr);
+}
+
 /* --------------------------------------------------------------------- connecting */
 
 class Connects : public Objects {
@@ -2385,6 +2613,33 @@ TEST_P(Objects, WorkerBasesMadeInTheMainThreadWork)
     }
 }
 
+#if defined __GLIBC__ && __GLIBC_PREREQ(2, 33) /* mallinfo2() */
+/* A server may make a thread and a base for each job. */
+TEST_P(Objects, AThreadAndItsBaseLeaveNoMemoryBehind)
+{
+    auto threads = [&](int count) {
+        for (int i = 0; i < count; i++)
+            std::thread([&] {
+                int fds[2];
+                connected(fds);
+                struct event_base *base = new_base();
+                struct bufferevent *bev = make(base, fds[0]);
+                bufferevent_enable(bev, EV_READ | EV_WRITE);
+                bufferevent_write(bev, "x", 1);
+                event_base_loop(base, EVLOOP_NONBLOCK);
+                bufferevent_free(bev);
+                event_base_free(base);
+                close(fds[1]);
+            }).join();
+        return mallinfo2().uordblks;
+    };
+    threads(10);
+    const size_t more = 50;
+    size_t before = threads(10), after = threads(more);
+    EXPECT_LT(after, before + more * 64) << (after - before) / more << " bytes each";
+}
+#endif
+
 TEST_P(Objects, AChildGoesOnAfterReinit)
 {
     int fds[2];
@@ -2493,6 +2748,7 @@ TEST(BadInput, ABaseThatIsNotOnTheRingGetsPlainObjects)
 
 int main(int argc, char **argv)
 {
+    event_set_mem_functions(get_memory, get_other_memory, free);
     evthread_use_pthreads();
     ::testing::InitGoogleTest(&argc, argv);
     return RUN_ALL_TESTS();
