@@ -66,7 +66,7 @@ install_missing wanted '/usr/include/event2/event.h:libevent-dev' '/usr/include/
     named:bind9 rndc:bind9-utils dnsperf:dnsperf kresd:knot-resolver nvim:neovim lua5.1:lua5.1 \
     '/usr/lib/*/lua/5.1/luv.so:lua-luv' /usr/lib/python3/dist-packages/uvloop/__init__.py:python3-uvloop \
     '/usr/lib/postgresql/*/bin/postgres:postgresql' openssl:openssl dbus-daemon:dbus-daemon dbus-monitor:dbus-bin \
-    mosquitto:mosquitto mosquitto_pub:mosquitto-clients lighttpd:lighttpd '/usr/sbin/php-fpm*:php-fpm' \
+    mosquitto:mosquitto mosquitto_pub:mosquitto-clients lighttpd:lighttpd apache2:apache2-bin '/usr/sbin/php-fpm*:php-fpm' \
     "/usr/lib/python3*/test/test_epoll.py:$(testsuite_of_python)"
 generate_configure
 
