@@ -229,6 +229,7 @@ void rp_loan_collect(void)
 {
     if (rp_self.locks_held || rp_self.collects)
         return;
+    rp_process_check(); /* a child has none of that memory */
     rp_self.collects = true;
     rp_self.to_collect = false;
     if (look_at_all())

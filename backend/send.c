@@ -879,8 +879,10 @@ static void lent_short(struct rp_set *set, struct rp_watch *watch, struct rp_str
         stream->send.was_blocked = true;
         step(set, stream, RP_SEND_BLOCKED);
         wait_for_room(set, stream);
-    } else if (watch) {
+    } else if (watch) { /* its poll tells of room, unless that is there already */
         watch->spent &= ~(uint32_t)(EPOLLOUT | EPOLLWRNORM);
+        watch->recheck = true;
+        rp_set_dirty(set, watch);
     }
 }
 

@@ -344,7 +344,7 @@ void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set);
 
 /* demote.c: of a RINGPOLL_DECLARED set, in its owner's hands: RING → NEW. Its watches go to
  * kernel epoll, and come back with the next ring: that is made when `away_for` events have
- * come, or at once where there were no watches and one comes. False: not now. */
+ * come; the first time with the next watch where there were none. False: not now. */
 bool rp_set_go_away(struct rp_set *set);
 /* ctl.c: there is a ring again. */
 void rp_set_return_watches(struct rp_set *set);

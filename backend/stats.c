@@ -114,6 +114,7 @@ int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
             rp_unlock(&set->lock);
         }
         rp_unlock(&rp_sets_lock);
+        sum.ops_in_flight += rp_loan_lingering_ops();
     }
     memcpy(stats, &sum, size);
     stats->size = size;

@@ -43,7 +43,8 @@
  * (ringpoll_try_sendv_zc()): its chains leave the output with what the kernel has taken, and are
  * *held* until it has let go of them; of a chain that it took a part of, the rest is in the output
  * again, by reference. A write callback still means that the kernel has the bytes; chains
- * of the program's own memory (evbuffer_add_reference()) are given back later than that.
+ * of the program's own memory (evbuffer_add_reference()) are given back later than that, and
+ * where no function is to hear of it they are copied.
  *
  * Locks: the bufferevent's, then the lists' (outputs->lock, a leaf, only where libevent has
  * locks). All fields below are under the former, the links under the latter.
@@ -573,6 +574,7 @@ static int hold_chains(struct ring_bufferevent *ring, struct held *held, const s
     while (whole < taken)
         whole += vec[i++].iov_len;
     size_t left = whole - taken;
+    held->references++; /* ours: the program's callbacks on the output may reclaim, or wait */
     inside.buffer_unfreeze(output, 1);
     inside.buffer_move(output, held->chains, whole);
     if (left > 0) {
@@ -588,7 +590,34 @@ static int hold_chains(struct ring_bufferevent *ring, struct held *held, const s
             inside.buffer_free(rest);
     }
     inside.buffer_freeze(output, 1);
+    let_go_of(held);
     return error;
+}
+
+/* How many of these pieces, from the first on, libevent keeps until it frees their chains: memory
+ * of its own, and of the program's, where a function is to hear of that. What it only has the
+ * address of (no function, chains that another buffer shares, files) may change once it is
+ * written. */
+static int count_kept(struct evbuffer *output, const struct evbuffer_iovec *vec, int count)
+{
+    struct evbuffer_ptr at;
+    if (object_reference_flags == 0 || inside.buffer_find(output, &at, 0, EVBUFFER_PTR_SET) < 0)
+        return 0;
+    const struct buffer_chain *chain = at.internal_.chain;
+    int kept = 0;
+    for (; kept < count; kept++) {
+        if (vec[kept].iov_len == 0)
+            continue;
+        while (chain && chain->length == 0)
+            chain = chain->next;
+        if (!chain || chain->length != vec[kept].iov_len || chain->bytes + chain->misalign != vec[kept].iov_base)
+            break;
+        bool own = chain->flags == 0 && chain->bytes == (const unsigned char *)(chain + 1);
+        if (!own && (chain->flags != object_reference_flags || !((const struct buffer_reference *)(chain + 1))->cleanup))
+            break;
+        chain = chain->next;
+    }
+    return kept;
 }
 
 /* Without a copy: how much was taken of *ret_asked, or what write_vectors() answers, or RINGPOLL_PASS. */
@@ -599,8 +628,7 @@ static long lend_output(struct ring_bufferevent *ring, size_t *ret_asked)
     if (inside.buffer_length(ring->inside.bev.output) < least)
         return RINGPOLL_PASS;
     int count = inside.buffer_peek(ring->inside.bev.output, LENT_MOST, NULL, vec, VECTORS);
-    if (count > VECTORS)
-        count = VECTORS;
+    count = count_kept(ring->inside.bev.output, vec, count < VECTORS ? count : VECTORS);
     for (int i = 0; i < count; i++) {
         asked[i] = vec[i];
         if (asked[i].iov_len > LENT_MOST - sum)

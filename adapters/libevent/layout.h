@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <sys/time.h>
 
+#include <event2/buffer.h>
 #include <event2/bufferevent.h>
 #include <event2/bufferevent_struct.h>
 #include <event2/event_struct.h>
@@ -68,6 +69,22 @@ struct bufferevent_inside {
 };
 #define SUSPEND_WATERMARK 0x01u
 #define SUSPEND_LOOKUP 0x08u
+
+/* A piece of a buffer, in 2.1. Behind it stand its bytes, or, of such as are the program's,
+ * what gives those back. */
+struct buffer_chain {
+    struct buffer_chain *next;
+    size_t capacity;
+    int64_t misalign; /* what was taken from the front */
+    size_t length;
+    unsigned flags;
+    int references;
+    unsigned char *bytes;
+};
+struct buffer_reference {
+    evbuffer_ref_cleanup_cb cleanup;
+    void *argument;
+};
 
 enum bufferevent_control { CONTROL_SET_FD, CONTROL_GET_FD, CONTROL_UNDERLYING, CONTROL_CANCEL_ALL };
 union bufferevent_argument {

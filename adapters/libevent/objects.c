@@ -22,6 +22,7 @@
 
 struct object_inside inside;
 size_t object_lookup_at;
+unsigned object_reference_flags;
 __thread struct object_accepted object_accepted = {-1, 0};
 
 static int known = 1; /* 1: not looked yet; 0, or why not */
@@ -89,6 +90,7 @@ static bool find_symbols(void)
         {"evbuffer_remove_buffer", &inside.buffer_move},
         {"evbuffer_add_reference", &inside.buffer_refer},
         {"evbuffer_prepend_buffer", &inside.buffer_put_before},
+        {"evbuffer_ptr_set", &inside.buffer_find},
         {"evbuffer_add_cb", &inside.buffer_on_change},
         {"evconnlistener_new", &inside.listener_new},
         {"evconnlistener_new_bind", &inside.listener_new_bind},
@@ -187,6 +189,41 @@ static bool listener_shows(struct event_base *base, struct evconnlistener *liste
     return shown->on_error == no_error && inside.listener_enable(listener) == 0 && shown->enabled;
 }
 
+static void keep(const void *data, size_t length, void *argument)
+{
+    (void)data;
+    (void)length;
+    (void)argument;
+}
+
+/* What no layout is needed for goes on without it. */
+static void look_at_chains(void)
+{
+    static const char programs[7];
+    struct evbuffer *buffer = inside.buffer_new();
+    struct evbuffer_iovec room;
+    struct evbuffer_ptr at;
+    if (buffer && inside.buffer_reserve(buffer, 100, &room, 1) == 1) {
+        room.iov_len = 100;
+        if (inside.buffer_commit(buffer, &room, 1) == 0 &&
+            inside.buffer_refer(buffer, programs, sizeof programs, keep, &known) == 0 &&
+            inside.buffer_find(buffer, &at, 0, EVBUFFER_PTR_SET) == 0) {
+            const struct buffer_chain *own = at.internal_.chain, *other = own->next;
+            if (own->capacity >= 100 && own->misalign == 0 && own->length == 100 && own->flags == 0 &&
+                own->references == 1 && own->bytes == (const unsigned char *)(own + 1) && own->bytes == room.iov_base &&
+                other && !other->next && other->capacity == sizeof programs && other->misalign == 0 &&
+                other->length == sizeof programs && other->flags != 0 && other->references == 1 &&
+                other->bytes == (const unsigned char *)programs) {
+                const struct buffer_reference *reference = (const struct buffer_reference *)(other + 1);
+                if (reference->cleanup == keep && reference->argument == &known)
+                    object_reference_flags = other->flags;
+            }
+        }
+    }
+    if (buffer)
+        inside.buffer_free(buffer);
+}
+
 static int look(void)
 {
     if (!find_symbols() || !event_inside.config_free || !event_inside.locks ||
@@ -209,6 +246,8 @@ static int look(void)
     int error = !bev || !listener ? -ENOMEM
                 : bufferevent_shows(bev, fds[0], options) && listener_shows(base, listener, fds[1], flags) ? 0
                                                                                                           : -ENOTSUP;
+    if (error == 0)
+        look_at_chains();
     if (bev)
         inside.bev_free(bev);
     if (listener)

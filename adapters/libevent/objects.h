@@ -80,6 +80,7 @@ struct object_inside {
     int (*buffer_refer)(struct evbuffer *buffer, const void *data, size_t length,
                         void (*cleanup)(const void *, size_t, void *), void *argument);
     int (*buffer_put_before)(struct evbuffer *buffer, struct evbuffer *before);
+    int (*buffer_find)(struct evbuffer *buffer, struct evbuffer_ptr *at, size_t position, enum evbuffer_ptr_how how);
     struct evbuffer_cb_entry *(*buffer_on_change)(struct evbuffer *buffer, evbuffer_cb_func function, void *argument);
 
     struct evconnlistener *(*listener_new)(struct event_base *base, evconnlistener_cb on_accept, void *argument,
@@ -97,6 +98,7 @@ struct object_inside {
 };
 extern struct object_inside inside;
 extern size_t object_lookup_at; /* where a bufferevent keeps the request for an address by name */
+extern unsigned object_reference_flags; /* of chains of the program's memory; 0: chains are not known */
 
 /* 0: they are as layout.h says. -ENOTSUP, -ENOMEM: not so, or not known. libevent itself
  * is known (install.c). */

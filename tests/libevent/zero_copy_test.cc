@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <string>
 #include <thread>
 #include <vector>
@@ -51,7 +52,7 @@ void give_back(const void *, size_t, void *argument)
 }
 
 class ZeroCopyOutput : public testing::Test {
-protected:
+public:
     void SetUp() override
     {
         struct ringpoll_probe probe = {};
@@ -131,16 +132,27 @@ protected:
         ASSERT_EQ(bufferevent_write(bev_, bytes.data(), length), 0);
     }
 
+    /* How much it got, which is what was written. */
+    ssize_t peer_takes(size_t most)
+    {
+        std::vector<char> bytes(most);
+        ssize_t got = recv(peer_, bytes.data(), bytes.size(), MSG_DONTWAIT);
+        for (ssize_t i = 0; i < got; i++) {
+            if (bytes[(size_t)i] != text(read_ + (size_t)i)) {
+                ADD_FAILURE() << "byte " << read_ + (size_t)i << " is " << bytes[(size_t)i];
+                break;
+            }
+        }
+        read_ += got > 0 ? (size_t)got : 0;
+        return got;
+    }
+
     /* The loop turns until the peer has it all, which reads `most` at once, and slowly. */
     void run(size_t most = 1 << 16)
     {
-        std::vector<char> bytes(most);
-        for (int turns = 0; turns < 100000 && read_ < written_; turns++) {
+        for (int turns = 0; turns < 100000 && read_ < written_ && !HasFailure(); turns++) {
             event_base_loop(base_, EVLOOP_NONBLOCK);
-            ssize_t got = recv(peer_, bytes.data(), bytes.size(), MSG_DONTWAIT);
-            for (ssize_t i = 0; i < got; i++)
-                ASSERT_EQ(bytes[(size_t)i], text(read_ + (size_t)i)) << "byte " << read_ + (size_t)i;
-            read_ += got > 0 ? (size_t)got : 0;
+            ssize_t got = peer_takes(most);
             if (got <= 0 && turns > 100) {
                 struct pollfd look = {peer_, POLLIN, 0};
                 poll(&look, 1, 1);
@@ -237,6 +249,51 @@ TEST_F(ZeroCopyOutput, AConnectionThatBreaksGivesAllBackOnce)
     bufferevent_free(bev_);
     bev_ = nullptr;
     event_base_loop(base_, EVLOOP_NONBLOCK);
+    all_given_back(pieces);
+}
+
+/* Memory of which libevent will not say when it is done with it is the program's again when
+ * the output is empty. */
+class ZeroCopyOutputOf : public ZeroCopyOutput, public testing::WithParamInterface<int> {};
+TEST_P(ZeroCopyOutputOf, MemoryThatIsNotGivenBackIsReadNoMoreOnceItIsWritten)
+{
+    int much = 400000;
+    ASSERT_EQ(setsockopt(bufferevent_getfd(bev_), SOL_SOCKET, SO_SNDBUF, &much, sizeof much), 0);
+    std::vector<char> bytes(250000);
+    for (char &byte : bytes)
+        byte = text(written_++);
+    struct evbuffer *output = bufferevent_get_output(bev_), *shared = evbuffer_new();
+    if (GetParam() == 0) {
+        ASSERT_EQ(evbuffer_add_reference(output, bytes.data(), bytes.size(), nullptr, nullptr), 0);
+    } else {
+        ASSERT_EQ(evbuffer_add_reference(shared, bytes.data(), bytes.size(), nullptr, nullptr), 0);
+        ASSERT_EQ(evbuffer_add_buffer_reference(output, shared), 0);
+    }
+    for (int turns = 0; turns < 1000 && evbuffer_get_length(output) > 0; turns++)
+        event_base_loop(base_, EVLOOP_NONBLOCK);
+    ASSERT_EQ(evbuffer_get_length(output), 0u) << "the socket's buffer takes it all";
+    std::fill(bytes.begin(), bytes.end(), '#');
+    run();
+    evbuffer_free(shared);
+}
+INSTANTIATE_TEST_SUITE_P(References, ZeroCopyOutputOf, testing::Values(0, 1));
+
+/* A callback on the output may do what it likes, that included. */
+TEST_F(ZeroCopyOutput, ACallbackOfTheOutputThatReclaimsTakesNothingAwayTooEarly)
+{
+    int small = 30000;
+    ASSERT_EQ(setsockopt(bufferevent_getfd(bev_), SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
+    evbuffer_add_cb(bufferevent_get_output(bev_), [](struct evbuffer *, const struct evbuffer_cb_info *info, void *argument) {
+        struct timespec a_moment = {0, 1000000};
+        for (int i = 0; i < 1000 && info->n_deleted > 0 && ringpoll_zc_reclaim(&a_moment) > 0; i++)
+            static_cast<ZeroCopyOutput *>(argument)->peer_takes(1 << 16);
+    }, this);
+    std::vector<Piece> pieces(3);
+    uint64_t before = stats().sends_zc;
+    for (Piece &piece : pieces)
+        add(piece, 700000);
+    run(20000);
+    EXPECT_GT(stats().sends_zc, before);
     all_given_back(pieces);
 }
 

@@ -6,7 +6,8 @@
  * any errno), cancels requests that nobody asked to cancel, answers cancels with
  * EALREADY and makes them later, answers enters with errors, submits them in parts or
  * keeps their completions for the next one, breaks the ring for good, and lets the n-th
- * allocation fail. Queues and
+ * allocation fail. A zero-copy send is made as a plain one, and its notification (by
+ * IORING_OP_MSG_RING) some enters later, or when the set has long ended. Queues and
  * buffers are so few that the SQ is full, the CQ overflows and receives starve.
  *
  * Programs of random calls run on it, new ones each time; the first seed is printed, and
@@ -61,8 +62,34 @@ unsigned char text(uint64_t stream, uint64_t at)
 
 /* ---------------------------------------------------------- the fault layer */
 
+/* Memory that is lent to a zero-copy send. */
+struct Lent {
+    std::vector<unsigned char> bytes;
+    bool answered = false, notifies = false, notified = false, taken = false;
+    unsigned released = 0;
+};
+
+struct Notification {
+    int ring_fd;
+    uint64_t user_data;
+    Lent *lent;
+};
+
+void release(void *argument)
+{
+    Lent *lent = static_cast<Lent *>(argument);
+    EXPECT_EQ(++lent->released, 1u);
+    EXPECT_TRUE(!lent->notifies || lent->notified) << "released while the kernel reads it";
+    std::fill(lent->bytes.begin(), lent->bytes.end(), (unsigned char)'#');
+}
+
 struct Faults {
     Random random{1};
+    bool lends = false;
+    std::vector<std::unique_ptr<Lent>> lent;
+    std::vector<std::pair<uint64_t, Lent *>> unanswered;
+    std::vector<Notification> notifications;
+    uint64_t loans = 0, notified_late = 0;
     bool on = false, errors_of_sends = false;
     unsigned fail_allocation = 0, allocations = 0;
     bool allocation_failed = false;
@@ -82,14 +109,92 @@ struct Faults {
         return allocation_failed = true;
     }
     void edit(struct rp_sqe *sqe);
+    void edit_loan(struct rp_sqe *sqe);
+    void answer_loans(struct rp_ring *ring);
+    void notify(bool all);
     void cancel(uint64_t target);
     void cancel_one();
     void cancel_late();
 } faults;
 
+/* Nothing but the way the bytes go is another. */
+void Faults::edit_loan(struct rp_sqe *sqe)
+{
+    struct rp_loan *loan = (struct rp_loan *)rp_op_find(&set->ops, sqe->user_data)->owner;
+    bool one = sqe->opcode == RP_IORING_OP_SEND_ZC;
+    unanswered.emplace_back(sqe->user_data, (Lent *)loan->argument);
+    sqe->opcode = one ? RP_IORING_OP_SEND : RP_IORING_OP_SENDMSG;
+    sqe->ioprio = 0;
+    if (random.one_in(4)) {
+        static const int errors[] = {-EAGAIN, -EAGAIN, -ENOBUFS, -ENOMEM, -EINTR, -EINVAL, 0};
+        turn_into_nop(sqe, errors[random.below(7)]);
+    } else if (one && random.one_in(2)) {
+        sqe->len = 1 + random.below(sqe->len);
+    } else if (errors_of_sends && random.one_in(20)) {
+        shutdown(loan->fd, SHUT_RDWR);
+        broken.push_back(loan->fd);
+        turn_into_nop(sqe, random.one_in(2) ? -EPIPE : -ECONNRESET);
+    }
+}
+
+/* First completions become such: most have a notification to come, and some of those that took
+ * nothing, too. */
+void Faults::answer_loans(struct rp_ring *ring)
+{
+    for (uint32_t at = ring->cq_next; at != __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE); at++) {
+        struct rp_cqe *cqe = &ring->cqes[at & ring->cq_mask];
+        for (size_t i = 0; i < unanswered.size(); i++) {
+            if (unanswered[i].first != cqe->user_data)
+                continue;
+            Lent *one = unanswered[i].second;
+            unanswered.erase(unanswered.begin() + (long)i);
+            one->answered = true;
+            if (!random.one_in(cqe->res > 0 ? 8 : 2)) {
+                cqe->flags |= RP_CQE_F_MORE;
+                one->notifies = cqe->res > 0;
+                notifications.push_back({ring->fd, cqe->user_data, one});
+            }
+            break;
+        }
+    }
+}
+
+struct rp_ring messenger; /* the real kernel's */
+
+void Faults::notify(bool all)
+{
+    for (size_t i = 0; i < notifications.size();) {
+        if (!all && !random.one_in(8)) {
+            i++;
+            continue;
+        }
+        Notification one = notifications[i];
+        notifications.erase(notifications.begin() + (long)i);
+        struct rp_sqe sqe = {};
+        sqe.opcode = RP_IORING_OP_MSG_RING;
+        sqe.fd = one.ring_fd;
+        sqe.len = random.one_in(3) ? RP_NOTIF_USAGE_ZC_COPIED : 0;
+        sqe.off = one.user_data;
+        sqe.op_flags = 2; /* IORING_MSG_RING_FLAGS_PASS */
+        sqe.file_index = RP_CQE_F_NOTIF;
+        *rp_ring_get_sqe(&messenger) = sqe;
+        one.lent->notified = true;
+        notified_late++;
+        const struct rp_sys *before = rp_sys;
+        rp_sys = &rp_sys_kernel;
+        EXPECT_EQ(rp_ring_enter(&messenger, 1, nullptr, nullptr), 1);
+        rp_sys = before;
+        rp_ring_seen(&messenger); /* it may have no ring any more to go to */
+    }
+}
+
 void Faults::edit(struct rp_sqe *sqe)
 {
     switch (sqe->opcode) {
+    case RP_IORING_OP_SEND_ZC:
+    case RP_IORING_OP_SENDMSG_ZC:
+        edit_loan(sqe);
+        break;
     case RP_IORING_OP_SEND:
         if (random.one_in(3)) {
             static const int errors[] = {-EAGAIN, -EAGAIN, -ENOBUFS, -ENOMEM, -EINTR, 0};
@@ -177,6 +282,12 @@ int faulty_enter(int fd, unsigned to_submit, unsigned min_complete, unsigned fla
         faults.ring_breaks = true;
     if (faults.set && faults.ring_breaks)
         return -EIO;
+    if (faults.lends && !faults.on && faults.set && faults.set->ring.fd >= 0)
+        for (uint32_t at = faults.set->ring.sqe_head; at != faults.set->ring.sqe_tail; at++) {
+            struct rp_sqe *sqe = &faults.set->ring.sqes[at & faults.set->ring.sq_mask];
+            if (sqe->opcode == RP_IORING_OP_SEND_ZC || sqe->opcode == RP_IORING_OP_SENDMSG_ZC)
+                faults.edit_loan(sqe);
+        }
     if (faults.on && faults.set && faults.set->ring.fd >= 0) {
         struct rp_ring *ring = &faults.set->ring;
         Random &r = faults.random;
@@ -197,7 +308,12 @@ int faulty_enter(int fd, unsigned to_submit, unsigned min_complete, unsigned fla
             faults.times_kept++;
         }
     }
-    return rp_sys_kernel.uring_enter(fd, to_submit, min_complete, flags, arg, size);
+    if (faults.on && faults.lends)
+        faults.notify(false);
+    int result = rp_sys_kernel.uring_enter(fd, to_submit, min_complete, flags, arg, size);
+    if (faults.lends && faults.set && faults.set->ring.fd == fd)
+        faults.answer_loans(&faults.set->ring);
+    return result;
 }
 
 int faulty_setup(unsigned entries, struct rp_params *params)
@@ -207,6 +323,8 @@ int faulty_setup(unsigned entries, struct rp_params *params)
 
 int faulty_register(int fd, unsigned opcode, const void *arg, unsigned count)
 {
+    if (faults.lends && opcode == RP_REGISTER_RING_FDS)
+        return -EINVAL; /* the ring keeps its fd, for messages */
     bool allocates = opcode == RP_REGISTER_PBUF_RING || opcode == RP_REGISTER_RING_FDS ||
                      opcode == RP_REGISTER_FILES2 || opcode == RP_REGISTER_FILES_UPDATE;
     return allocates && faults.allocation_fails() ? -ENOMEM : rp_sys_kernel.uring_register(fd, opcode, arg, count);
@@ -247,6 +365,7 @@ public:
         options.buffers = r_.one_in(2) ? 8 : 64;
         options.stream_bytes = r_.one_in(2) ? 0 : 1 + r_.below(20000);
         options.send_bytes = r_.one_in(2) ? 0 : 1 + r_.below(20000);
+        options.masked_features = faults.lends ? RINGPOLL_FEATURE_NO_IOWAIT : 0; /* no ring that was kept */
         batch_ = (options.flags & RINGPOLL_BATCH) != 0;
         set_ = ringpoll_create(&options);
         edge_ = r_.one_in(2);
@@ -556,14 +675,37 @@ private:
         }
         return result;
     }
+    long lend(Connection &c, const unsigned char *bytes, size_t count)
+    {
+        faults.lent.push_back(std::make_unique<Lent>());
+        Lent *lent = faults.lent.back().get();
+        lent->bytes.assign(bytes, bytes + count);
+        struct iovec iov[2] = {{lent->bytes.data(), count / 3}, {lent->bytes.data() + count / 3, count - count / 3}};
+        bool one = r_.one_in(2);
+        if (one)
+            iov[0].iov_len = count;
+        long result = ringpoll_try_sendv_zc(c.a, iov, one ? 1 : 2, MSG_NOSIGNAL, release, lent);
+        lent->taken = result > 0;
+        faults.loans += lent->taken;
+        if (lent->taken && !lent->answered) { /* which nobody can know */
+            EXPECT_TRUE(faults.ring_breaks) << "an answer was lost";
+            c.broken = true;
+        }
+        EXPECT_EQ(lent->released, 0u) << "inside the call";
+        return result;
+    }
     void write_some(Connection &c, size_t count)
     {
         static unsigned char bytes[1 << 16];
         for (size_t i = 0; i < count; i++)
             bytes[i] = text(c.out, c.accepted + i);
         struct iovec iov[2] = {{bytes, count / 3}, {bytes + count / 3, count - count / 3}};
-        long result = r_.one_in(2) ? ringpoll_try_send(c.a, bytes, count, MSG_NOSIGNAL)
-                                   : ringpoll_try_sendv(c.a, iov, 2, MSG_NOSIGNAL);
+        long result = RINGPOLL_PASS;
+        if (faults.lends && r_.one_in(2))
+            result = lend(c, bytes, count);
+        if (result == RINGPOLL_PASS)
+            result = r_.one_in(2) ? ringpoll_try_send(c.a, bytes, count, MSG_NOSIGNAL)
+                                  : ringpoll_try_sendv(c.a, iov, 2, MSG_NOSIGNAL);
         if (result == RINGPOLL_PASS) {
             result = send(c.a, bytes, count, MSG_NOSIGNAL | MSG_DONTWAIT);
             if (result < 0)
@@ -659,6 +801,13 @@ protected:
         ASSERT_EQ(ringpoll_get_probe(&probe), 0);
         if (!(probe.usable & RINGPOLL_FEATURE_RECV_BUNDLE))
             GTEST_SKIP() << "no NOP with a result of choice before 6.9";
+        struct rp_ring_options options = {};
+        options.sq_entries = options.cq_entries = 8;
+        options.features = RINGPOLL_FEATURE_URING;
+        lends_ = (probe.usable & RINGPOLL_FEATURE_SEND_ZC) != 0;
+        if (messenger.fd == 0) {
+            ASSERT_EQ(rp_ring_init(&messenger, &options), 0);
+        }
         table_ = rp_sys_kernel;
         table_.uring_enter = faulty_enter;
         table_.uring_setup = faulty_setup;
@@ -670,7 +819,11 @@ protected:
         faults = Faults();
         run(1, 40, true); /* what is made once per process */
     }
-    void TearDown() override { rp_sys = &rp_sys_kernel; }
+    void TearDown() override
+    {
+        rp_sys = &rp_sys_kernel;
+        rp_send_zc_trial = RP_SEND_ZC_AS_DUE;
+    }
 
     void run(uint64_t seed, unsigned turns, bool calm = false)
     {
@@ -680,6 +833,12 @@ protected:
         faults.ring_breaks = false;
         faults.enters_left = !calm && seed % 5 == 0 ? 1 + (unsigned)(seed / 5 % 200) : 0;
         faults.errors_of_sends = seed % 3 == 0;
+        faults.lends = lends_ && seed % 2 == 1;
+        rp_send_zc_trial = faults.lends ? RP_SEND_ZC_EVER : RP_SEND_ZC_AS_DUE;
+        rp_send_zc_least = 1 + seed / 2 % 5 * 300;
+        faults.lent.clear();
+        faults.unanswered.clear();
+        faults.notifications.clear();
         {
             Program program(seed, calm);
             if (program.made()) {
@@ -691,6 +850,16 @@ protected:
                 EXPECT_TRUE(faults.allocation_failed);
             }
         }
+        faults.notify(true);
+        struct timespec a_while = {5, 0};
+        EXPECT_EQ(ringpoll_zc_reclaim(&a_while), 0);
+        for (auto &lent : faults.lent) {
+            EXPECT_TRUE(lent->taken || lent->released == 0);
+            if (!faults.ring_breaks && !faults.allocation_failed) {
+                EXPECT_EQ(lent->released, (unsigned)lent->taken);
+            }
+        }
+        faults.lends = false;
         struct ringpoll_stats stats = {};
         stats.size = sizeof stats;
         EXPECT_EQ(ringpoll_get_stats(-1, &stats), 0);
@@ -713,6 +882,7 @@ protected:
     }
 
 private:
+    bool lends_ = false;
     struct rp_sys table_;
 };
 
@@ -738,8 +908,9 @@ TEST_F(SimStream, NoByteIsLostDoubledOrReorderedWhateverTheKernelDoes)
         ASSERT_FALSE(HasFailure()) << "seed " << seed;
         ASSERT_EQ(open_fds(), fds) << "seed " << seed;
     }
-    printf("%llu receives, %llu starved, %llu sends batched, %llu overflows, %llu ended on a ring; "
+    printf("%llu loans, %llu notified late; %llu receives, %llu starved, %llu sends batched, %llu overflows, %llu ended on a ring; "
            "%llu cancels, %llu late ones, %llu late completions\n",
+           (unsigned long long)faults.loans, (unsigned long long)faults.notified_late,
            (unsigned long long)Program::received, (unsigned long long)Program::starved,
            (unsigned long long)Program::batched, (unsigned long long)Program::overflows,
            (unsigned long long)Program::on_ring, (unsigned long long)faults.cancelled,

@@ -28,6 +28,7 @@
 #include <thread>
 #include <vector>
 
+#include "bench/made_up_peer.h"
 #include "nop.h"
 #include "public_api.h"
 
@@ -975,6 +976,67 @@ TEST_F(Far, AnAddressOfOnesOwnIsLoopbackToo)
     }).join();
     if (!refused.empty())
         GTEST_SKIP() << refused;
+}
+
+TEST_F(Far, WhereNothingIsCopiedMemoryIsHeldUntilThePeerAcknowledges)
+{
+    rp_send_zc_trial = RP_SEND_ZC_AS_DUE;
+    struct made_up_peer peer;
+    bool made = false;
+    std::vector<Lent> lent(8);
+    std::thread([&] {
+        made = made_up_connect(&peer, 1500) == 0;
+        if (!made)
+            return;
+        make();
+        ringpoll_close(a_);
+        a_ = peer.fd;
+        ringpoll_fd_opened(a_, RINGPOLL_FD_TCP | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+        struct epoll_event event = {};
+        event.events = EPOLLIN;
+        ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, a_, &event), 0);
+        EXPECT_EQ(wait(0), 0);
+        lent[0] = make_lent(0, size_);
+        ASSERT_EQ(send(lent[0], 3), (long)size_);
+        EXPECT_EQ(ringpoll_zc_least(a_), SIZE_MAX) << "before the kernel's first word";
+        EXPECT_EQ(wait(0), 0);
+        EXPECT_EQ(lent[0].released, 0u);
+        ASSERT_EQ(made_up_acknowledge(&peer, size_), 0) << peer.refused;
+        EXPECT_EQ(reclaim(5000), 0);
+        EXPECT_EQ(lent[0].released, 1u);
+        /* It does not copy: several at once from now on. */
+        for (unsigned i = 1; i < 5; i++) {
+            lent[i] = make_lent(0, size_);
+            ASSERT_EQ(send(lent[i], i), (long)size_);
+        }
+        EXPECT_EQ(wait(0), 0);
+        ASSERT_EQ(made_up_acknowledge(&peer, 2 * size_ + 1), 0);
+        for (int i = 0; i < 5000 && lent[2].released == 0; i++)
+            wait(1);
+        EXPECT_EQ(lent[1].released, 1u);
+        EXPECT_EQ(lent[2].released, 1u);
+        EXPECT_EQ(lent[3].released, 0u) << "of which a part is yet to be acknowledged";
+        EXPECT_EQ(stats().sends_zc, 5u);
+        EXPECT_EQ(stats().sends_zc_copied, 0u);
+        /* Fd, watch and set go, and the peer has not acknowledged. */
+        EXPECT_EQ(ringpoll_close(a_), 0);
+        a_ = -1;
+        EXPECT_EQ(ringpoll_close(set_), 0);
+        set_ = -1;
+        EXPECT_EQ(reclaim(1), 2);
+        EXPECT_EQ(lent[3].released + lent[4].released, 0u);
+        ASSERT_EQ(made_up_acknowledge(&peer, 2 * size_ - 1), 0);
+        EXPECT_EQ(reclaim(5000), 0);
+        EXPECT_EQ(lent[3].released, 1u);
+        EXPECT_EQ(lent[4].released, 1u);
+        close(peer.tun);
+    }).join();
+    if (!made) {
+        for (int fd : {peer.fd, peer.tun})
+            if (fd >= 0)
+                close(fd);
+        GTEST_SKIP() << peer.refused;
+    }
 }
 
 } // namespace
