@@ -13,7 +13,7 @@ import signal
 
 from harness import Failure, Suite, check, describe_process
 
-suite = Suite("coturn", needs=["turnserver", "turnutils_uclient", "openssl"], library="libevent")
+suite = Suite("coturn", needs=["turnserver", "turnutils_uclient", "openssl"], library="libevent", plain=True)
 
 
 class Server:

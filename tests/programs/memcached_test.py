@@ -16,7 +16,7 @@ import struct
 
 from harness import (Suite, check, check_ended, check_equal, in_threads, read_exactly, read_until, wait_until)
 
-suite = Suite("memcached", needs=["memcached"], library="libevent")
+suite = Suite("memcached", needs=["memcached"], library="libevent", plain=True)
 CRLF = b"\r\n"
 
 

@@ -18,7 +18,7 @@ import struct
 from harness import (Failure, Skipped, Suite, check, check_ended, check_equal, find_program, in_threads,
                      read_exactly, wait_until)
 
-suite = Suite("pgbouncer", needs=["pgbouncer"], library="libevent")
+suite = Suite("pgbouncer", needs=["pgbouncer"], library="libevent", plain=True)
 
 
 def postgres_program(name):

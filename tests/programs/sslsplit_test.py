@@ -18,7 +18,7 @@ import threading
 
 from harness import Suite, check, check_equal, in_threads, read_exactly
 
-suite = Suite("sslsplit", needs=["sslsplit", "openssl"], library="libevent")
+suite = Suite("sslsplit", needs=["sslsplit", "openssl"], library="libevent", plain=True)
 
 
 def certificate(run, name, *options):

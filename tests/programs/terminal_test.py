@@ -25,7 +25,7 @@ import time
 
 from harness import HERE, PATIENCE_S, Failure, Skipped, Suite, check, check_equal, find_program, wait_until
 
-suite = Suite("terminal", library="libevent")
+suite = Suite("terminal", library="libevent", plain=True)
 
 
 class Tmux:

@@ -14,7 +14,7 @@ import signal
 
 from harness import Suite, check, check_ended, check_equal, in_threads, wait_until
 
-suite = Suite("tor", needs=["tor"], library="libevent")
+suite = Suite("tor", needs=["tor"], library="libevent", plain=True)
 
 
 class Tor:
