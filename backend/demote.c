@@ -680,7 +680,10 @@ bool rp_set_go_away(struct rp_set *set)
         watch->returns = any = true;
         set->returning++;
     }
-    if (!all) { /* the ring goes on with those */
+    if (!all) { /* the ring goes on with those, and receives for nobody else */
+        for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+            if (watch->stream && watch->home == RP_HOME_KERNEL)
+                rp_stream_leave(set, watch->stream);
         (void)catch_up(set);
         return false;
     }

@@ -971,6 +971,77 @@ TEST_F(Declared, AListenerIsAdoptedByTheNextRingAsWell)
     }
 }
 
+/* The owner sleeps in its ring, or is about to: what becomes of plain fds wakes it all the same. */
+TEST_F(Declared, AnotherThreadChangesPlainFdsBesideAWaitInTheRing)
+{
+    int peer, fd = declare(&peer);
+    add(fd);
+    for (int round = 0; round < 8; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    for (int round = 0; round < 60; round++) {
+        int extra[2];
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, extra), 0);
+        ASSERT_EQ(write(extra[1], "x", 1), 1);
+        std::thread other([&] {
+            add(extra[0], round % 3 == 0 ? EPOLLIN : round % 3 == 1 ? EPOLLIN | EPOLLET : EPOLLRDHUP);
+            if (round % 3 == 2) {
+                struct epoll_event event = {};
+                event.events = EPOLLIN | EPOLLONESHOT;
+                event.data.fd = extra[0];
+                EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, extra[0], &event), 0);
+            }
+        });
+        EXPECT_EQ(told_of(extra[0], 10000), (uint32_t)EPOLLIN) << round;
+        other.join();
+        EXPECT_EQ(told_of(extra[0]), round % 3 == 0 ? (uint32_t)EPOLLIN : 0u) << round;
+        std::thread another([&] { EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_DEL, extra[0], nullptr), 0); });
+        another.join();
+        EXPECT_EQ(told_of(extra[0]), 0u);
+        close(extra[0]);
+        close(extra[1]);
+    }
+    EXPECT_EQ(stats().rings, 1u);
+}
+
+/* One of them cannot be moved: here since it was closed without a word. */
+TEST_F(Declared, WhereTheRingCannotBeLeftWhatHasLeftItIsTheKernels)
+{
+    int peer, lost_peer;
+    int fd = declare(&peer), lost = declare(&lost_peer);
+    add(fd);
+    add(lost);
+    for (int round = 0; round < 8; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    EXPECT_EQ(stats().adopted, 1u);
+    close(lost);
+    for (int turn = 0; turn < 200; turn++) { /* company, so that receives are worth it */
+        struct epoll_event events[2];
+        struct timespec second = {1, 0};
+        char byte;
+        for (int i : {0, 1})
+            ASSERT_EQ(write(plain_[i][1], "x", 1), 1);
+        ASSERT_EQ(ringpoll_wait(set_, events, 2, &second, nullptr), 2);
+        for (int i : {0, 1})
+            ASSERT_EQ(read(plain_[i][0], &byte, 1), 1);
+    }
+    struct ringpoll_stats now = stats();
+    EXPECT_EQ(now.rings, 1u);
+    EXPECT_EQ(now.watches_ring, 1u);
+    EXPECT_EQ(now.adopted, 0u);
+    for (int round = 0; round < 8; round++) {
+        EXPECT_EQ(told_of(fd), 0u);
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+}
+
 /* A thread with two sets: what it wrote by one goes out before it sleeps on the other. */
 TEST(TwoSets, AWaitOnOneSendsWhatIsBatchedInTheOther)
 {
