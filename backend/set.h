@@ -36,7 +36,7 @@ struct rp_set {
     uint32_t flags;     /* RINGPOLL_* options; never changes */
     uint32_t wait_serial;                     /* the owner's */
     struct rp_watch *ready_head, *ready_tail; /* the owner's */
-    uint64_t owner;     /* * rp_self.id, 0: nobody yet. Written once, under `lock` */
+    uint64_t owner;     /* * rp_self.id, 0: nobody yet. Written with each ring, under `lock` */
     unsigned ready_count;                     /* the owner's */
     bool tells;         /* the owner's; DEFER_TASKRUN and its flag: wake-ups run in our enters, and show before */
     bool owner_inside;  /* locked; the owner is about to be, or is, inside a blocking enter */
