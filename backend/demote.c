@@ -696,7 +696,7 @@ bool rp_set_go_away(struct rp_set *set)
         if (watch->deleted)
             rp_set_forget_watch(set, watch);
     }
-    if (!any && set->away_gap == 0) { /* the next one gets its ring at once, but not time and again */
+    if (!any && set->returning == 0 && set->away_gap == 0) { /* the next one gets its ring at once, but not time and again */
         set->away_gap = AWAY_FIRST / 4;
     } else {
         set->away_gap = set->away_gap == 0 ? AWAY_FIRST : set->away_gap < AWAY_MOST ? set->away_gap * 4 : AWAY_MOST;

@@ -857,6 +857,62 @@ TEST_F(Declared, AChildsCopyIsOfTheSameFilesInTheSameState)
     });
 }
 
+/* A set that has left its ring, with bytes that the ring has received. */
+TEST_F(Declared, AChildOfASetThatIsAwayHasItsOwnCopyOfAll)
+{
+    int peer, fd = declare(&peer);
+    add(fd);
+    for (int round = 0; round < 8; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    ASSERT_EQ(write(peer, "late", 4), 4);
+    EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+    struct epoll_event none = {}, readable = {};
+    readable.events = EPOLLIN;
+    readable.data.fd = fd;
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, fd, &none), 0);
+    for (int turns = 0; turns < 20000 && stats().rings == 1; turns += 100)
+        busy(100);
+    EXPECT_EQ(stats().rings, 0u);
+    ringpoll_fork_prepare();
+    pid_t child = fork();
+    if (child == 0) {
+        ringpoll_fork_child();
+        EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, fd, &readable), 0);
+        EXPECT_EQ(told_of(fd), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "late");
+        EXPECT_EQ(told_of(fd), 0u);
+        busy(20000); /* no ring receives for what the parent has, too */
+        EXPECT_EQ(stats().adopted, 0u);
+        int own_peer, own = declare(&own_peer);
+        add(own);
+        for (int round = 0; round < 8; round++)
+            for (int to : {peer, own_peer}) {
+                int from = to == peer ? fd : own;
+                EXPECT_EQ(write(to, "more", 4), 4);
+                EXPECT_EQ(told_of(from, 1000), (uint32_t)EPOLLIN);
+                EXPECT_EQ(read_all(from), "more");
+                EXPECT_EQ(told_of(from), 0u);
+            }
+        EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_DEL, fd, nullptr), 0);
+        _exit(HasFailure() ? 1 : 0);
+    }
+    ringpoll_fork_parent();
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, fd, &readable), 0);
+    EXPECT_EQ(told_of(fd), (uint32_t)EPOLLIN) << "its own copy of these bytes";
+    EXPECT_EQ(read_all(fd), "late");
+    busy(20000);
+    EXPECT_EQ(told_of(fd), 0u);
+    ASSERT_EQ(write(peer, "more", 4), 4);
+    EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+    EXPECT_EQ(read_all(fd), "more");
+}
+
 /* The wait of another thread's: plain fds need nobody's help, a declared one is told of at once
  * and gets its ring with the next turn. */
 TEST_F(Declared, AnotherThreadAddsBesideAWaitInKernelEpoll)
