@@ -1098,6 +1098,31 @@ TEST_F(Declared, WhereTheRingCannotBeLeftWhatHasLeftItIsTheKernels)
     }
 }
 
+/* Whose birth was reported, another set may adopt: not beside this one. */
+TEST_F(Declared, WhatAnotherSetWatchesToIsNotReceivedThere)
+{
+    struct ringpoll_options options = {};
+    options.size = sizeof options;
+    options.flags = RINGPOLL_BATCH;
+    int other = ringpoll_create(&options), fds[2];
+    ASSERT_GE(other, 0);
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+    others_.insert(others_.end(), {fds[0], fds[1], other});
+    ringpoll_fd_opened(fds[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+    add(fds[0]);
+    struct epoll_event event = {};
+    event.events = EPOLLIN;
+    ASSERT_EQ(ringpoll_ctl(other, EPOLL_CTL_ADD, fds[0], &event), 0);
+    for (int round = 0; round < 16; round++) {
+        struct timespec second = {1, 0};
+        ASSERT_EQ(write(fds[1], "bytes", 5), 5);
+        EXPECT_EQ(ringpoll_wait(other, &event, 1, &second, nullptr), 1);
+        EXPECT_EQ(told_of(fds[0]), (uint32_t)EPOLLIN) << round;
+        EXPECT_EQ(read_all(fds[0]), "bytes");
+        EXPECT_EQ(told_of(fds[0]), 0u);
+    }
+}
+
 /* A thread with two sets: what it wrote by one goes out before it sleeps on the other. */
 TEST(TwoSets, AWaitOnOneSendsWhatIsBatchedInTheOther)
 {
