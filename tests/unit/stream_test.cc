@@ -1123,6 +1123,46 @@ TEST_F(Declared, WhatAnotherSetWatchesToIsNotReceivedThere)
     }
 }
 
+/* Rings that do not tell what is on their way, and one with a thread of its own: they receive
+ * nothing, and are left and made again all the same. */
+TEST_F(Declared, OtherRingsAreLeftAndMadeAgainToo)
+{
+    for (bool thread : {false, true}) {
+        struct ringpoll_options options = {};
+        options.size = sizeof options;
+        options.flags = RINGPOLL_DECLARED | RINGPOLL_BATCH | (thread ? RINGPOLL_SQPOLL : RINGPOLL_ANY_RING);
+        options.masked_features = thread ? 0 : RINGPOLL_FEATURE_DEFER;
+        options.sq_thread_idle_ms = 1;
+        ringpoll_close(set_);
+        set_ = ringpoll_create(&options);
+        ASSERT_GE(set_, 0);
+        for (auto &pair : plain_)
+            add(pair[0]);
+        int peer, fd = declare(&peer);
+        add(fd);
+        for (int time = 0; time < 2; time++) {
+            for (int round = 0; round < 8; round++) {
+                ASSERT_EQ(write(peer, "bytes", 5), 5);
+                EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+                EXPECT_EQ(read_all(fd), "bytes");
+                EXPECT_EQ(told_of(fd), 0u);
+            }
+            if (time == 0 && stats().rings == 0)
+                break; /* there are none here */
+            EXPECT_EQ(stats().rings, 1u);
+            for (int turns = 0; turns < 20000 && stats().rings == 1; turns += 100)
+                busy(100);
+            EXPECT_EQ(stats().rings, 0u);
+            ASSERT_EQ(write(peer, "bytes", 5), 5);
+            EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+            EXPECT_EQ(read_all(fd), "bytes");
+            for (int turns = 0; turns < 20000 && stats().rings == 0; turns += 100)
+                busy(100);
+        }
+        close_declared();
+    }
+}
+
 /* A thread with two sets: what it wrote by one goes out before it sleeps on the other. */
 TEST(TwoSets, AWaitOnOneSendsWhatIsBatchedInTheOther)
 {
