@@ -358,13 +358,14 @@ static inline __attribute__((always_inline)) bool mod_as_usual(struct rp_set *se
 
 /* Of the fds of a RINGPOLL_DECLARED set that are not declared nobody reports the reads, so that
  * a ring would look at each again in each turn, by a call that kernel epoll needs not. They are
- * *plain*: the identity's, with no record of them, and cost what they cost there. */
+ * *plain*: the identity's, with no record of them, and cost what they cost there. But where births
+ * are reported another set may want to adopt it: the record says that it is not alone. */
 static inline __attribute__((always_inline)) bool is_plain(const struct rp_set *set, int fd)
 {
     if (!(set->flags & RINGPOLL_DECLARED))
         return false;
     const struct rp_fd *entry = rp_fd_peek(fd);
-    if (entry && ((rp_fd_flags(entry) & (RINGPOLL_FD_DECLARED | RP_FD_LISTENER)) || RP_READ_ONCE(entry->watches) ||
+    if (entry && ((rp_fd_flags(entry) & (RP_FD_KNOWN | RP_FD_LISTENER)) || RP_READ_ONCE(entry->watches) ||
                   RP_READ_ONCE(entry->stream) || RP_READ_ONCE(entry->set)))
         return false;
     return !RP_READ_ONCE(set->inherited) && RP_READ_ONCE(set->annex_count) == 0;

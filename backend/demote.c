@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 static const struct timespec no_time = {0, 0};
@@ -680,7 +681,10 @@ bool rp_set_go_away(struct rp_set *set)
         watch->returns = any = true;
         set->returning++;
     }
-    if (!all) { /* the ring goes on with those */
+    if (!all) { /* the ring goes on with those, and receives for nobody else */
+        for (struct rp_watch *watch = set->watches; watch; watch = watch->next_of_set)
+            if (watch->stream && watch->home == RP_HOME_KERNEL)
+                rp_stream_leave(set, watch->stream);
         (void)catch_up(set);
         return false;
     }
@@ -693,7 +697,7 @@ bool rp_set_go_away(struct rp_set *set)
         if (watch->deleted)
             rp_set_forget_watch(set, watch);
     }
-    if (!any && set->away_gap == 0) { /* the next one gets its ring at once, but not time and again */
+    if (!any && set->returning == 0 && set->away_gap == 0) { /* the next one gets its ring at once, but not time and again */
         set->away_gap = AWAY_FIRST / 4;
     } else {
         set->away_gap = set->away_gap == 0 ? AWAY_FIRST : set->away_gap < AWAY_MOST ? set->away_gap * 4 : AWAY_MOST;
@@ -843,17 +847,20 @@ struct plain {
 };
 
 /* The number may be another file's by now: of one that was closed while somebody has its
- * file, or since the parent has registered it. A disabled one-shot becomes a stand-in, and
- * stays one in a child of the child. */
+ * file, or since the parent has registered it. Of sockets their inode tells; stacked file systems
+ * have two numbers for one. A disabled one-shot becomes a stand-in, and stays one in a child of
+ * the child. */
 static void copy_plain(void *context, const struct registration *one)
 {
     const struct plain *plain = context;
     struct epoll_event event = {.events = one->events, .data = {.u64 = one->data}};
     struct rp_watch *watch = rp_set_find(plain->set, one->fd);
     uint64_t inode = 0;
+    unsigned mode = 0;
     if ((watch && !watch->deleted) || ringpoll_fd_is_internal(one->fd) ||
         (is_mark(event.data) && !(one->events & EPOLLONESHOT)) ||
-        (one->inode && (rp_sys_fstat_inode(one->fd, &inode) < 0 || inode != one->inode)))
+        (one->inode && rp_sys_fstat_mode(one->fd, &mode) == 0 && S_ISSOCK(mode) &&
+         rp_sys_fstat_inode(one->fd, &inode) == 0 && inode != one->inode))
         return;
     if ((one->events & EPOLLONESHOT) && !(one->events & EVENT_BITS))
         event.data = rp_set_mark(plain->set);

@@ -378,10 +378,14 @@ static long read_plainly(struct ring_bufferevent *ring, size_t most, bool *ret_m
             room[i].iov_len = most - asked;
         asked += room[i].iov_len;
     }
-    ssize_t got = readv(fd, (struct iovec *)room, count);
-    long result = got < 0 ? -errno : got;
+    /* Another thread's loop may have received some, which nobody else may borrow. */
+    long result = ringpoll_try_readv(fd, (struct iovec *)room, count);
+    if (result == RINGPOLL_PASS) {
+        ssize_t got = readv(fd, (struct iovec *)room, count);
+        result = got < 0 ? -errno : got;
+        ringpoll_fd_read(fd, asked, result);
+    }
     *ret_more = ring->kind != 0 && result == (long)asked; /* another read of a blocking one might wait */
-    ringpoll_fd_read(fd, asked, result);
     if (result <= 0)
         return result;
     size_t left = (size_t)result;

@@ -503,6 +503,61 @@ TEST(Engine, ABaseHasARingFromItsFirstObjectToItsLast)
     close(plain[1]);
 }
 
+TEST(Engine, ALoopThatGoesOnInAnotherThreadReadsWhatWasReceivedInTheFirst)
+{
+    struct event_base *base = ringpoll_event_base_new(nullptr);
+    ASSERT_NE(base, nullptr);
+    struct Side {
+        struct event_base *base;
+        struct bufferevent *object;
+        int fds[2];
+        std::string got;
+        bool breaks;
+    } sides[2] = {};
+    for (auto &side : sides) {
+        side.base = base;
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, side.fds), 0);
+        side.object = ringpoll_bufferevent_socket_new(base, side.fds[0], BEV_OPT_CLOSE_ON_FREE);
+        ASSERT_NE(side.object, nullptr);
+        bufferevent_setcb(side.object, [](struct bufferevent *object, void *argument) {
+            auto *side = (Side *)argument;
+            char bytes[64];
+            size_t count = bufferevent_read(object, bytes, sizeof bytes);
+            side->got.append(bytes, count);
+            if (side->breaks)
+                event_base_loopbreak(side->base);
+        }, nullptr, nullptr, &side);
+        ASSERT_EQ(bufferevent_enable(side.object, EV_READ), 0);
+    }
+    auto all_got = [&] { return sides[0].got.size() + sides[1].got.size(); };
+    std::thread([&] {
+        for (int round = 0; round < 16; round++) {
+            for (auto &side : sides)
+                ASSERT_EQ(write(side.fds[1], ".", 1), 1);
+            for (int turn = 0; turn < 100 && all_got() < 2; turn++)
+                event_base_loop(base, EVLOOP_ONCE);
+            ASSERT_EQ(all_got(), 2u);
+            sides[0].got = sides[1].got = "";
+        }
+        for (auto &side : sides) {
+            side.breaks = true;
+            ASSERT_EQ(write(side.fds[1], "first", 5), 5);
+        }
+        event_base_loop(base, EVLOOP_ONCE);
+        EXPECT_EQ(all_got(), 5u) << "one of them has its turn";
+    }).join();
+    for (auto &side : sides)
+        ASSERT_EQ(write(side.fds[1], "then", 4), 4);
+    for (int turn = 0; turn < 1000 && all_got() < 18; turn++)
+        event_base_loop(base, EVLOOP_NONBLOCK);
+    for (auto &side : sides) {
+        EXPECT_EQ(side.got, "firstthen");
+        bufferevent_free(side.object);
+        close(side.fds[1]);
+    }
+    event_base_free(base);
+}
+
 TEST(Engine, ObjectsOfABaseThatHasLeftItsRingWorkOn)
 {
     struct event_base *base = ringpoll_event_base_new(nullptr);

@@ -857,6 +857,62 @@ TEST_F(Declared, AChildsCopyIsOfTheSameFilesInTheSameState)
     });
 }
 
+/* A set that has left its ring, with bytes that the ring has received. */
+TEST_F(Declared, AChildOfASetThatIsAwayHasItsOwnCopyOfAll)
+{
+    int peer, fd = declare(&peer);
+    add(fd);
+    for (int round = 0; round < 8; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    ASSERT_EQ(write(peer, "late", 4), 4);
+    EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+    struct epoll_event none = {}, readable = {};
+    readable.events = EPOLLIN;
+    readable.data.fd = fd;
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, fd, &none), 0);
+    for (int turns = 0; turns < 20000 && stats().rings == 1; turns += 100)
+        busy(100);
+    EXPECT_EQ(stats().rings, 0u);
+    ringpoll_fork_prepare();
+    pid_t child = fork();
+    if (child == 0) {
+        ringpoll_fork_child();
+        EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, fd, &readable), 0);
+        EXPECT_EQ(told_of(fd), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "late");
+        EXPECT_EQ(told_of(fd), 0u);
+        busy(20000); /* no ring receives for what the parent has, too */
+        EXPECT_EQ(stats().adopted, 0u);
+        int own_peer, own = declare(&own_peer);
+        add(own);
+        for (int round = 0; round < 8; round++)
+            for (int to : {peer, own_peer}) {
+                int from = to == peer ? fd : own;
+                EXPECT_EQ(write(to, "more", 4), 4);
+                EXPECT_EQ(told_of(from, 1000), (uint32_t)EPOLLIN);
+                EXPECT_EQ(read_all(from), "more");
+                EXPECT_EQ(told_of(from), 0u);
+            }
+        EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_DEL, fd, nullptr), 0);
+        _exit(HasFailure() ? 1 : 0);
+    }
+    ringpoll_fork_parent();
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, fd, &readable), 0);
+    EXPECT_EQ(told_of(fd), (uint32_t)EPOLLIN) << "its own copy of these bytes";
+    EXPECT_EQ(read_all(fd), "late");
+    busy(20000);
+    EXPECT_EQ(told_of(fd), 0u);
+    ASSERT_EQ(write(peer, "more", 4), 4);
+    EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+    EXPECT_EQ(read_all(fd), "more");
+}
+
 /* The wait of another thread's: plain fds need nobody's help, a declared one is told of at once
  * and gets its ring with the next turn. */
 TEST_F(Declared, AnotherThreadAddsBesideAWaitInKernelEpoll)
@@ -968,6 +1024,142 @@ TEST_F(Declared, AListenerIsAdoptedByTheNextRingAsWell)
         for (int turns = 0; turns < 80000 && stats().rings == 0; turns += 100)
             busy(100);
         EXPECT_EQ(stats().rings, 1u) << time;
+    }
+}
+
+/* The owner sleeps in its ring, or is about to: what becomes of plain fds wakes it all the same. */
+TEST_F(Declared, AnotherThreadChangesPlainFdsBesideAWaitInTheRing)
+{
+    int peer, fd = declare(&peer);
+    add(fd);
+    for (int round = 0; round < 8; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    for (int round = 0; round < 60; round++) {
+        int extra[2];
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, extra), 0);
+        ASSERT_EQ(write(extra[1], "x", 1), 1);
+        std::thread other([&] {
+            add(extra[0], round % 3 == 0 ? EPOLLIN : round % 3 == 1 ? EPOLLIN | EPOLLET : EPOLLRDHUP);
+            if (round % 3 == 2) {
+                struct epoll_event event = {};
+                event.events = EPOLLIN | EPOLLONESHOT;
+                event.data.fd = extra[0];
+                EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, extra[0], &event), 0);
+            }
+        });
+        EXPECT_EQ(told_of(extra[0], 10000), (uint32_t)EPOLLIN) << round;
+        other.join();
+        EXPECT_EQ(told_of(extra[0]), round % 3 == 0 ? (uint32_t)EPOLLIN : 0u) << round;
+        std::thread another([&] { EXPECT_EQ(ringpoll_ctl(set_, EPOLL_CTL_DEL, extra[0], nullptr), 0); });
+        another.join();
+        EXPECT_EQ(told_of(extra[0]), 0u);
+        close(extra[0]);
+        close(extra[1]);
+    }
+    EXPECT_EQ(stats().rings, 1u);
+}
+
+/* One of them cannot be moved: here since it was closed without a word. */
+TEST_F(Declared, WhereTheRingCannotBeLeftWhatHasLeftItIsTheKernels)
+{
+    int peer, lost_peer;
+    int fd = declare(&peer), lost = declare(&lost_peer);
+    add(fd);
+    add(lost);
+    for (int round = 0; round < 8; round++) {
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+    EXPECT_EQ(stats().adopted, 1u);
+    close(lost);
+    for (int turn = 0; turn < 200; turn++) { /* company, so that receives are worth it */
+        struct epoll_event events[2];
+        struct timespec second = {1, 0};
+        char byte;
+        for (int i : {0, 1})
+            ASSERT_EQ(write(plain_[i][1], "x", 1), 1);
+        ASSERT_EQ(ringpoll_wait(set_, events, 2, &second, nullptr), 2);
+        for (int i : {0, 1})
+            ASSERT_EQ(read(plain_[i][0], &byte, 1), 1);
+    }
+    struct ringpoll_stats now = stats();
+    EXPECT_EQ(now.rings, 1u);
+    EXPECT_EQ(now.watches_ring, 1u);
+    EXPECT_EQ(now.adopted, 0u);
+    for (int round = 0; round < 8; round++) {
+        EXPECT_EQ(told_of(fd), 0u);
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+    }
+}
+
+/* Whose birth was reported, another set may adopt: not beside this one. */
+TEST_F(Declared, WhatAnotherSetWatchesToIsNotReceivedThere)
+{
+    struct ringpoll_options options = {};
+    options.size = sizeof options;
+    options.flags = RINGPOLL_BATCH;
+    int other = ringpoll_create(&options), fds[2];
+    ASSERT_GE(other, 0);
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+    others_.insert(others_.end(), {fds[0], fds[1], other});
+    ringpoll_fd_opened(fds[0], RINGPOLL_FD_UNIX | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+    add(fds[0]);
+    struct epoll_event event = {};
+    event.events = EPOLLIN;
+    ASSERT_EQ(ringpoll_ctl(other, EPOLL_CTL_ADD, fds[0], &event), 0);
+    for (int round = 0; round < 16; round++) {
+        struct timespec second = {1, 0};
+        ASSERT_EQ(write(fds[1], "bytes", 5), 5);
+        EXPECT_EQ(ringpoll_wait(other, &event, 1, &second, nullptr), 1);
+        EXPECT_EQ(told_of(fds[0]), (uint32_t)EPOLLIN) << round;
+        EXPECT_EQ(read_all(fds[0]), "bytes");
+        EXPECT_EQ(told_of(fds[0]), 0u);
+    }
+}
+
+/* Rings that do not tell what is on their way, and one with a thread of its own: they receive
+ * nothing, and are left and made again all the same. */
+TEST_F(Declared, OtherRingsAreLeftAndMadeAgainToo)
+{
+    for (bool thread : {false, true}) {
+        struct ringpoll_options options = {};
+        options.size = sizeof options;
+        options.flags = RINGPOLL_DECLARED | RINGPOLL_BATCH | (thread ? RINGPOLL_SQPOLL : RINGPOLL_ANY_RING);
+        options.masked_features = thread ? 0 : RINGPOLL_FEATURE_DEFER;
+        options.sq_thread_idle_ms = 1;
+        ringpoll_close(set_);
+        set_ = ringpoll_create(&options);
+        ASSERT_GE(set_, 0);
+        for (auto &pair : plain_)
+            add(pair[0]);
+        int peer, fd = declare(&peer);
+        add(fd);
+        for (int time = 0; time < 2; time++) {
+            for (int round = 0; round < 8; round++) {
+                ASSERT_EQ(write(peer, "bytes", 5), 5);
+                EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+                EXPECT_EQ(read_all(fd), "bytes");
+                EXPECT_EQ(told_of(fd), 0u);
+            }
+            if (time == 0 && stats().rings == 0)
+                break; /* there are none here */
+            EXPECT_EQ(stats().rings, 1u);
+            for (int turns = 0; turns < 20000 && stats().rings == 1; turns += 100)
+                busy(100);
+            EXPECT_EQ(stats().rings, 0u);
+            ASSERT_EQ(write(peer, "bytes", 5), 5);
+            EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+            EXPECT_EQ(read_all(fd), "bytes");
+            for (int turns = 0; turns < 20000 && stats().rings == 0; turns += 100)
+                busy(100);
+        }
+        close_declared();
     }
 }
 

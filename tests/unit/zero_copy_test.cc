@@ -242,7 +242,7 @@ protected:
         }
         struct ringpoll_options options = {};
         options.size = sizeof options;
-        options.flags = RINGPOLL_ADOPT | RINGPOLL_BATCH;
+        options.flags = RINGPOLL_ADOPT | RINGPOLL_BATCH | (declared_ ? RINGPOLL_DECLARED : 0);
         options.buffers = 8;
         options.masked_features = masked;
         set_ = ringpoll_create(&options);
@@ -254,7 +254,8 @@ protected:
 
     void adopt(int a, int b, uint32_t events = EPOLLIN)
     {
-        ringpoll_fd_opened(a, RINGPOLL_FD_TCP | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+        ringpoll_fd_opened(a, RINGPOLL_FD_TCP | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK |
+                                  (declared_ ? RINGPOLL_FD_DECLARED : 0));
         struct epoll_event event = {};
         event.events = events;
         event.data.fd = a;
@@ -356,6 +357,7 @@ protected:
 
     static constexpr size_t size_ = 65536;
     int set_ = -1, a_ = -1, b_ = -1;
+    bool declared_ = false; /* what make() makes */
     struct rp_sys layered_;
 };
 
@@ -558,6 +560,35 @@ TEST_F(ZeroCopy, MemoryIsHeldWhenTheSetGoesToKernelEpollAndReleasedInItsWaits)
     EXPECT_EQ(wait(0), 0);
     EXPECT_EQ(lent.released, 1u);
     EXPECT_EQ(reclaim(0), 0);
+}
+
+TEST_F(ZeroCopy, MemoryIsHeldWhenADeclaredSetLeavesItsRingAndReleasedInItsWaits)
+{
+    declared_ = true;
+    make();
+    Lent lent = make_lent(0, size_);
+    send_and_keep(lent);
+    int ring_fd = rp_set_of(set_)->ring.fd, ends[2];
+    struct epoll_event event = {};
+    event.events = EPOLLIN;
+    ASSERT_EQ(pipe2(ends, O_CLOEXEC), 0);
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, ends[0], &event), 0);
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, ends[1], &event), 0); /* never told of, the other half of the majority */
+    for (int turn = 0; turn < 10000 && stats().rings == 1; turn++) {
+        char byte = 0;
+        ASSERT_EQ(write(ends[1], &byte, 1), 1);
+        ASSERT_EQ(wait(1000), 1);
+        ASSERT_EQ(read(ends[0], &byte, 1), 1);
+    }
+    EXPECT_EQ(stats().rings, 0u);
+    EXPECT_EQ(wait(0), 0);
+    EXPECT_EQ(lent.released, 0u);
+    deliver(ring_fd);
+    EXPECT_EQ(wait(0), 0);
+    EXPECT_EQ(lent.released, 1u);
+    EXPECT_EQ(reclaim(0), 0);
+    close(ends[0]);
+    close(ends[1]);
 }
 
 TEST_F(ZeroCopy, AThreadThatEndsWaitsAMomentAndReleasesWhatComes)

@@ -187,7 +187,8 @@ RINGPOLL_API int ringpoll_close(int fd);
 #define RINGPOLL_FD_CONNECTED (1u << 4) /* connected, or connecting */
 #define RINGPOLL_FD_NONBLOCK (1u << 5)  /* O_NONBLOCK is set */
 /* A set with RINGPOLL_DECLARED may adopt it: until ringpoll_fd_closing() the caller makes
- * every call on it by the functions under "adopted sockets". */
+ * every call on it by the functions under "adopted sockets". To be said before it is added: what
+ * was added undeclared stays kernel epoll's in that set until it is deleted there. */
 #define RINGPOLL_FD_DECLARED (1u << 6)
 
 /* `fd` has just been made; nobody else has it. A set is told of its own
