@@ -1173,7 +1173,7 @@ int ringpoll_wait(int epfd, struct epoll_event *events, int max, const struct ti
 {
     struct rp_set *set = rp_set_of(epfd);
     if (set && rp_set_engine(set) == RINGPOLL_ENGINE_NEW && (set->flags & RINGPOLL_DECLARED) &&
-        !(rp_self.locks_held | (int)rp_self.batched))
+        !(rp_self.locks_held | (int)rp_self.batched | (int)rp_self.to_collect))
         return wait_plainly(set, epfd, events, max, timeout, sigmask);
     return wait_at_length(set, epfd, events, max, timeout, sigmask);
 }

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -502,6 +503,33 @@ TEST_F(ZeroCopy, MemoryIsReleasedInsideAWaitThatGoesOn)
     other.join();
     EXPECT_EQ(lent.released, 1u);
     EXPECT_EQ(lent.by, std::this_thread::get_id());
+}
+
+TEST_F(ZeroCopy, MemoryIsReleasedInAPlainWaitOfAnotherSet)
+{
+    Lent lent = make_lent(0, size_);
+    send_and_keep(lent);
+    struct ringpoll_options options = {};
+    options.size = sizeof options;
+    options.flags = RINGPOLL_DECLARED | RINGPOLL_BATCH;
+    int other = ringpoll_create(&options), fd = eventfd(0, EFD_NONBLOCK);
+    ASSERT_GE(other, 0);
+    struct epoll_event event = {};
+    event.events = EPOLLIN;
+    ASSERT_EQ(ringpoll_ctl(other, EPOLL_CTL_ADD, fd, &event), 0);
+    struct timespec no_time = {};
+    for (int i = 0; i < 3; i++)
+        EXPECT_EQ(ringpoll_wait(other, &event, 1, &no_time, nullptr), 0);
+    int ring_fd = rp_set_of(set_)->ring.fd;
+    EXPECT_EQ(ringpoll_close(set_), 0);
+    set_ = -1;
+    EXPECT_EQ(ringpoll_wait(other, &event, 1, &no_time, nullptr), 0);
+    EXPECT_EQ(lent.released, 0u);
+    deliver(ring_fd);
+    EXPECT_EQ(ringpoll_wait(other, &event, 1, &no_time, nullptr), 0);
+    EXPECT_EQ(lent.released, 1u);
+    ringpoll_close(fd);
+    ringpoll_close(other);
 }
 
 TEST_F(ZeroCopy, MemoryIsHeldWhenTheFdIsClosed)
