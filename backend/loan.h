@@ -65,8 +65,8 @@ void rp_loan_completed(struct rp_set *set, struct rp_op_table *ops, struct rp_op
  * remember it by, so that its loans are never released. Owner. */
 bool rp_loan_linger(struct rp_set *set);
 /* Releases what is DUE of the calling thread, and looks into rings that linger. Nothing
- * locked. */
-void rp_loan_collect(void);
+ * locked. True: something was released. */
+bool rp_loan_collect(void);
 /* The calling thread ends, and its rings that linger with it: it waits a moment for them. */
 void rp_loan_end_all(void);
 /* One of their fds is in the way of the program's. */

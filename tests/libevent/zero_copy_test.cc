@@ -278,6 +278,45 @@ TEST_P(ZeroCopyOutputOf, MemoryThatIsNotGivenBackIsReadNoMoreOnceItIsWritten)
 }
 INSTANTIATE_TEST_SUITE_P(References, ZeroCopyOutputOf, testing::Values(0, 1));
 
+/* What the program does when it has its memory again, the loop sees to at once. */
+TEST_F(ZeroCopyOutput, WhatGivingBackMakesActiveDoesNotWaitForAnotherEvent)
+{
+    struct Seen {
+        struct event *event, *guard;
+        struct event_base *base;
+        bool ran, late;
+    } seen = {};
+    seen.base = base_;
+    seen.event = event_new(base_, -1, 0, [](evutil_socket_t, short, void *argument) {
+        auto *noted = static_cast<Seen *>(argument);
+        noted->ran = true;
+        event_base_loopexit(noted->base, nullptr); /* after the guard, if that is due */
+    }, &seen);
+    std::string bytes(200000, 'x');
+    ASSERT_EQ(evbuffer_add_reference(bufferevent_get_output(bev_), bytes.data(), bytes.size(), [](const void *, size_t, void *argument) {
+        event_active(static_cast<Seen *>(argument)->event, EV_TIMEOUT, 1);
+    }, &seen), 0);
+    seen.guard = evtimer_new(base_, [](evutil_socket_t, short, void *argument) {
+        static_cast<Seen *>(argument)->late = true;
+        event_base_loopbreak(static_cast<Seen *>(argument)->base);
+    }, &seen);
+    struct timeval far = {10, 0}; /* that a failure ends */
+    ASSERT_EQ(evtimer_add(seen.guard, &far), 0);
+    std::thread reader([&] {
+        std::string got(1 << 16, ' ');
+        size_t all = 0;
+        for (ssize_t count; all < bytes.size() && (count = recv(peer_, &got[0], got.size(), 0)) > 0;)
+            all += (size_t)count;
+        EXPECT_EQ(all, bytes.size());
+    });
+    event_base_dispatch(base_);
+    reader.join();
+    EXPECT_TRUE(seen.ran);
+    EXPECT_FALSE(seen.late);
+    event_free(seen.guard);
+    event_free(seen.event);
+}
+
 /* A callback on the output may do what it likes, that included. */
 TEST_F(ZeroCopyOutput, ACallbackOfTheOutputThatReclaimsTakesNothingAwayTooEarly)
 {

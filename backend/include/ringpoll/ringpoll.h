@@ -301,8 +301,9 @@ RINGPOLL_API long ringpoll_try_sendv(int fd, const struct iovec *iov, int count,
  * kept), and `release(argument)` then called, once, when the kernel reads it no more: in the
  * thread that sent it, inside a later ringpoll_wait(), of whatever set, or
  * ringpoll_zc_reclaim(), or when that thread ends, also where the fd, the watch and the set are
- * long gone. It may use its memory and the functions of this section, but not wait on or close
- * a set. Memory is never released where the kernel's word is lost (a ring that broke, io_uring
+ * long gone. A wait of a RINGPOLL_DECLARED set in which that happens does not sleep on: it
+ * returns what there is, maybe 0 before its time. The function may use its memory and the
+ * functions of this section, but not wait on or close a set. Memory is never released where the kernel's word is lost (a ring that broke, io_uring
  * forbidden meanwhile, a thread that ended), nor, of what its parent sent, in a child of fork.
  * `flags`: MSG_DONTWAIT, MSG_NOSIGNAL.
  *
