@@ -28,7 +28,11 @@
  * notification ends them. A thread that ends, ends them too; what is yet out then, or in a
  * ring that broke, is never released. Nor is anything in a child of fork: the
  * child's copies are not what the kernel reads, and what releases mean may be
- * shared with the parent. */
+ * shared with the parent.
+ *
+ * The process ends as ever. But execve() cancels all that its thread has with the kernel, waits
+ * for it, and cannot cancel a notification: it sleeps until the peers have acknowledged, and
+ * spins instead once it was killed (6.18). Other threads, and children, exec at once. */
 #ifndef RP_LOAN_H
 #define RP_LOAN_H
 

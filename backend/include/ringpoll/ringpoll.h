@@ -458,7 +458,9 @@ RINGPOLL_API void ringpoll_fork_child(void);
  * calls above do not cover (vfork, posix_spawn). */
 RINGPOLL_API void ringpoll_fork_elsewhere(void);
 /* This process will exec: sets whose identity survives it move to kernel
- * epoll. */
+ * epoll. A thread with zero-copy sends that the kernel has yet to let go of should not: in it
+ * execve(2) waits until the peers have acknowledged all, and SIGKILL does not end that (Linux
+ * 6.18). Where ringpoll_zc_reclaim() says that some are out, another thread execs at once. */
 RINGPOLL_API void ringpoll_exec_prepare(void);
 /* io_uring may be forbidden from now on, or must not keep today's credentials:
  * with `for_good` every ring of the process is given up (its set moves to kernel
