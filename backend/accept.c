@@ -726,7 +726,7 @@ void rp_accept_closing(int fd)
         RP_WRITE_ONCE(acceptor->fd, acceptor->alias); /* a duplicate goes on with it */
         RP_WRITE_ONCE(acceptor->alias, -1);
     } else if (acceptor->fd == fd) {
-        if (is_armed(acceptor) && !rp_fd_shared(entry)) /* its owner is busy: nobody shall connect any more */
+        if (is_armed(acceptor) && !rp_fd_shared(entry) && !rp_self.forgets) /* its owner is busy: nobody shall connect any more */
             rp_sys_call(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
         reset_queue(acceptor);
         RP_WRITE_ONCE(acceptor->closed, true);

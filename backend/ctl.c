@@ -383,7 +383,8 @@ static __attribute__((noinline)) int ctl_plain(int epfd, int op, int fd, struct 
 {
     int result = rp_sys_epoll_ctl(epfd, op, fd, event);
     count_plain(set, op, result);
-    if (RP_UNLIKELY(++set->plain_ctls >= 1024))
+    RP_COUNT(set->plain_ctls, 1);
+    if (RP_UNLIKELY(RP_READ_ONCE(set->plain_ctls) >= 1024))
         rp_set_count_plain(set);
     return result;
 }

@@ -113,6 +113,7 @@ struct registration {
     int fd;
     uint32_t events; /* of a disabled one: its flags alone */
     uint64_t data;
+    uint64_t inode; /* 0: not known */
 };
 
 static uint64_t number_after(const char *line, const char *word, unsigned base)
@@ -157,6 +158,7 @@ static bool each_registration(int epfd, void (*see)(void *context, const struct 
                 .fd = (int)number_after(line, "tfd:", 10),
                 .events = (uint32_t)number_after(line, "events:", 16),
                 .data = number_after(line, "data:", 16),
+                .inode = number_after(line, "ino:", 16),
             };
             if (strstr(line, "tfd:"))
                 see(context, &one);
@@ -691,7 +693,9 @@ bool rp_set_go_away(struct rp_set *set)
         if (watch->deleted)
             rp_set_forget_watch(set, watch);
     }
-    if (any) {
+    if (!any && set->away_gap == 0) { /* the next one gets its ring at once, but not time and again */
+        set->away_gap = AWAY_FIRST / 4;
+    } else {
         set->away_gap = set->away_gap == 0 ? AWAY_FIRST : set->away_gap < AWAY_MOST ? set->away_gap * 4 : AWAY_MOST;
         set->away_for = set->away_gap;
     }
@@ -790,7 +794,7 @@ void rp_set_after_fork(struct rp_set *set)
     set->serviced = 0;
     RP_WRITE_ONCE(set->owner, 0);
     if (engine != RINGPOLL_ENGINE_KERNEL)
-        set->inherited = true;
+        RP_WRITE_ONCE(set->inherited, true);
     else
         rp_set_close_hidden(set);
 }
@@ -838,19 +842,27 @@ struct plain {
     int from; /* our own number of the parent's identity, or -1 */
 };
 
+/* The number may be another file's by now: of one that was closed while somebody has its
+ * file, or since the parent has registered it. A disabled one-shot becomes a stand-in, and
+ * stays one in a child of the child. */
 static void copy_plain(void *context, const struct registration *one)
 {
     const struct plain *plain = context;
     struct epoll_event event = {.events = one->events, .data = {.u64 = one->data}};
     struct rp_watch *watch = rp_set_find(plain->set, one->fd);
-    if ((watch && !watch->deleted) || is_mark(event.data) || ringpoll_fd_is_internal(one->fd))
+    uint64_t inode = 0;
+    if ((watch && !watch->deleted) || ringpoll_fd_is_internal(one->fd) ||
+        (is_mark(event.data) && !(one->events & EPOLLONESHOT)) ||
+        (one->inode && (rp_sys_fstat_inode(one->fd, &inode) < 0 || inode != one->inode)))
         return;
+    if ((one->events & EPOLLONESHOT) && !(one->events & EVENT_BITS))
+        event.data = rp_set_mark(plain->set);
     (void)rp_sys_epoll_ctl(plain->set->identity, EPOLL_CTL_ADD, one->fd, &event);
 }
 
 void rp_set_adopt_inherited(struct rp_set *set)
 {
-    set->inherited = false;
+    RP_WRITE_ONCE(set->inherited, false);
     bool had_ring = rp_set_engine(set) == RINGPOLL_ENGINE_RING;
     bool any_silent = false;
     bool listed = each_registration(rp_set_kernel_fd(set), see_disabled, set);

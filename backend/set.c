@@ -252,7 +252,7 @@ int rp_set_make_hidden(struct rp_set *set)
 
 int rp_set_kernel_ctl(struct rp_set *set, int epfd, int op, int fd, struct epoll_event *event)
 {
-    set->stats.kernel_ctls++;
+    RP_COUNT(set->stats.kernel_ctls, 1);
     for (unsigned i = 0; i < set->annex_count && fd != rp_wake_fd; i++) {
         if (op == EPOLL_CTL_ADD) {
             if (rp_set_has_registered(set, set->annexes[i], fd))

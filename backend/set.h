@@ -36,7 +36,7 @@ struct rp_set {
     uint32_t flags;     /* RINGPOLL_* options; never changes */
     uint32_t wait_serial;                     /* the owner's */
     struct rp_watch *ready_head, *ready_tail; /* the owner's */
-    uint64_t owner;     /* * rp_self.id, 0: nobody yet. Written once, under `lock` */
+    uint64_t owner;     /* * rp_self.id, 0: nobody yet. Written with each ring, under `lock` */
     unsigned ready_count;                     /* the owner's */
     bool tells;         /* the owner's; DEFER_TASKRUN and its flag: wake-ups run in our enters, and show before */
     bool owner_inside;  /* locked; the owner is about to be, or is, inside a blocking enter */
@@ -55,7 +55,7 @@ struct rp_set {
             bool any_requests, request_queued; /* there were some ever; some may begin, see request.h */
             bool request_done;  /* * */
             bool zombie;        /* * engine KERNEL, but the owner has yet to end the ring */
-            bool inherited;     /* a fork's child has yet to make it its own */
+            bool inherited;     /* * a fork's child has yet to make it its own */
         };
         uint64_t unusual;       /* all of these at a look */
     };
@@ -78,8 +78,8 @@ struct rp_set {
     bool raised;        /* the wake fd stands in the identity */
     bool handed_back;   /* a receive has ended without a word, and the poll after it has yet to look */
     bool plainly;       /* a wait has seen to all that is; the next may be a plain one, see wait.c */
-    uint16_t plain_waits, plain_ctls; /* not yet in `stats`, see rp_set_count_plain() */
-    uint32_t plain_events;
+    uint16_t plain_waits, plain_ctls; /* *; not yet in `stats`, see rp_set_count_plain() */
+    uint32_t plain_events; /* * */
     int identity;       /* lowest fd number that names the set; -1: ending */
     int hidden;         /* * the library's own number of the identity's file, or -1 */
     uint32_t away_gap;  /* `away_for` of the last time */
@@ -328,12 +328,13 @@ int rp_set_await_orphans(struct rp_set *set, int turns);
  * cache more. */
 static inline void rp_set_count_plain(struct rp_set *set)
 {
-    RP_COUNT(set->stats.waits, set->plain_waits);
-    RP_COUNT(set->stats.kernel_waits, set->plain_waits);
-    RP_COUNT(set->stats.events, set->plain_events);
-    RP_COUNT(set->stats.kernel_ctls, set->plain_ctls);
-    set->plain_waits = set->plain_ctls = 0;
-    set->plain_events = 0;
+    RP_COUNT(set->stats.waits, RP_READ_ONCE(set->plain_waits));
+    RP_COUNT(set->stats.kernel_waits, RP_READ_ONCE(set->plain_waits));
+    RP_COUNT(set->stats.events, RP_READ_ONCE(set->plain_events));
+    RP_COUNT(set->stats.kernel_ctls, RP_READ_ONCE(set->plain_ctls));
+    RP_WRITE_ONCE(set->plain_waits, 0);
+    RP_WRITE_ONCE(set->plain_ctls, 0);
+    RP_WRITE_ONCE(set->plain_events, 0);
 }
 /* stats.c */
 /* As the stats tell it: a set that has waited without anything for a ring in it is
@@ -343,7 +344,7 @@ void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set);
 
 /* demote.c: of a RINGPOLL_DECLARED set, in its owner's hands: RING → NEW. Its watches go to
  * kernel epoll, and come back with the next ring: that is made when `away_for` events have
- * come, or at once where there were no watches and one comes. False: not now. */
+ * come; the first time with the next watch where there were none. False: not now. */
 bool rp_set_go_away(struct rp_set *set);
 /* ctl.c: there is a ring again. */
 void rp_set_return_watches(struct rp_set *set);

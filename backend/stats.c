@@ -33,13 +33,13 @@ void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set)
     }
     sum->sets_made++;
     sum->rings_made += set->stats.rings_made;
-    sum->waits += RP_READ_ONCE(set->stats.waits) + set->plain_waits;
-    sum->events += RP_READ_ONCE(set->stats.events) + set->plain_events;
+    sum->waits += RP_READ_ONCE(set->stats.waits) + RP_READ_ONCE(set->plain_waits);
+    sum->events += RP_READ_ONCE(set->stats.events) + RP_READ_ONCE(set->plain_events);
     sum->enters += set->stats.enters + RP_READ_ONCE(set->ring.enters);
     sum->rechecks += RP_READ_ONCE(set->stats.rechecks);
     sum->rechecked_fds += RP_READ_ONCE(set->stats.rechecked_fds);
-    sum->kernel_waits += RP_READ_ONCE(set->stats.kernel_waits) + set->plain_waits;
-    sum->kernel_ctls += set->stats.kernel_ctls + set->plain_ctls;
+    sum->kernel_waits += RP_READ_ONCE(set->stats.kernel_waits) + RP_READ_ONCE(set->plain_waits);
+    sum->kernel_ctls += RP_READ_ONCE(set->stats.kernel_ctls) + RP_READ_ONCE(set->plain_ctls);
     sum->sqes += set->stats.sqes + RP_READ_ONCE(set->ring.sqes_submitted);
     sum->cqes += set->stats.cqes + set->ring.cqes_reaped;
     sum->cancels_on_close += set->stats.cancels_on_close;

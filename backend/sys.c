@@ -292,6 +292,24 @@ int rp_sys_getpeername_connected(int fd)
     return result < 0 ? (int)result : 1;
 }
 
+int rp_sys_fstat_inode(int fd, uint64_t *ret_inode)
+{
+#if defined(__x86_64__) || defined(__aarch64__)
+    struct stat status;
+    long result = call4(SYS_fstat, fd, (long)&status, 0, 0);
+    if (result < 0)
+        return (int)result;
+    *ret_inode = status.st_ino;
+#else
+    struct statx status;
+    long result = call6(SYS_statx, fd, (long)"", AT_EMPTY_PATH, STATX_INO, (long)&status, 0);
+    if (result < 0)
+        return (int)result;
+    *ret_inode = status.stx_ino;
+#endif
+    return 0;
+}
+
 int rp_sys_fstat_mode(int fd, unsigned *ret_mode)
 {
 #if defined(__x86_64__) || defined(__aarch64__)

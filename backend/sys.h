@@ -50,6 +50,7 @@ long rp_sys_read(int fd, void *buffer, size_t length);
 long rp_sys_write(int fd, const void *buffer, size_t length);
 int rp_sys_getsockopt(int fd, int level, int name, void *value, unsigned *length);
 int rp_sys_getpeername_connected(int fd); /* 1 connected, 0 not, -errno */
+int rp_sys_fstat_inode(int fd, uint64_t *ret_inode); /* st_ino */
 int rp_sys_fstat_mode(int fd, unsigned *ret_mode); /* st_mode */
 int rp_sys_poll(struct pollfd *fds, unsigned count, const struct timespec *timeout);
 int rp_sys_epoll_create1(int flags);

@@ -1116,6 +1116,8 @@ static inline bool begin_plain_wait(struct rp_set *set)
                     (set->names == 0) | !set->plainly;
     if (RP_UNLIKELY(more))
         RP_WRITE_ONCE(set->waiters, (int)others);
+    else
+        set->sleeper = 0;
     return RP_LIKELY(!more);
 }
 
@@ -1128,9 +1130,9 @@ static __attribute__((noinline)) int end_plain_wait(struct rp_set *set, int resu
     uint32_t told = result > 0 ? (uint32_t)result : 0;
     rp_set_lock(set);
     set->waiters--;
-    set->plain_waits++;
-    set->plain_events += told;
-    if ((set->plain_waits | set->plain_events) >> PLAIN_BITS)
+    RP_COUNT(set->plain_waits, 1);
+    RP_COUNT(set->plain_events, told);
+    if ((RP_READ_ONCE(set->plain_waits) | RP_READ_ONCE(set->plain_events)) >> PLAIN_BITS)
         rp_set_count_plain(set);
     if (set->away_for) {
         set->away_for -= set->away_for < told ? set->away_for : told;
@@ -1160,15 +1162,13 @@ static __attribute__((noinline)) int wait_plainly(struct rp_set *set, int epfd, 
     }
     if (RP_UNLIKELY(!begun))
         return wait_at_length(set, epfd, events, max, timeout, sigmask);
-    set->sleeper = 0;
     int result = rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
-    uint32_t more = (uint32_t)!rp_single_threaded() | RP_READ_ONCE(set->marked) | RP_READ_ONCE(set->away_for) |
-                    (RP_READ_ONCE(set->names) == 0) | (set->plain_waits | set->plain_events) >> PLAIN_BITS;
-    if (RP_UNLIKELY(more))
+    if (RP_UNLIKELY(!rp_single_threaded()) ||
+        RP_UNLIKELY(set->marked | set->away_for | (set->names == 0) | (set->plain_waits | set->plain_events) >> PLAIN_BITS))
         return end_plain_wait(set, result, epfd, events, max, timeout, sigmask);
     set->waiters--;
-    set->plain_waits++;
-    set->plain_events += result > 0 ? (uint32_t)result : 0;
+    RP_COUNT(set->plain_waits, 1);
+    RP_COUNT(set->plain_events, result > 0 ? (uint32_t)result : 0);
     return result;
 }
 

@@ -114,6 +114,12 @@ static bool is_of(const struct point *point, enum bench_kind kind, uint32_t mess
            (connections == 0 || point->workload.connections == connections);
 }
 
+/* A group whose other columns are other programs. */
+static bool is_without_shim(const struct point *point)
+{
+    return point->group == GROUP_HAND || point->group == GROUP_LIBEVENT || point->group == GROUP_HANDLES;
+}
+
 /* How many times cheaper the worst such point is; NULL: none was measured. */
 static const struct point *cheaper(unsigned column, bool (*wanted)(const struct point *point),
                                    struct ratio *ret_worst)
@@ -121,8 +127,8 @@ static const struct point *cheaper(unsigned column, bool (*wanted)(const struct 
     const struct point *worst = NULL;
     for (unsigned i = 0; i < points_count; i++) {
         const struct point *point = &points[i];
-        if (!point->done || group_bench(point->group) != BENCH_COMPLETION || point->group == GROUP_HAND ||
-            point->group == GROUP_LIBEVENT || !wanted(point) || (worst != NULL && point->ratios[column].value <= worst->ratios[column].value))
+        if (!point->done || group_bench(point->group) != BENCH_COMPLETION || is_without_shim(point) ||
+            !wanted(point) || (worst != NULL && point->ratios[column].value <= worst->ratios[column].value))
             continue;
         worst = point;
     }
@@ -170,6 +176,13 @@ static void libevent_objects(struct list *list)
         if (message == 16384 || message == 65536 || (message == 64 && point->workload.connections == 64))
             judge(list, false, inverse(&point->ratios[1]), wanted, "%s: at least %.2f", point->name, wanted);
     }
+}
+
+static void libuv_handles(struct list *list)
+{
+    for (unsigned i = 0; i < points_count; i++)
+        if (points[i].group == GROUP_HANDLES && points[i].done)
+            judge(list, false, inverse(&points[i].ratios[1]), NOISE, "%s: at least 1.0", points[i].name);
 }
 
 static void memory(struct list *list, const struct column *columns, unsigned column)
@@ -271,11 +284,12 @@ unsigned bars_find(enum bench bench, struct bar bars[BARS_MAX])
     }
     for (unsigned i = 0; i < points_count && any == NULL; i++)
         if (points[i].done && group_bench(points[i].group) == bench && points[i].group != GROUP_FLOOR &&
-            points[i].group != GROUP_HAND && points[i].group != GROUP_LIBEVENT)
+            !is_without_shim(&points[i]))
             any = &points[i];
     if (bench == BENCH_COMPLETION) {
         by_hand(&list);
         libevent_objects(&list);
+        libuv_handles(&list);
     }
     if (any == NULL || any->columns[0].side != SIDE_EPOLL)
         return list.count;

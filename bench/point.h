@@ -32,6 +32,7 @@ enum group {
     GROUP_LOOP,
     GROUP_HAND,    /* without the shim: on our public interface, and for a ring by hand */
     GROUP_LIBEVENT, /* without the shim: libevent's bufferevents on epoll, and ours on the ring */
+    GROUP_HANDLES, /* without the shim: libuv's handles on epoll, and ours on the ring */
     /* memory */
     GROUP_MEMORY,
     /* libuv */

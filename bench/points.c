@@ -227,6 +227,36 @@ static void libevent_points(const struct plan *plan)
     }
 }
 
+static void handle_point(const struct plan *plan, const char *name, struct workload workload, uint32_t ours)
+{
+    struct point *point = add(plan, GROUP_HANDLES, workload);
+    if (workload.message > REQUEST_SIZE)
+        point->workload.read_size = READ_SIZE_MAX;
+    snprintf(point->name, sizeof point->name, "handles/%s/%u", name, workload.connections);
+    point->width = 2;
+    point->columns[0] = (struct column){.side = SIDE_EPOLL};
+    point->columns[1] = (struct column){.side = SIDE_EPOLL, .other_program = true, .program = ours};
+}
+
+static void handle_points(const struct plan *plan)
+{
+    static const uint32_t connections[] = {1, 8, 64};
+    for (unsigned f = 0; program_ring_libuv != NULL && f < 2; f++)
+        for (unsigned m = 0; m < 2; m++)
+            for (unsigned n = 0; n < 3; n++) {
+                struct workload workload = {.program = BENCH_LIBUV, .kind = BENCH_ECHO, .family = families[f],
+                                            .message = m == 0 ? REQUEST_SIZE : 64 * KIB, .connections = connections[n]};
+                char name[24];
+                snprintf(name, sizeof name, "%s/%s", family_name(families[f]), m == 0 ? "64B" : "64K");
+                handle_point(plan, name, workload, BENCH_RING_LIBUV);
+            }
+    for (unsigned n = 0; program_ring_libuv != NULL && n < 3; n++) {
+        struct workload workload = {.program = BENCH_LIBUV_DATAGRAMS, .kind = BENCH_DATAGRAMS, .family = AF_INET,
+                                    .message = REQUEST_SIZE, .connections = connections[n]};
+        handle_point(plan, "udp/64B", workload, BENCH_RING_LIBUV_DATAGRAMS);
+    }
+}
+
 /* ----------------------------------------------------------------- memory */
 
 static void memory_points(const struct plan *plan)
@@ -292,6 +322,7 @@ void points_init(const struct plan *plan)
     completion_points(plan);
     hand_points(plan);
     libevent_points(plan);
+    handle_points(plan);
     memory_points(plan);
     if (program_libuv != NULL)
         tree_points(plan);

@@ -58,6 +58,8 @@ extern const struct program_ops *const program_bufferevent;
 extern const struct program_ops *const program_ring_bufferevent;
 extern const struct program_ops *const program_libuv;
 extern const struct program_ops *const program_libuv_datagrams;
+extern const struct program_ops *const program_ring_libuv;
+extern const struct program_ops *const program_ring_libuv_datagrams;
 extern const struct program_ops *const program_libuv_async;
 extern const struct program_ops *const program_libuv_turns;
 /* What one turn of program_libuv_async sends on. */

@@ -29,6 +29,7 @@ static const struct {
     [GROUP_LOOP] = {"loop", "a hand-written level-triggered epoll_wait loop, read() and write()"},
     [GROUP_HAND] = {"hand", "no shim: that loop; one on the library's public interface; one written for a ring by hand"},
     [GROUP_LIBEVENT] = {"libevent", "no shim: libevent's own bufferevents and listener on epoll; libringpoll-event's on the ring"},
+    [GROUP_HANDLES] = {"handles", "no shim: libuv's own handles on epoll; libringpoll-uv's on the ring"},
     [GROUP_MEMORY] = {"memory", "private bytes of the process per connection that has echoed 12 requests and idles"},
     [GROUP_TREE] = {"libuv", "stock libuv on epoll, and libuv that was built --with-uring, by LD_LIBRARY_PATH"},
 };

@@ -440,8 +440,12 @@ const struct program_ops *bench_program(uint32_t program)
         return &program_api;
     case BENCH_RING_BUFFEREVENT:
         return program_ring_bufferevent;
+    case BENCH_RING_LIBUV:
+        return program_ring_libuv;
     case BENCH_LIBUV_DATAGRAMS:
         return program_libuv_datagrams;
+    case BENCH_RING_LIBUV_DATAGRAMS:
+        return program_ring_libuv_datagrams;
     case BENCH_LIBUV_ASYNC:
         return program_libuv_async;
     case BENCH_LIBUV_TURNS:

@@ -20,7 +20,9 @@ enum bench_program {
     BENCH_RING,     /* written for completions on a ring */
     BENCH_API,      /* on the library's public interface */
     BENCH_RING_BUFFEREVENT, /* libringpoll-event's objects */
+    BENCH_RING_LIBUV, /* libringpoll-uv's handles */
     BENCH_LIBUV_DATAGRAMS,
+    BENCH_RING_LIBUV_DATAGRAMS,
     BENCH_LIBUV_ASYNC,
     BENCH_LIBUV_TURNS,
     BENCH_PROGRAMS,

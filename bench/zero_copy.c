@@ -4,11 +4,12 @@
  * turns, on one connection whose packets nobody copies (made_up_peer.h; root). The kernel's report (IORING_SEND_ZC_REPORT_USAGE) says whether it
  * copied.
  *
- *     zero-copy [--mtu=1500] [--rounds=1000] [--cold]
+ *     zero-copy [--mtu=1500] [--rounds=1000] [--cold] [--library]
  *
  * Per size, the medians of: the send until its first completion; the acknowledgement, which
  * frees what was sent; with SEND_ZC, the notification. --cold: each send's bytes have left the
- * caches. */
+ * caches. --library: by ringpoll_send() and ringpoll_try_sendv_zc() on a set, with a wait after each,
+ * which is where the memory is released. */
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -22,6 +23,7 @@
 #include "made_up_peer.h"
 #include "ring.h"
 #include "ringpoll/ringpoll.h"
+#include "send.h"
 
 #define MOST (128u << 10)
 #define COLD_BYTES (64u << 20)
@@ -49,11 +51,56 @@ struct side {
     uint64_t send[ROUNDS_MOST], ack[ROUNDS_MOST], notification[ROUNDS_MOST], total[ROUNDS_MOST];
 };
 
+static void count_release(void *argument)
+{
+    ++*(unsigned *)argument;
+}
+
+static int make_set(int fd)
+{
+    struct ringpoll_options options = {.size = sizeof options, .flags = RINGPOLL_ADOPT | RINGPOLL_BATCH};
+    struct epoll_event event = {.events = EPOLLIN};
+    static const struct timespec now = {0, 0};
+    int set = ringpoll_create(&options);
+    ringpoll_fd_opened(fd, RINGPOLL_FD_TCP | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+    if (set < 0 || ringpoll_ctl(set, EPOLL_CTL_ADD, fd, &event) < 0 || ringpoll_wait(set, &event, 1, &now, NULL) != 0)
+        fail("set");
+    return set;
+}
+
+static void send_by_library(int set, struct made_up_peer *peer, const char *bytes, uint32_t size, bool zc,
+                            struct side *side, unsigned slot)
+{
+    static const struct timespec now = {0, 0};
+    struct iovec iov = {(void *)(uintptr_t)bytes, size};
+    struct epoll_event event;
+    unsigned released = 0;
+    uint64_t begin = cycles_now();
+    long sent = zc ? ringpoll_try_sendv_zc(peer->fd, &iov, 1, MSG_NOSIGNAL, count_release, &released)
+                   : ringpoll_send(peer->fd, bytes, size, MSG_NOSIGNAL);
+    uint64_t taken = cycles_now();
+    if (sent != (long)size) {
+        errno = sent < 0 && sent != RINGPOLL_PASS ? (int)-sent : EIO;
+        fail("send");
+    }
+    if (made_up_acknowledge(peer, size) < 0)
+        fail("acknowledgement");
+    uint64_t acknowledged = cycles_now();
+    do
+        (void)ringpoll_wait(set, &event, 1, &now, NULL);
+    while (zc && released == 0);
+    uint64_t end = cycles_now();
+    side->send[slot] = taken - begin;
+    side->ack[slot] = acknowledged - taken;
+    side->notification[slot] = end - acknowledged;
+    side->total[slot] = end - begin;
+}
+
 int main(int argc, char **argv)
 {
     static struct side sides[2];
     unsigned mtu = 1500, rounds = 1000;
-    bool cold = false;
+    bool cold = false, library = false;
     for (int i = 1; i < argc; i++) {
         if (strncmp(argv[i], "--mtu=", 6) == 0)
             mtu = (unsigned)atoi(argv[i] + 6);
@@ -61,11 +108,13 @@ int main(int argc, char **argv)
             rounds = (unsigned)atoi(argv[i] + 9);
         else if (strcmp(argv[i], "--cold") == 0)
             cold = true;
+        else if (strcmp(argv[i], "--library") == 0)
+            library = true;
         else
             mtu = 0;
     }
     if (mtu < 576 || mtu > 65535 || rounds < 1 || rounds > ROUNDS_MOST) {
-        fprintf(stderr, "usage: zero-copy [--mtu=1500] [--rounds=1000] [--cold]\n");
+        fprintf(stderr, "usage: zero-copy [--mtu=1500] [--rounds=1000] [--cold] [--library]\n");
         return 2;
     }
     struct made_up_peer peer;
@@ -84,7 +133,10 @@ int main(int argc, char **argv)
     if (errno)
         fail("io_uring_setup");
 
-    printf("MTU %u, %s bytes, %u rounds; " BENCH_CLOCK_UNIT "\n\n", mtu, cold ? "cold" : "warm", rounds);
+    rp_send_zc_least = 1;
+    int set = library ? make_set(fd) : -1;
+    printf("MTU %u, %s bytes, %u rounds%s; " BENCH_CLOCK_UNIT "\n\n", mtu, cold ? "cold" : "warm", rounds,
+           library ? ", by the library" : "");
     printf("| bytes | SEND | acknowledged | sum | SEND_ZC | acknowledged | notification | sum | SEND / SEND_ZC |\n"
            "|---|---|---|---|---|---|---|---|---|\n");
     static const unsigned char kibibytes[] = {1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128};
@@ -98,6 +150,10 @@ int main(int argc, char **argv)
                 struct side *side = &sides[zc];
                 struct rp_cqe *cqe;
                 at = cold ? (at + MOST) % COLD_BYTES : 0;
+                if (library) {
+                    send_by_library(set, &peer, bytes + at, size, zc, side, slot);
+                    continue;
+                }
                 uint64_t begin = cycles_now();
                 struct rp_sqe *sqe = rp_ring_get_sqe(&ring);
                 sqe->opcode = zc ? RP_IORING_OP_SEND_ZC : RP_IORING_OP_SEND;

@@ -52,7 +52,7 @@ static const struct {
     {"5.19", "buffers that the kernel picks from a ring"},
     {"6.0", "a receive that stays armed"},
     {"5.19", "a table of registered files that is filled as needed"},
-    {"6.0", "sending without a copy"},
+    {"6.2", "sending without a copy"},
     {"6.15", "an idle loop does not look like waiting for a disk"},
     {"6.12", "a deadline instead of a timeout"},
     {"6.7", "a read that stays armed"},

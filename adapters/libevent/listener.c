@@ -10,7 +10,9 @@
  *
  * Who owns a connection: the library until accept hands it out, then who is called. A
  * listener that is disabled keeps what is queued, as the kernel keeps its backlog, and goes
- * on with it when it is enabled; one that is freed resets it, as a close does.
+ * on with it when it is enabled; one that is freed resets it, as a close does, also where
+ * the fd stays open: it may be closed next without a word. What comes then waits in the
+ * kernel, but for what comes before the loop's next turn where another thread frees it.
  */
 #include "objects.h"
 
@@ -76,8 +78,8 @@ static void ring_destroy(struct evconnlistener *listener)
     inside.del(&ring->event);
     if (ring->inside.flags & LEV_OPT_CLOSE_ON_FREE)
         ringpoll_close(fd);
-    else if (ring->declared)
-        ringpoll_fd_closing(fd);
+    else if (ring->declared) /* the program goes on with it, or closes it without a word */
+        ringpoll_fd_forget(fd);
     inside.debug_unassign(&ring->event);
 }
 

@@ -157,11 +157,9 @@ static int make_set(void)
     return ringpoll_create(&options);
 }
 
-void state_see_fork(struct uv_state *state)
+static __attribute__((noinline)) void leave_parents_set(struct uv_state *state)
 {
     struct ringpoll_stats stats = {.size = sizeof stats};
-    if (state->forks == forks)
-        return;
     state->forks = forks;
     if (ringpoll_get_stats(state->set, &stats) < 0 || stats.engine != RINGPOLL_ENGINE_KERNEL)
         return;
@@ -182,6 +180,12 @@ void state_see_fork(struct uv_state *state)
             handle->registered = 0;
             handle_changed(handle);
         }
+}
+
+void state_see_fork(struct uv_state *state)
+{
+    if (state->forks != forks)
+        leave_parents_set(state);
 }
 
 /* libuv shall not poll a number that was given up. */

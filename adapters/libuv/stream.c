@@ -134,14 +134,23 @@ bool stream_is_active(const struct handle *handle)
 
 /* ------------------------------------------------------------------- writing */
 
+static ssize_t write_plainly(const struct handle *handle, const struct iovec *iov, int vectors)
+{
+    if (!handle->is_socket)
+        return writev(handle->fd, iov, vectors);
+    if (vectors == 1) /* cheaper than the same by sendmsg */
+        return send(handle->fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL);
+    struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)vectors};
+    return sendmsg(handle->fd, &message, MSG_NOSIGNAL);
+}
+
 static long write_vectors(struct handle *handle, const uv_buf_t *bufs, unsigned count)
 {
     const struct iovec *iov = (const struct iovec *)bufs;
     int vectors = (int)(count < MOST_VECTORS ? count : MOST_VECTORS);
     long result = handle->declared ? ringpoll_try_sendv(handle->fd, iov, vectors, MSG_NOSIGNAL) : RINGPOLL_PASS;
     while (result == RINGPOLL_PASS || result == -EINTR) {
-        struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)vectors};
-        result = handle->is_socket ? sendmsg(handle->fd, &message, MSG_NOSIGNAL) : writev(handle->fd, iov, vectors);
+        result = write_plainly(handle, iov, vectors);
         if (result < 0)
             result = -errno;
     }

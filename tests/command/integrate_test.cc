@@ -281,9 +281,12 @@ const Tree libuv_lines = {
                           "between\n  return uv__try_write(stream, bufs, nbufs, send_handle);\n"},
     {"src/unix/udp.c",
      "union uv__sockaddr {\nbetween\nvoid uv__udp_close(uv_udp_t* handle) {\nbetween\n"
-     "  if (revents & POLLIN)\n    uv__udp_recvmsg(handle);\nbetween\n  count = 32;\nbetween\n"
+     "  if (revents & POLLIN)\n    uv__udp_recvmsg(handle);\nbetween\n"
+     "  for (k = 0; k < chunks; ++k) {\n    iov[k].iov_base = 0;\nbetween\n"
+     "    nread = uv__recvmmsg(handle->io_watcher.fd, msgs, chunks);\nbetween\n  count = 32;\nbetween\n"
      "      nread = recvmsg(handle->io_watcher.fd, &h, 0);\nbetween\n"
      "static void uv__udp_sendmmsg(uv_udp_t* handle) {\nbetween\n"
+     "    npkts = uv__sendmmsg(handle->io_watcher.fd, h, pkts);\nbetween\n"
      "    for (i = 0, q = QUEUE_HEAD(&handle->write_queue);\n"
      "         i < pkts && q != &handle->write_queue;\nbetween\n"
      "  uv__io_init(&handle->io_watcher, uv__udp_io, fd);\nbetween\n"

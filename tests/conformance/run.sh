@@ -29,7 +29,7 @@ export RINGPOLL_TEST_ENGINE RINGPOLL_MASK
 # ask for it.
 case $engine/$RINGPOLL_MASK in
 kernel/* | */no-uring) expect=kernel ;;
-anyring/as-5.10 | sq*/as-5.10) expect=either ;;
+anyring/as-5.10 | sq*/as-5.10 | declared/*) expect=either ;;
 anyring/* | sq*/* | */ | */as-6.1) expect=ring ;;
 *) expect=kernel ;;
 esac
@@ -45,7 +45,7 @@ export RINGPOLL_TEST_EXPECT
 case $program in
 *differential)
     without=
-    [ "$engine" = native ] && without=rawread # it reports all reads, or none
+    case $engine in native | declared) without=rawread ;; esac # it reports all reads, or none
     if [ "$engine" = shim ] && [ "${RINGPOLL_PROFILE-}" != readiness ]; then
         without=fill,oob # docs/design.md, "Known differences" 12
         RINGPOLL_DIFFERENTIAL_RECEIVES=yes

@@ -429,7 +429,8 @@ TEST(Engine, ABaseHasARingFromItsFirstObjectToItsLast)
 {
     struct ringpoll_probe probe = {};
     probe.size = sizeof probe;
-    uint64_t needed = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV;
+    uint64_t needed = RINGPOLL_FEATURE_DEFER | RINGPOLL_FEATURE_BUF_RING | RINGPOLL_FEATURE_MULTISHOT_RECV |
+                      RINGPOLL_FEATURE_RECV_END;
     if (ringpoll_get_probe(&probe) != 0 || (probe.usable & needed) != needed)
         GTEST_SKIP() << "this kernel's rings do not receive";
     struct event_base *base = ringpoll_event_base_new(nullptr);
@@ -500,6 +501,95 @@ TEST(Engine, ABaseHasARingFromItsFirstObjectToItsLast)
     event_base_free(base);
     close(plain[0]);
     close(plain[1]);
+}
+
+TEST(Engine, ObjectsOfABaseThatHasLeftItsRingWorkOn)
+{
+    struct event_base *base = ringpoll_event_base_new(nullptr);
+    ASSERT_NE(base, nullptr);
+    constexpr int PLAIN = 8;
+    int plain[PLAIN][2], reads = 0, pairs[2][2];
+    struct event *events[PLAIN];
+    for (int i = 0; i < PLAIN; i++) {
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, plain[i]), 0);
+        events[i] = event_new(base, plain[i][0], EV_READ | EV_PERSIST, [](evutil_socket_t fd, short, void *count) {
+            char byte;
+            *(int *)count += read((int)fd, &byte, 1) == 1;
+        }, &reads);
+        ASSERT_EQ(event_add(events[i], nullptr), 0);
+    }
+    auto busy = [&](int turns) {
+        for (int turn = 0, before = reads; turn < turns; turn++, before = reads) {
+            ASSERT_EQ(write(plain[turn % PLAIN][1], "x", 1), 1);
+            while (reads == before)
+                ASSERT_EQ(event_base_loop(base, EVLOOP_ONCE), 0);
+        }
+    };
+    struct bufferevent *objects[2];
+    std::string got;
+    for (int i = 0; i < 2; i++) {
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pairs[i]), 0);
+        objects[i] = ringpoll_bufferevent_socket_new(base, pairs[i][0], BEV_OPT_CLOSE_ON_FREE);
+        ASSERT_NE(objects[i], nullptr);
+        bufferevent_setcb(objects[i], [](struct bufferevent *object, void *) {
+            bufferevent_write_buffer(object, bufferevent_get_input(object));
+        }, nullptr, nullptr, nullptr);
+        ASSERT_EQ(bufferevent_enable(objects[i], EV_READ), 0);
+    }
+    auto echo = [&](int i, size_t size) {
+        std::string text(size, (char)('a' + i)), back;
+        char bytes[65536];
+        for (size_t sent = 0, turn = 0; back.size() < size && turn < 100000; turn++) {
+            ssize_t put = sent < size ? write(pairs[i][1], text.data() + sent, size - sent) : 0;
+            sent += put > 0 ? (size_t)put : 0;
+            event_base_loop(base, EVLOOP_NONBLOCK);
+            ssize_t taken = read(pairs[i][1], bytes, sizeof bytes);
+            back.append(bytes, taken > 0 ? (size_t)taken : 0);
+        }
+        EXPECT_EQ(back, text);
+    };
+    for (int round = 0; round < 20; round++)
+        echo(round % 2, 5);
+    for (int time = 0; time < 3; time++) { /* on the ring, away, on the next */
+        busy(time == 1 ? 20000 : 700);
+        if (time < 2) {
+            struct ringpoll_stats stats = {};
+            stats.size = sizeof stats;
+            EXPECT_EQ(ringpoll_get_stats(ringpoll_event_set(base), &stats), 0);
+            EXPECT_EQ(stats.rings, 0u) << time;
+        }
+        echo(0, 10);
+        echo(0, 300000);
+        bufferevent_disable(objects[1], EV_READ);
+        ASSERT_EQ(write(pairs[1][1], "later", 5), 5);
+        busy(10);
+        bufferevent_enable(objects[1], EV_READ);
+        char bytes[8];
+        ssize_t size = -1;
+        for (int turn = 0; turn < 1000 && size < 0; turn++) {
+            event_base_loop(base, EVLOOP_NONBLOCK);
+            size = read(pairs[1][1], bytes, sizeof bytes);
+        }
+        EXPECT_EQ(size, 5);
+    }
+    busy(700);
+    for (int i = 0; i < 2; i++) {
+        char byte;
+        ssize_t end = -1;
+        bufferevent_free(objects[i]);
+        for (int turn = 0; turn < 100 && end != 0; turn++) {
+            event_base_loop(base, EVLOOP_NONBLOCK);
+            end = read(pairs[i][1], &byte, 1);
+        }
+        EXPECT_EQ(end, 0) << "the peer sees the end";
+        close(pairs[i][1]);
+    }
+    for (int i = 0; i < PLAIN; i++) {
+        event_free(events[i]);
+        close(plain[i][0]);
+        close(plain[i][1]);
+    }
+    event_base_free(base);
 }
 
 TEST(Tree, TakesNothingThatItDoesNotKnow)

@@ -1909,6 +1909,59 @@ TEST_P(Connects, ANumberOfAFailedConnectIsNobodys)
     close(next[1]);
 }
 
+/* Without LEV_OPT_CLOSE_ON_FREE the program goes on with it. */
+TEST_P(Connects, AListenerThatIsFreedLeavesItsFdListening)
+{
+    int pair[2]; /* a listener alone needs no ring */
+    connected(pair);
+    fds_.push_back(pair[1]);
+    bufferevent_enable(keep(pair[0]), EV_READ);
+    for (int how = 0; how < 4; how++) {
+        address_length_ = 0;
+        address_ = {};
+        std::atomic<int> count{0};
+        auto on_accept = [](struct evconnlistener *, evutil_socket_t fd, struct sockaddr *, int, void *argument) {
+            ++*static_cast<std::atomic<int> *>(argument);
+            close(fd);
+        };
+        struct evconnlistener *listener = listen_on(LEV_OPT_THREADSAFE, on_accept, &count);
+        ASSERT_NE(listener, nullptr);
+        int fd = evconnlistener_get_fd(listener);
+        std::vector<int> dialled;
+        for (int i = 1; i <= 8; i++) {
+            dialled.push_back(dial());
+            run_until([&] { return count == i; });
+        }
+        std::function<void()> end = [&] {
+            if (how % 2 == 0)
+                evconnlistener_free(listener);
+            else
+                std::thread([&] { evconnlistener_free(listener); }).join();
+        };
+        if (how < 2) {
+            end();
+        } else { /* while the loop is in a callback */
+            event_base_once(base_, -1, EV_TIMEOUT, [](evutil_socket_t, short, void *argument) {
+                (*static_cast<std::function<void()> *>(argument))();
+            }, &end, nullptr);
+        }
+        run(2);
+        int before = count;
+        dialled.push_back(dial());
+        listener = (on_ring() ? ringpoll_listener_new : evconnlistener_new)(base_, on_accept, &count, LEV_OPT_CLOSE_ON_FREE, 0, fd);
+        ASSERT_NE(listener, nullptr) << strerror(errno);
+        dialled.push_back(dial());
+        run_until([&] { return count == before + 2; });
+        ASSERT_EQ(count, before + 2) << how;
+        evconnlistener_free(listener);
+        for (int each : dialled)
+            close(each);
+    }
+    if (completes()) {
+        EXPECT_GT(stats(base_).accepted, 0u) << "the ring never accepted";
+    }
+}
+
 /* ----------------------------------------------------------------- on top of them */
 
 TEST_P(Objects, AFilterOnTop)

@@ -187,6 +187,10 @@ class Client:
                     return status, body
         return status, self.reader.read(int(self.headers["content-length"]))
 
+    def go(self):
+        self.reader.close()
+        self.conn.close()
+
     def ask(self, *words, **more):
         self.send(*words, **more)
         return self.answer(head=words[0] == "HEAD")
@@ -260,10 +264,10 @@ def proxied(run):
             other = server.client()
             other.send("GET", "/proxied/bytes/2000000")
             read_exactly(other.conn, 1000)
-            other.conn.close()
+            other.go()
             other = server.client()
             other.conn.sendall(other.pack("POST", "/proxied/echo", b"x" * 100000) + b"x" * (going * 5000))
-            other.conn.close()
+            other.go()
         check_equal(client.ask("GET", "/100"), (200, content_of(100)), "the answer to one that stayed")
         server.end()
     return seen
@@ -292,7 +296,7 @@ def php(run):
         other = server.client()
         other.send("GET", "/streamed.php?bytes=20000000")
         read_exactly(other.conn, 1000)
-        other.conn.close()
+        other.go()
     for index in range(10):
         seen.append(client.ask("GET", "/echo.php?%d" % index))
     server.end()

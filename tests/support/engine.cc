@@ -23,6 +23,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <climits>
 #include <fstream>
 #include <sstream>
@@ -155,7 +156,9 @@ public:
 protected:
     void on_opened(int fd, Kind kind, bool nonblock, bool connected) override
     {
-        if (!tracked())
+        bool declares = (flags_ & RINGPOLL_DECLARED) && (kind == Kind::tcp || kind == Kind::unix_stream) &&
+                        made_.fetch_add(1) % 3 != 0;
+        if (!tracked() && !declares)
             return;
         uint32_t word = RINGPOLL_FD_OTHER;
         if (kind == Kind::tcp)
@@ -170,32 +173,42 @@ protected:
             word |= RINGPOLL_FD_NONBLOCK;
         if (connected)
             word |= RINGPOLL_FD_CONNECTED;
+        if (declares) {
+            word |= RINGPOLL_FD_DECLARED;
+            std::lock_guard<std::mutex> guard(declared_lock_);
+            declared_.insert(fd);
+        }
         ringpoll_fd_opened(fd, word);
     }
     void on_connected(int fd) override
     {
-        if (tracked())
+        if (reports(fd))
             ringpoll_fd_connected(fd);
     }
     void on_nonblock(int fd, bool on) override
     {
-        if (tracked())
+        if (reports(fd))
             ringpoll_fd_nonblock(fd, on);
     }
     /* An untracked caller too owes the closes, and whatever lets somebody else
      * hold the file: see the head of ringpoll.h. */
-    void on_closing(int fd) override { ringpoll_fd_closing(fd); }
+    void on_closing(int fd) override
+    {
+        ringpoll_fd_closing(fd);
+        std::lock_guard<std::mutex> guard(declared_lock_);
+        declared_.erase(fd);
+    }
     void on_closing_range(unsigned first, unsigned last) override { ringpoll_fd_closing_range(first, last); }
     void on_duplicated(int from, int to) override { ringpoll_fd_duplicated(from, to); }
     void on_shared(int fd) override { ringpoll_fd_shared(fd); }
     void on_leave(int fd) override
     {
-        if (tracked())
+        if (reports(fd))
             ringpoll_fd_leave(fd);
     }
     void on_read(int fd, size_t asked, long result) override
     {
-        if (tracked())
+        if (reports(fd))
             ringpoll_fd_read(fd, asked, result);
     }
     void on_fork_prepare() override { ringpoll_fork_prepare(); }
@@ -204,6 +217,13 @@ protected:
 
 private:
     bool tracked() const { return (flags_ & RINGPOLL_TRACKED) != 0; }
+    bool reports(int fd)
+    {
+        if (tracked())
+            return true;
+        std::lock_guard<std::mutex> guard(declared_lock_);
+        return declared_.count(fd) != 0;
+    }
     static uint32_t first_cpu()
     {
         cpu_set_t allowed;
@@ -217,6 +237,10 @@ private:
     const char *name_;
     uint32_t flags_;
     uint32_t sq_thread_idle_ms_;
+    /* "declared": two of three sockets are. */
+    std::atomic<unsigned> made_{0};
+    std::mutex declared_lock_;
+    std::set<int> declared_;
 };
 
 #endif
@@ -232,6 +256,8 @@ std::unique_ptr<Engine> make_engine(const std::string &name)
         return std::make_unique<NativeEngine>("native", RINGPOLL_TRACKED);
     if (name == "untracked")
         return std::make_unique<NativeEngine>("untracked", 0);
+    if (name == "declared")
+        return std::make_unique<NativeEngine>("declared", RINGPOLL_DECLARED | RINGPOLL_ADOPT);
     if (name == "anyring")
         return std::make_unique<NativeEngine>("anyring", RINGPOLL_TRACKED | RINGPOLL_ANY_RING);
     if (name == "sqpoll")

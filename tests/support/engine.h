@@ -133,7 +133,7 @@ protected:
     std::map<int, bool> open_; /* fd → it is a set */
 };
 
-/* "kernel", "shim", "native", "untracked", "anyring", "sqpoll", "sqaff". NULL for any
+/* "kernel", "shim", "native", "untracked", "declared", "anyring", "sqpoll", "sqaff". NULL for any
  * other word. */
 std::unique_ptr<Engine> make_engine(const std::string &name);
 /* $RINGPOLL_TEST_ENGINE split at commas; "kernel" when it is unset. */

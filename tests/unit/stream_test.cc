@@ -690,6 +690,21 @@ TEST_F(Declared, TheRingComesWithWhatIsDeclaredAndGoesWithIt)
     }
 }
 
+/* Each ring costs some calls at its begin and its end, and in its first turns. */
+TEST_F(Declared, ARingForShortGuestsIsNotMadeTimeAndAgain)
+{
+    for (int guest = 0; guest < 100; guest++) {
+        int peer, fd = declare(&peer);
+        add(fd);
+        ASSERT_EQ(write(peer, "bytes", 5), 5);
+        EXPECT_EQ(told_of(fd, 1000), (uint32_t)EPOLLIN);
+        EXPECT_EQ(read_all(fd), "bytes");
+        close_declared();
+        busy(300);
+    }
+    EXPECT_LE(stats().demotions, 4u);
+}
+
 /* A ring that is mostly idle costs each turn a call. */
 TEST_F(Declared, ARingThatDoesNotPayIsLeftForAWhileAndLosesNothing)
 {
@@ -780,6 +795,68 @@ TEST_F(Declared, AChildHasItsOwnCopyOfPlainFdsToo)
     }
 }
 
+/* What only the kernel knows of a plain fd. */
+TEST_F(Declared, AChildsCopyIsOfTheSameFilesInTheSameState)
+{
+    auto in_child = [&](auto &&act) {
+        ringpoll_fork_prepare();
+        pid_t child = fork();
+        if (child == 0) {
+            ringpoll_fork_child();
+            act();
+            _exit(HasFailure() ? 1 : 0);
+        }
+        ringpoll_fork_parent();
+        int status = -1;
+        EXPECT_EQ(waitpid(child, &status, 0), child);
+        EXPECT_EQ(status, 0);
+    };
+    int once[2], large[2], gone[2], reused[2];
+    for (int *pair : {once, large, gone, reused}) {
+        ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+        others_.insert(others_.end(), {pair[0], pair[1]});
+    }
+    struct epoll_event event = {};
+    /* A one-shot that has told. */
+    add(once[0], EPOLLIN | EPOLLONESHOT);
+    ASSERT_EQ(write(once[1], "x", 1), 1);
+    EXPECT_EQ(told_of(once[0], 1000), (uint32_t)EPOLLIN);
+    /* Data of 64 bits. */
+    event.events = EPOLLIN | EPOLLEXCLUSIVE;
+    event.data.u64 = UINT64_C(0xfedcba9876543210);
+    ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_ADD, large[0], &event), 0);
+    /* A number whose file lives on, and another that has the number now. */
+    add(gone[0]);
+    int kept = dup(gone[0]);
+    ASSERT_EQ(dup2(reused[0], gone[0]), gone[0]);
+    others_.push_back(kept);
+
+    in_child([&] {
+        char byte;
+        ASSERT_EQ(write(reused[1], "x", 1), 1);
+        EXPECT_EQ(told_of(gone[0]), 0u) << "nobody asked for this file";
+        ASSERT_EQ(read(gone[0], &byte, 1), 1);
+        struct epoll_event told[2] = {};
+        struct timespec second = {1, 0};
+        ASSERT_EQ(write(large[1], "x", 1), 1);
+        ASSERT_EQ(ringpoll_wait(set_, told, 2, &second, nullptr), 1);
+        EXPECT_EQ(told[0].data.u64, UINT64_C(0xfedcba9876543210));
+        EXPECT_EQ(told[0].events, (uint32_t)EPOLLIN);
+        ASSERT_EQ(read(large[0], &byte, 1), 1);
+        shutdown(once[1], SHUT_RDWR);
+        in_child([&] {
+            EXPECT_EQ(told_of(once[0]), 0u) << "disabled";
+            struct epoll_event again = {};
+            again.events = EPOLLIN | EPOLLONESHOT;
+            again.data.fd = once[0];
+            ASSERT_EQ(ringpoll_ctl(set_, EPOLL_CTL_MOD, once[0], &again), 0);
+            EXPECT_EQ(told_of(once[0]), (uint32_t)(EPOLLIN | EPOLLHUP));
+            EXPECT_EQ(told_of(once[0]), 0u);
+        });
+        EXPECT_EQ(told_of(once[0]), 0u) << "disabled";
+    });
+}
+
 /* The wait of another thread's: plain fds need nobody's help, a declared one is told of at once
  * and gets its ring with the next turn. */
 TEST_F(Declared, AnotherThreadAddsBesideAWaitInKernelEpoll)
@@ -848,6 +925,50 @@ TEST_F(Declared, BytesOfAnEarlierRingStayWhatTheyAre)
         EXPECT_EQ(read_all(fd), "bytes");
     }
     EXPECT_EQ(stats().adopted, 1u);
+}
+
+TEST_F(Declared, AListenerIsAdoptedByTheNextRingAsWell)
+{
+    struct ringpoll_probe probe = {};
+    probe.size = sizeof probe;
+    if (ringpoll_get_probe(&probe) != 0 || !(probe.usable & RINGPOLL_FEATURE_MULTISHOT_ACCEPT))
+        GTEST_SKIP() << "this kernel's rings accept nothing";
+    struct sockaddr_in address = {};
+    socklen_t length = sizeof address;
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int peer, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    ASSERT_EQ(bind(listener, (struct sockaddr *)&address, length), 0);
+    ASSERT_EQ(listen(listener, 16), 0);
+    getsockname(listener, (struct sockaddr *)&address, &length);
+    ringpoll_fd_opened(listener, RINGPOLL_FD_TCP | RINGPOLL_FD_NONBLOCK | RINGPOLL_FD_DECLARED);
+    ringpoll_fd_listening(listener, 16);
+    others_.push_back(listener);
+    add(listener);
+    add(declare(&peer)); /* so that there is a ring */
+    auto accept_one = [&] {
+        int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), taken = -1;
+        EXPECT_EQ(connect(client, (struct sockaddr *)&address, length), 0);
+        EXPECT_EQ(told_of(listener, 1000), (uint32_t)EPOLLIN);
+        taken = ringpoll_accept(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        EXPECT_GE(taken, 0);
+        EXPECT_EQ(ringpoll_accept(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC), -EAGAIN);
+        ringpoll_close(taken);
+        close(client);
+    };
+    for (int time = 0; time < 2; time++) {
+        for (int round = 0; round < 64 && stats().accepting == 0; round++)
+            accept_one();
+        EXPECT_EQ(stats().accepting, 1u) << time;
+        for (int turns = 0; turns < 20000 && stats().rings == 1; turns += 100)
+            busy(100);
+        EXPECT_EQ(stats().rings, 0u) << time;
+        for (int round = 0; round < 8; round++)
+            accept_one();
+        for (int turns = 0; turns < 80000 && stats().rings == 0; turns += 100)
+            busy(100);
+        EXPECT_EQ(stats().rings, 1u) << time;
+    }
 }
 
 /* A thread with two sets: what it wrote by one goes out before it sleeps on the other. */

@@ -75,8 +75,8 @@ RINGPOLL_API int ringpoll_event_set(struct event_base *base);
  * What differs: reads and writes are not cut at 4096 and 16384 bytes, unless the program
  * asks for a limit (bufferevent_set_max_single_read(), a rate limit, a high watermark).
  * Output of 48 KiB and more at once may be sent without a copy, to another machine: then its
- * chains, and what evbuffer_add_reference() put there, are given back in a later turn of the loop,
- * when the peer has acknowledged them. The write callback is not put off by that.
+ * chains, and what evbuffer_add_reference() put there with a cleanup function, are given back in
+ * a later turn of the loop, when the peer has acknowledged them. The write callback is not put off by that.
  * Received bytes stand in the input by reference and may be kept by whoever takes the
  * evbuffer's chains, also when the bufferevent and its base are gone. Bytes are received
  * before they are asked for: who takes the fd away from a bufferevent that reads
