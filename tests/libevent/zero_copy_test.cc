@@ -336,6 +336,34 @@ TEST_F(ZeroCopyOutput, ACallbackOfTheOutputThatReclaimsTakesNothingAwayTooEarly)
     all_given_back(pieces);
 }
 
+/* However many sends a chain took, giving it back takes no more stack. */
+TEST_F(ZeroCopyOutput, AChainOfManySendsIsGivenBackWithoutNesting)
+{
+    struct Deep {
+        const char *from;
+        size_t bytes;
+    } deep = {};
+    char here = 0;
+    deep.from = &here;
+    int small = 30000;
+    ASSERT_EQ(setsockopt(bufferevent_getfd(bev_), SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
+    std::vector<char> bytes(8 << 20);
+    for (char &byte : bytes)
+        byte = text(written_++);
+    uint64_t before = stats().sends_zc;
+    ASSERT_EQ(evbuffer_add_reference(bufferevent_get_output(bev_), bytes.data(), bytes.size(), [](const void *, size_t, void *argument) {
+        char there = 0;
+        auto *noted = static_cast<Deep *>(argument);
+        noted->bytes = (size_t)((uintptr_t)noted->from - (uintptr_t)&there);
+    }, &deep), 0);
+    run();
+    EXPECT_GT(stats().sends_zc, before + 30);
+    struct timespec a_while = {5, 0};
+    EXPECT_EQ(ringpoll_zc_reclaim(&a_while), 0);
+    EXPECT_GT(deep.bytes, 0u);
+    EXPECT_LT(deep.bytes, 4096u);
+}
+
 TEST_F(ZeroCopyOutput, ALimitOfTheProgramsMeansNone)
 {
     std::vector<Piece> pieces(2);
