@@ -208,7 +208,7 @@ static bool look_at_all(void)
     return any;
 }
 
-static void release_due(void)
+static bool release_due(void)
 {
     struct rp_loan *loan, *next, *in_order = NULL;
     for (loan = __atomic_exchange_n(&rp_self.due, NULL, __ATOMIC_RELAXED); loan; loan = next) {
@@ -223,19 +223,21 @@ static void release_due(void)
         step(loan, RP_LOAN_FREE);
         release(argument);
     }
+    return in_order != NULL;
 }
 
-void rp_loan_collect(void)
+bool rp_loan_collect(void)
 {
     if (rp_self.locks_held || rp_self.collects)
-        return;
+        return false;
     rp_process_check(); /* a child has none of that memory */
     rp_self.collects = true;
     rp_self.to_collect = false;
     if (look_at_all())
         rp_self.to_collect = true;
-    release_due();
+    bool released = release_due();
     rp_self.collects = false;
+    return released;
 }
 
 void rp_loan_end_all(void)
@@ -329,10 +331,10 @@ int ringpoll_zc_reclaim(const struct timespec *timeout)
     uint64_t until = timeout ? now + (uint64_t)timeout->tv_sec * 1000000000u + (uint64_t)timeout->tv_nsec : UINT64_MAX;
     for (;;) {
         rp_self.to_collect = true;
-        rp_loan_collect();
+        (void)rp_loan_collect();
         unsigned left = count_mine();
         if (rp_self.to_collect)
-            rp_loan_collect();
+            (void)rp_loan_collect();
         if (left == 0 || (now = rp_sys_now_ns()) >= until)
             return (int)left;
         const struct timespec rest = {0, until - now < 1000000 ? (long)(until - now) : short_time.tv_nsec};

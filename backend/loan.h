@@ -28,7 +28,11 @@
  * notification ends them. A thread that ends, ends them too; what is yet out then, or in a
  * ring that broke, is never released. Nor is anything in a child of fork: the
  * child's copies are not what the kernel reads, and what releases mean may be
- * shared with the parent. */
+ * shared with the parent.
+ *
+ * The process ends as ever. But execve() cancels all that its thread has with the kernel, waits
+ * for it, and cannot cancel a notification: it sleeps until the peers have acknowledged, and
+ * spins instead once it was killed (6.18). Other threads, and children, exec at once. */
 #ifndef RP_LOAN_H
 #define RP_LOAN_H
 
@@ -65,8 +69,8 @@ void rp_loan_completed(struct rp_set *set, struct rp_op_table *ops, struct rp_op
  * remember it by, so that its loans are never released. Owner. */
 bool rp_loan_linger(struct rp_set *set);
 /* Releases what is DUE of the calling thread, and looks into rings that linger. Nothing
- * locked. */
-void rp_loan_collect(void);
+ * locked. True: something was released. */
+bool rp_loan_collect(void);
 /* The calling thread ends, and its rings that linger with it: it waits a moment for them. */
 void rp_loan_end_all(void);
 /* One of their fds is in the way of the program's. */

@@ -772,9 +772,11 @@ static int wait_on_ring(struct rp_set *set, struct wait *wait)
             return -EINTR;
         if (RP_UNLIKELY(rp_self.due)) { /* it may be long before the next event */
             rp_set_unlock(set);
-            rp_loan_collect();
+            bool over = rp_loan_collect() && (set->flags & RINGPOLL_DECLARED);
             rp_set_lock(set);
-            if (is_no_more(set))
+            if (over)
+                wait->timeout = &no_time;
+            if (is_no_more(set) || over)
                 return AGAIN;
         }
         set->wait_serial++;
@@ -1065,8 +1067,10 @@ static __attribute__((noinline)) int wait_at_length(struct rp_set *set, int epfd
 {
     if (RP_UNLIKELY(rp_self.batched) && (!set || !set->batched || rp_self.batched > 1) && !rp_self.locks_held)
         ringpoll_flush();
-    if (RP_UNLIKELY(rp_self.to_collect))
-        rp_loan_collect();
+    /* What a release does the program may have to see to before it sleeps: one that declares its
+     * fds knows of that, one that believes in epoll does not. */
+    if (RP_UNLIKELY(rp_self.to_collect) && rp_loan_collect() && set && (set->flags & RINGPOLL_DECLARED))
+        timeout = &no_time;
     if (RP_UNLIKELY(!set))
         return rp_sys_epoll_wait(epfd, events, max, timeout, sigmask);
     /* What is left there, see left.h, comes along. */
@@ -1095,7 +1099,7 @@ static __attribute__((noinline)) int wait_at_length(struct rp_set *set, int epfd
     wait.holds_signals = false; /* `before` is not worth the clearing */
     int result = wait_on(set, &wait);
     if (RP_UNLIKELY(rp_self.to_collect))
-        rp_loan_collect();
+        (void)rp_loan_collect();
     return result;
 }
 

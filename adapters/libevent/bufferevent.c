@@ -625,6 +625,18 @@ static void end_reference(const void *data, size_t length, void *argument)
     let_go_of(argument);
 }
 
+/* Who has the bytes of the last chain held: the first of those that took parts of it. The rest
+ * refers to that one, so that they end side by side and not one inside the other. */
+static struct held *first_of_last(struct held *held, size_t at)
+{
+    struct evbuffer_ptr last;
+    if (inside.buffer_find(held->chains, &last, at, EVBUFFER_PTR_SET) < 0 || !last.internal_.chain)
+        return held;
+    const struct buffer_chain *chain = last.internal_.chain;
+    const struct buffer_reference *reference = (const struct buffer_reference *)(chain + 1);
+    return chain->flags == object_reference_flags && reference->cleanup == end_reference ? reference->argument : held;
+}
+
 /* `taken` bytes have left the output, in these pieces, which are whole chains (but for the
  * last, maybe): 0, or -ENOMEM: what is left of a chain is lost. */
 static int hold_chains(struct ring_bufferevent *ring, struct held *held, const struct evbuffer_iovec *vec, size_t taken)
@@ -640,11 +652,12 @@ static int hold_chains(struct ring_bufferevent *ring, struct held *held, const s
     inside.buffer_move(output, held->chains, whole);
     if (left > 0) {
         const char *from = (const char *)vec[i - 1].iov_base + (vec[i - 1].iov_len - left);
+        struct held *first = first_of_last(held, whole - vec[i - 1].iov_len);
         struct evbuffer *rest = inside.buffer_new();
-        if (!rest || inside.buffer_refer(rest, from, left, end_reference, held) < 0)
+        if (!rest || inside.buffer_refer(rest, from, left, end_reference, first) < 0)
             error = -ENOMEM;
         else
-            __atomic_add_fetch(&held->references, 1, __ATOMIC_RELAXED);
+            __atomic_add_fetch(&first->references, 1, __ATOMIC_RELAXED);
         if (rest && error == 0 && inside.buffer_put_before(output, rest) < 0)
             error = -ENOMEM;
         if (rest)

@@ -278,6 +278,45 @@ TEST_P(ZeroCopyOutputOf, MemoryThatIsNotGivenBackIsReadNoMoreOnceItIsWritten)
 }
 INSTANTIATE_TEST_SUITE_P(References, ZeroCopyOutputOf, testing::Values(0, 1));
 
+/* What the program does when it has its memory again, the loop sees to at once. */
+TEST_F(ZeroCopyOutput, WhatGivingBackMakesActiveDoesNotWaitForAnotherEvent)
+{
+    struct Seen {
+        struct event *event, *guard;
+        struct event_base *base;
+        bool ran, late;
+    } seen = {};
+    seen.base = base_;
+    seen.event = event_new(base_, -1, 0, [](evutil_socket_t, short, void *argument) {
+        auto *noted = static_cast<Seen *>(argument);
+        noted->ran = true;
+        event_base_loopexit(noted->base, nullptr); /* after the guard, if that is due */
+    }, &seen);
+    std::string bytes(200000, 'x');
+    ASSERT_EQ(evbuffer_add_reference(bufferevent_get_output(bev_), bytes.data(), bytes.size(), [](const void *, size_t, void *argument) {
+        event_active(static_cast<Seen *>(argument)->event, EV_TIMEOUT, 1);
+    }, &seen), 0);
+    seen.guard = evtimer_new(base_, [](evutil_socket_t, short, void *argument) {
+        static_cast<Seen *>(argument)->late = true;
+        event_base_loopbreak(static_cast<Seen *>(argument)->base);
+    }, &seen);
+    struct timeval far = {10, 0}; /* that a failure ends */
+    ASSERT_EQ(evtimer_add(seen.guard, &far), 0);
+    std::thread reader([&] {
+        std::string got(1 << 16, ' ');
+        size_t all = 0;
+        for (ssize_t count; all < bytes.size() && (count = recv(peer_, &got[0], got.size(), 0)) > 0;)
+            all += (size_t)count;
+        EXPECT_EQ(all, bytes.size());
+    });
+    event_base_dispatch(base_);
+    reader.join();
+    EXPECT_TRUE(seen.ran);
+    EXPECT_FALSE(seen.late);
+    event_free(seen.guard);
+    event_free(seen.event);
+}
+
 /* A callback on the output may do what it likes, that included. */
 TEST_F(ZeroCopyOutput, ACallbackOfTheOutputThatReclaimsTakesNothingAwayTooEarly)
 {
@@ -295,6 +334,34 @@ TEST_F(ZeroCopyOutput, ACallbackOfTheOutputThatReclaimsTakesNothingAwayTooEarly)
     run(20000);
     EXPECT_GT(stats().sends_zc, before);
     all_given_back(pieces);
+}
+
+/* However many sends a chain took, giving it back takes no more stack. */
+TEST_F(ZeroCopyOutput, AChainOfManySendsIsGivenBackWithoutNesting)
+{
+    struct Deep {
+        const char *from;
+        size_t bytes;
+    } deep = {};
+    char here = 0;
+    deep.from = &here;
+    int small = 30000;
+    ASSERT_EQ(setsockopt(bufferevent_getfd(bev_), SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
+    std::vector<char> bytes(8 << 20);
+    for (char &byte : bytes)
+        byte = text(written_++);
+    uint64_t before = stats().sends_zc;
+    ASSERT_EQ(evbuffer_add_reference(bufferevent_get_output(bev_), bytes.data(), bytes.size(), [](const void *, size_t, void *argument) {
+        char there = 0;
+        auto *noted = static_cast<Deep *>(argument);
+        noted->bytes = (size_t)((uintptr_t)noted->from - (uintptr_t)&there);
+    }, &deep), 0);
+    run();
+    EXPECT_GT(stats().sends_zc, before + 30);
+    struct timespec a_while = {5, 0};
+    EXPECT_EQ(ringpoll_zc_reclaim(&a_while), 0);
+    EXPECT_GT(deep.bytes, 0u);
+    EXPECT_LT(deep.bytes, 4096u);
 }
 
 TEST_F(ZeroCopyOutput, ALimitOfTheProgramsMeansNone)

@@ -17,7 +17,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -506,6 +508,33 @@ TEST_F(ZeroCopy, MemoryIsReleasedInsideAWaitThatGoesOn)
     EXPECT_EQ(lent.by, std::this_thread::get_id());
 }
 
+TEST_F(ZeroCopy, MemoryIsReleasedInAPlainWaitOfAnotherSet)
+{
+    Lent lent = make_lent(0, size_);
+    send_and_keep(lent);
+    struct ringpoll_options options = {};
+    options.size = sizeof options;
+    options.flags = RINGPOLL_DECLARED | RINGPOLL_BATCH;
+    int other = ringpoll_create(&options), fd = eventfd(0, EFD_NONBLOCK);
+    ASSERT_GE(other, 0);
+    struct epoll_event event = {};
+    event.events = EPOLLIN;
+    ASSERT_EQ(ringpoll_ctl(other, EPOLL_CTL_ADD, fd, &event), 0);
+    struct timespec no_time = {};
+    for (int i = 0; i < 3; i++)
+        EXPECT_EQ(ringpoll_wait(other, &event, 1, &no_time, nullptr), 0);
+    int ring_fd = rp_set_of(set_)->ring.fd;
+    EXPECT_EQ(ringpoll_close(set_), 0);
+    set_ = -1;
+    EXPECT_EQ(ringpoll_wait(other, &event, 1, &no_time, nullptr), 0);
+    EXPECT_EQ(lent.released, 0u);
+    deliver(ring_fd);
+    EXPECT_EQ(ringpoll_wait(other, &event, 1, &no_time, nullptr), 0);
+    EXPECT_EQ(lent.released, 1u);
+    ringpoll_close(fd);
+    ringpoll_close(other);
+}
+
 TEST_F(ZeroCopy, MemoryIsHeldWhenTheFdIsClosed)
 {
     Lent lent = make_lent(0, size_);
@@ -634,6 +663,47 @@ TEST_F(ZeroCopy, AChildReleasesNothingAndTheParentOnce)
     deliver(rp_set_of(set_)->ring.fd);
     EXPECT_EQ(reclaim(5000), 0);
     EXPECT_EQ(lent.released, 1u);
+}
+
+/* In the thread that sent, the kernel waits in execve() for the peer, deaf to SIGKILL (6.18). */
+TEST_F(ZeroCopy, AnotherThreadMayExecWhileTheKernelHasTheMemory)
+{
+    Lent lent = make_lent(0, 300000);
+    int much = 400000;
+    ASSERT_EQ(setsockopt(a_, SOL_SOCKET, SO_SNDBUF, &much, sizeof much), 0);
+    ringpoll_fork_prepare();
+    pid_t child = fork();
+    if (child == 0) {
+        ringpoll_fork_child();
+        close(b_);
+        struct ringpoll_options options = {};
+        options.size = sizeof options;
+        options.flags = RINGPOLL_ADOPT | RINGPOLL_BATCH;
+        set_ = ringpoll_create(&options);
+        ringpoll_fd_opened(a_, RINGPOLL_FD_TCP | RINGPOLL_FD_CONNECTED | RINGPOLL_FD_NONBLOCK);
+        struct epoll_event event = {};
+        event.events = EPOLLIN;
+        if (ringpoll_ctl(set_, EPOLL_CTL_ADD, a_, &event) != 0 || wait(0) != 0 || send(lent) <= 0 || reclaim(0) != 1)
+            _exit(1);
+        std::thread([] {
+            ringpoll_exec_prepare();
+            execl("/bin/sh", "sh", "-c", "exit 42", (char *)nullptr);
+            _exit(2);
+        }).join();
+        _exit(3);
+    }
+    ringpoll_fork_parent();
+    int ended = (int)syscall(SYS_pidfd_open, child, 0), status = -1;
+    struct pollfd look = {ended, POLLIN, 0};
+    EXPECT_EQ(poll(&look, 1, 10000), 1) << "it waits for us to read";
+    close(ended);
+    ringpoll_close(a_);
+    a_ = -1;
+    close(b_); /* should it wait */
+    b_ = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), 42);
 }
 
 TEST_F(ZeroCopy, ANotificationThatIsLostReleasesNothing)

@@ -302,8 +302,9 @@ RINGPOLL_API long ringpoll_try_sendv(int fd, const struct iovec *iov, int count,
  * kept), and `release(argument)` then called, once, when the kernel reads it no more: in the
  * thread that sent it, inside a later ringpoll_wait(), of whatever set, or
  * ringpoll_zc_reclaim(), or when that thread ends, also where the fd, the watch and the set are
- * long gone. It may use its memory and the functions of this section, but not wait on or close
- * a set. Memory is never released where the kernel's word is lost (a ring that broke, io_uring
+ * long gone. A wait of a RINGPOLL_DECLARED set in which that happens does not sleep on: it
+ * returns what there is, maybe 0 before its time. The function may use its memory and the
+ * functions of this section, but not wait on or close a set. Memory is never released where the kernel's word is lost (a ring that broke, io_uring
  * forbidden meanwhile, a thread that ended), nor, of what its parent sent, in a child of fork.
  * `flags`: MSG_DONTWAIT, MSG_NOSIGNAL.
  *
@@ -458,7 +459,9 @@ RINGPOLL_API void ringpoll_fork_child(void);
  * calls above do not cover (vfork, posix_spawn). */
 RINGPOLL_API void ringpoll_fork_elsewhere(void);
 /* This process will exec: sets whose identity survives it move to kernel
- * epoll. */
+ * epoll. A thread with zero-copy sends that the kernel has yet to let go of should not: in it
+ * execve(2) waits until the peers have acknowledged all, and SIGKILL does not end that (Linux
+ * 6.18). Where ringpoll_zc_reclaim() says that some are out, another thread execs at once. */
 RINGPOLL_API void ringpoll_exec_prepare(void);
 /* io_uring may be forbidden from now on, or must not keep today's credentials:
  * with `for_good` every ring of the process is given up (its set moves to kernel
