@@ -39,8 +39,8 @@
  * that fell short, waits in the library), and ev_write, with the write timeout, waits for
  * room; connections in progress do so too, exactly as libevent's.
  *
- * Much output at once goes to another machine without being copied, where the kernel can do that
- * (ringpoll_try_sendv_zc()): its chains leave the output with what the kernel has taken, and are
+ * Where the program asks for it (ringpoll_bufferevent_set_zero_copy()) much output at once goes to another
+ * machine without being copied, if the kernel can do that (ringpoll_try_sendv_zc()): its chains leave the output with what the kernel has taken, and are
  * *held* until it has let go of them; of a chain that it took a part of, the rest is in the output
  * again, by reference. A write callback still means that the kernel has the bytes; chains
  * of the program's own memory (evbuffer_add_reference()) are given back later than that, and
@@ -80,6 +80,7 @@ struct ring_bufferevent {
     bool listed;                      /* under the lists' lock. WAITING or SENT and not listed: run_outputs() has it */
     bool cancelled;                   /* bufferevent_free() was called */
     bool postponed;                   /* the end of reading is, see above; ev_read is added yet */
+    bool lends;                       /* output may be sent without a copy */
 };
 
 /* Whose callback this thread is in. */
@@ -735,8 +736,9 @@ static bool write_some(struct ring_bufferevent *ring)
     struct bufferevent *bev = &ring->inside.bev;
     evutil_socket_t fd = fd_of(ring);
     size_t left = inside.buffer_length(bev->output), written = 0;
-    bool lends = !ring->inside.rate_limits && ring->inside.max_write == LIMIT_UNSET, blocked = false;
-    ptrdiff_t limit = lends ? (ptrdiff_t)TURN_MOST : inside.bev_write_max(&ring->inside);
+    bool unlimited = !ring->inside.rate_limits && ring->inside.max_write == LIMIT_UNSET, blocked = false;
+    bool lends = unlimited && ring->lends;
+    ptrdiff_t limit = unlimited ? (ptrdiff_t)TURN_MOST : inside.bev_write_max(&ring->inside);
     if (ring->inside.write_suspended) { /* now, or by the limit that was asked for: who resumes it enables it */
         stop_writing(ring);
         return false;
@@ -1144,4 +1146,17 @@ struct bufferevent *ringpoll_bufferevent_socket_new(struct event_base *base, evu
     inside.buffer_freeze(ring->inside.bev.input, 0);
     inside.buffer_freeze(ring->inside.bev.output, 1);
     return &ring->inside.bev;
+}
+
+int ringpoll_bufferevent_set_zero_copy(struct bufferevent *bev, int on)
+{
+    if (!bev)
+        return -EINVAL;
+    if (bev->be_ops != ring_ops())
+        return -ENOTSUP;
+    struct ring_bufferevent *ring = of(bev);
+    hold(ring);
+    ring->lends = on != 0;
+    drop(ring);
+    return 0;
 }

@@ -81,6 +81,7 @@ public:
         close(listener);
         bev_ = ringpoll_bufferevent_socket_new(base_, fd, BEV_OPT_CLOSE_ON_FREE);
         ASSERT_NE(bev_, nullptr);
+        ASSERT_EQ(ringpoll_bufferevent_set_zero_copy(bev_, 1), 0);
         bufferevent_setcb(bev_, nullptr, on_written, nullptr, this);
         ASSERT_EQ(bufferevent_enable(bev_, EV_READ | EV_WRITE), 0);
         event_base_loop(base_, EVLOOP_NONBLOCK);
@@ -373,6 +374,25 @@ TEST_F(ZeroCopyOutput, ALimitOfTheProgramsMeansNone)
         add(piece, 100000);
     run();
     EXPECT_EQ(stats().sends_zc, before);
+    all_given_back(pieces);
+}
+
+TEST_F(ZeroCopyOutput, IsOffUntilItIsAskedFor)
+{
+    ASSERT_EQ(ringpoll_bufferevent_set_zero_copy(bev_, 0), 0);
+    std::vector<Piece> pieces(2);
+    uint64_t before = stats().sends_zc;
+    for (Piece &piece : pieces)
+        add(piece, 100000);
+    run();
+    EXPECT_EQ(stats().sends_zc, before);
+    struct bufferevent *other = ringpoll_bufferevent_socket_new(base_, -1, 0), *pair[2];
+    ASSERT_EQ(bufferevent_pair_new(base_, 0, pair), 0);
+    EXPECT_EQ(ringpoll_bufferevent_set_zero_copy(other, 1), 0);
+    EXPECT_EQ(ringpoll_bufferevent_set_zero_copy(pair[0], 1), -ENOTSUP);
+    EXPECT_EQ(ringpoll_bufferevent_set_zero_copy(nullptr, 1), -EINVAL);
+    for (struct bufferevent *bev : {other, pair[0], pair[1]})
+        bufferevent_free(bev);
     all_given_back(pieces);
 }
 

@@ -74,9 +74,6 @@ RINGPOLL_API int ringpoll_event_set(struct event_base *base);
  *
  * What differs: reads and writes are not cut at 4096 and 16384 bytes, unless the program
  * asks for a limit (bufferevent_set_max_single_read(), a rate limit, a high watermark).
- * Output of 48 KiB and more at once may be sent without a copy, to another machine: then its
- * chains, and what evbuffer_add_reference() put there with a cleanup function, are given back in
- * a later turn of the loop, when the peer has acknowledged them. The write callback is not put off by that.
  * Received bytes stand in the input by reference and may be kept by whoever takes the
  * evbuffer's chains, also when the bufferevent and its base are gone. Bytes are received
  * before they are asked for: who takes the fd away from a bufferevent that reads
@@ -93,6 +90,14 @@ RINGPOLL_API int ringpoll_event_set(struct event_base *base);
 /* bufferevent_socket_new(). */
 RINGPOLL_API struct bufferevent *ringpoll_bufferevent_socket_new(struct event_base *base, evutil_socket_t fd,
                                                                  int options);
+/* Whether this bufferevent may send without a copy; at first it may not. Where it may, output of 48
+ * KiB and more at once, to another machine, is sent so (Linux 6.2; ringpoll_try_sendv_zc() in
+ * ringpoll.h): its chains, and what evbuffer_add_reference() put there with a cleanup function, are
+ * given back in a later turn of the loop, when the peer has acknowledged them. The write callback is
+ * not put off by that. It is not the default, because an execve() by the thread of the loop then waits,
+ * in the kernel, until the peers have acknowledged all. From any thread, as other calls on a
+ * bufferevent. 0; -EINVAL: NULL; -ENOTSUP: not made by the function above, or on a base that has no ring. */
+RINGPOLL_API int ringpoll_bufferevent_set_zero_copy(struct bufferevent *bev, int on);
 /* evconnlistener_new() and evconnlistener_new_bind(): also the errno of listen(2), socket(2),
  * bind(2). */
 RINGPOLL_API struct evconnlistener *ringpoll_listener_new(struct event_base *base, evconnlistener_cb on_accept,
