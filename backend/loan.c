@@ -25,7 +25,7 @@ struct lingering {
     unsigned loans;
 };
 
-static struct rp_lock loan_lock; /* leaf: records, and the list of rings */
+static struct rp_lock loan_lock; /* before rp_fdtab_lock: records, the list of rings, and their fds */
 static struct page *pages;
 static struct rp_loan *free_loans;
 static struct lingering *lingering; /* never unlinked */
@@ -102,8 +102,11 @@ void rp_loan_completed(struct rp_set *set, struct rp_op_table *ops, struct rp_op
     struct rp_loan *loan = op->owner;
     bool last = !(flags & RP_CQE_F_MORE);
     if (flags & RP_CQE_F_NOTIF) {
+        struct rp_fd *entry = rp_fd_peek(loan->fd);
         if (set && loan->state == RP_LOAN_READ)
             rp_send_zc_told(set, loan->fd, ((uint32_t)result & RP_NOTIF_USAGE_ZC_COPIED) != 0);
+        else if (!set && entry && (rp_fd_flags(entry) & RP_FD_ZC_ASKED)) /* whoever has it now may ask again */
+            rp_fd_set_flags(entry, 0, RP_FD_ZC_ASKED);
     } else if (loan->state == RP_LOAN_ASKED) {
         bool taken = result > 0 || !loan->answer; /* the caller was told so */
         if (loan->answer)
@@ -157,6 +160,7 @@ bool rp_loan_linger(struct rp_set *set)
 
 static void end(struct lingering *one, bool keeps)
 {
+    rp_lock(&loan_lock);
     if (!keeps || one->loans > 0 || rp_op_busy(&one->ops) > 0 || !rp_set_keep_ring(&one->ring, &one->options, false)) {
         if (one->ring.fd != RP_RING_NO_FD)
             rp_fd_internal(one->ring.fd, false);
@@ -164,6 +168,7 @@ static void end(struct lingering *one, bool keeps)
     }
     rp_op_table_fini(&one->ops);
     __atomic_store_n(&one->owner, 0, __ATOMIC_RELEASE);
+    rp_unlock(&loan_lock);
 }
 
 /* Takes what has come. False: it is over, or of no use any more. */
@@ -172,7 +177,9 @@ static bool look(struct lingering *one)
     struct rp_cqe *cqe;
     if (RP_READ_ONCE(rp_process_no_rings)) /* a filter may kill who asks */
         return false;
+    rp_lock(&loan_lock); /* another thread may want the ring's number */
     int entered = rp_ring_enter(&one->ring, 0, NULL, NULL);
+    rp_unlock(&loan_lock);
     while ((cqe = rp_ring_peek(&one->ring)) != NULL) {
         uint64_t user_data = cqe->user_data;
         int result = cqe->res;
@@ -264,6 +271,14 @@ bool rp_loan_vacate(int fd)
     }
     rp_unlock(&loan_lock);
     return moved;
+}
+
+void rp_loan_fork(bool begins)
+{
+    if (begins)
+        rp_lock(&loan_lock);
+    else
+        rp_unlock(&loan_lock);
 }
 
 void rp_loan_after_fork(void)

@@ -75,7 +75,8 @@ bool rp_loan_collect(void);
 void rp_loan_end_all(void);
 /* One of their fds is in the way of the program's. */
 bool rp_loan_vacate(int fd);
-/* In a fork's child. */
+/* Their lock, around a fork; and in its child. */
+void rp_loan_fork(bool begins);
 void rp_loan_after_fork(void);
 /* For stats: ops in rings that linger. */
 unsigned rp_loan_lingering_ops(void);

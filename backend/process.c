@@ -422,6 +422,7 @@ void ringpoll_fork_prepare(void)
         rp_lock(&set->lock);
     rp_stream_limbo_fork(RP_STREAM_FORK_PREPARE);
     rp_accept_limbo_fork(RP_ACCEPT_FORK_PREPARE);
+    rp_loan_fork(true);
     rp_lock(&rp_fdtab_lock);
     rp_self.forking = true;
 }
@@ -433,6 +434,7 @@ void ringpoll_fork_parent(void)
         return;
     rp_self.forking = false;
     rp_unlock(&rp_fdtab_lock);
+    rp_loan_fork(false);
     rp_accept_limbo_fork(RP_ACCEPT_FORK_PARENT);
     rp_stream_limbo_fork(RP_STREAM_FORK_PARENT);
     for (struct rp_set *set = rp_sets; set; set = set->next_set)
