@@ -1557,6 +1557,19 @@ int ringpoll_try_error(int fd)
     return error;
 }
 
+/* Another thread may have looked at the flags just before they said that nobody shall adopt it, and
+ * be about to. */
+static void await_adoption(const struct rp_fd *entry)
+{
+    struct rp_set *set;
+    for (unsigned at = 0; RP_READ_ONCE(entry->watches) && (set = rp_fd_set_at(entry, at)) != NULL; at++) {
+        if (rp_set_is_mine(set))
+            continue;
+        rp_set_lock(set);
+        rp_set_unlock(set);
+    }
+}
+
 void ringpoll_fd_release(int fd, int for_good)
 {
     struct rp_fd *entry = rp_fd_peek(fd);
@@ -1566,8 +1579,10 @@ void ringpoll_fd_release(int fd, int for_good)
         rp_fd_set_flags(entry, RP_FD_PLAIN, 0);
     if (rp_fd_flags(entry) & RP_FD_LISTENER)
         rp_accept_release(fd, for_good);
-    if (!__atomic_load_n(&entry->stream, __ATOMIC_RELAXED) || rp_self.locks_held)
+    if (rp_self.locks_held)
         return;
+    if (for_good && !__atomic_load_n(&entry->stream, __ATOMIC_ACQUIRE))
+        await_adoption(entry);
     struct rp_stream *stream = rp_stream_lock(fd);
     if (!stream)
         return;

@@ -344,7 +344,7 @@ static void rest(struct ring_bufferevent *ring)
     if (!ring->declared || ring->output != OUTPUT_IDLE || inside.pending(&bev->ev_read, EV_READ, NULL) ||
         inside.pending(&bev->ev_write, EV_WRITE, NULL) || ringpoll_fd_flush(fd_of(ring)) < 0)
         return;
-    ringpoll_fd_release(fd_of(ring), true);
+    end_receive(ring, true);
     ring->declared = false;
     forget(ring, true);
 }
