@@ -53,7 +53,7 @@ struct Kept {
 struct Layer {
     struct rp_set *set = nullptr;
     std::function<void(struct rp_sqe *)> edit; /* each zero-copy send that goes in */
-    bool keeps_notifications = false;
+    bool keeps_notifications = false; /* deliver() may be another thread's */
     bool loses_first = false;       /* the first completion of such a send */
     int enter_error = 0;            /* what enters answer, before they do anything */
     unsigned enters_before_error = 0;
@@ -70,7 +70,8 @@ bool is_zero_copy(const struct rp_sqe *sqe)
 
 int layered_enter(int fd, unsigned to_submit, unsigned min_complete, unsigned flags, const void *arg, size_t size)
 {
-    struct rp_ring *ring = layer.set && layer.set->ring.fd >= 0 ? &layer.set->ring : nullptr;
+    /* Of the set's ring alone, which is its thread's. */
+    struct rp_ring *ring = layer.set && fd >= 0 && layer.set->ring.fd == fd ? &layer.set->ring : nullptr;
     if (ring) {
         for (uint32_t at = ring->sqe_head; at != ring->sqe_tail; at++) {
             struct rp_sqe *sqe = &ring->sqes[at & ring->sq_mask];
@@ -94,9 +95,10 @@ int layered_enter(int fd, unsigned to_submit, unsigned min_complete, unsigned fl
         if ((uint8_t)cqe->user_data != RP_OP_LOAN)
             continue;
         bool notifies = (cqe->flags & RP_CQE_F_NOTIF) != 0;
-        if (notifies && layer.keeps_notifications)
+        bool keeps = notifies && __atomic_load_n(&layer.keeps_notifications, __ATOMIC_RELAXED);
+        if (keeps)
             layer.kept.push_back({cqe->user_data, cqe->res, cqe->flags});
-        if ((notifies && layer.keeps_notifications) || (!notifies && layer.loses_first)) {
+        if (keeps || (!notifies && layer.loses_first)) {
             cqe->user_data = 0;
             cqe->flags = 0;
         }
@@ -128,7 +130,7 @@ void deliver(int ring_fd, int result = 0)
     options.features = RINGPOLL_FEATURE_URING;
     struct rp_ring ring;
     ASSERT_EQ(rp_ring_init(&ring, &options), 0);
-    layer.keeps_notifications = false;
+    __atomic_store_n(&layer.keeps_notifications, false, __ATOMIC_RELAXED);
     for (const Kept &one : layer.kept) {
         struct rp_sqe *sqe = rp_ring_get_sqe(&ring);
         sqe->opcode = RP_IORING_OP_MSG_RING;
@@ -159,7 +161,7 @@ struct Lent {
 void release(void *argument)
 {
     Lent *lent = static_cast<Lent *>(argument);
-    lent->released++;
+    __atomic_add_fetch(&lent->released, 1, __ATOMIC_RELAXED); /* another thread may look */
     lent->by = std::this_thread::get_id();
     memset(lent->bytes.data(), '#', lent->bytes.size());
 }
@@ -493,8 +495,12 @@ TEST_F(ZeroCopy, MemoryIsReleasedInsideAWaitThatGoesOn)
     EXPECT_EQ(lent.released, 0u);
     int ring_fd = rp_set_of(set_)->ring.fd;
     std::thread other([&] {
-        while (!__atomic_load_n(&rp_set_of(set_)->owner_inside, __ATOMIC_RELAXED))
-            std::this_thread::yield();
+        struct rp_set *set = rp_set_of(set_);
+        for (bool inside = false; !inside; std::this_thread::yield()) {
+            rp_set_lock(set);
+            inside = set->owner_inside;
+            rp_set_unlock(set);
+        }
         deliver(ring_fd);
         while (__atomic_load_n(&lent.released, __ATOMIC_RELAXED) == 0)
             std::this_thread::yield();
