@@ -62,6 +62,7 @@ struct ringpoll_uv_tree_inbox {
     unsigned in_vain, left_out; /* calls after that one: in a row that brought nothing; not made */
     unsigned left; /* that may be asked of the kernel before the end */
     unsigned batch;
+    unsigned slots; /* of its own that are offered; 0: all */
     unsigned forks;
     struct letter *first, **last;
 };
@@ -292,7 +293,7 @@ long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, stru
 unsigned ringpoll_uv_tree_slots(struct ringpoll_uv_tree_inbox **inbox, int fd, unsigned loop_flags, unsigned most)
 {
     const struct ringpoll_uv_tree_inbox *mine = inbox_of(inbox, fd, loop_flags);
-    return mine != NULL && mine->batch < most ? mine->batch : most;
+    return mine != NULL && mine->slots != 0 && mine->slots < most ? mine->slots : most;
 }
 
 int ringpoll_uv_tree_receive_many(struct ringpoll_uv_tree_inbox *inbox, int fd, struct mmsghdr *messages, unsigned count)
@@ -300,8 +301,10 @@ int ringpoll_uv_tree_receive_many(struct ringpoll_uv_tree_inbox *inbox, int fd, 
     if (inbox == NULL || inbox->plain)
         return recvmmsg(fd, messages, count, 0, NULL);
     int got = ask(inbox, fd, messages, count);
-    if (got > 0 && (unsigned)got * 4 < inbox->batch && inbox->batch > FEWEST_SLOTS)
-        inbox->batch /= 2;
+    if (got > 0 && (unsigned)got == count)
+        inbox->slots = count * 2;
+    else if (got > 0 && (unsigned)got * 4 < count)
+        inbox->slots = count / 2 > FEWEST_SLOTS ? count / 2 : FEWEST_SLOTS;
     return got;
 }
 
