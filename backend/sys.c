@@ -292,25 +292,7 @@ int rp_sys_getpeername_connected(int fd)
     return result < 0 ? (int)result : 1;
 }
 
-int rp_sys_fstat_inode(int fd, uint64_t *ret_inode)
-{
-#if defined(__x86_64__) || defined(__aarch64__)
-    struct stat status;
-    long result = call4(SYS_fstat, fd, (long)&status, 0, 0);
-    if (result < 0)
-        return (int)result;
-    *ret_inode = status.st_ino;
-#else
-    struct statx status;
-    long result = call6(SYS_statx, fd, (long)"", AT_EMPTY_PATH, STATX_INO, (long)&status, 0);
-    if (result < 0)
-        return (int)result;
-    *ret_inode = status.stx_ino;
-#endif
-    return 0;
-}
-
-int rp_sys_fstat_mode(int fd, unsigned *ret_mode)
+static int fstat_of(int fd, uint64_t *ret_inode, unsigned *ret_mode)
 {
 #if defined(__x86_64__) || defined(__aarch64__)
     /* Here the kernel's structure is libc's. */
@@ -318,15 +300,29 @@ int rp_sys_fstat_mode(int fd, unsigned *ret_mode)
     long result = call4(SYS_fstat, fd, (long)&status, 0, 0);
     if (result < 0)
         return (int)result;
+    *ret_inode = status.st_ino;
     *ret_mode = status.st_mode;
 #else
     struct statx status;
-    long result = call6(SYS_statx, fd, (long)"", AT_EMPTY_PATH, STATX_TYPE | STATX_MODE, (long)&status, 0);
+    long result = call6(SYS_statx, fd, (long)"", AT_EMPTY_PATH, STATX_TYPE | STATX_MODE | STATX_INO, (long)&status, 0);
     if (result < 0)
         return (int)result;
+    *ret_inode = status.stx_ino;
     *ret_mode = status.stx_mode;
 #endif
     return 0;
+}
+
+int rp_sys_fstat_inode(int fd, uint64_t *ret_inode)
+{
+    unsigned mode;
+    return fstat_of(fd, ret_inode, &mode);
+}
+
+int rp_sys_fstat_mode(int fd, unsigned *ret_mode)
+{
+    uint64_t inode;
+    return fstat_of(fd, &inode, ret_mode);
 }
 
 /* ---------------------------------------------------------------- waiting */
