@@ -13,8 +13,8 @@ import signal
 import socket
 import threading
 
-from harness import Failure, Skipped, Suite, check, check_ended, check_equal, in_threads, read_exactly, wait_until
-from web import Backend, Client, content_of
+from harness import Failure, Skipped, Suite, check, check_ended, check_equal, in_threads, wait_until
+from web import Backend, Client, content_of, ten_go_away
 
 suite = Suite("apache", needs=["apache2"])
 
@@ -149,14 +149,7 @@ def proxied(run):
     for size in [0, 1, 100, 3000, 9000, 70000, 700000, 20, 2000000] + [50] * 30:
         seen.append(client.ask("POST", "/proxied/echo", body=content_of(size)) == (200, content_of(size)))
         seen.append(client.ask("GET", "/proxied/bytes/%d" % size) == (200, content_of(size)))
-    for going in range(10):
-        other = server.client()
-        other.send("GET", "/proxied/bytes/2000000")
-        read_exactly(other.conn, 1000)
-        other.go()
-        other = server.client()
-        other.conn.sendall(other.pack("POST", "/proxied/echo", b"x" * 100000) + b"x" * (going * 5000))
-        other.go()
+    ten_go_away(server)
     check_equal(client.ask("GET", "/100"), (200, content_of(100)), "the answer to one that stayed")
     server.end()
     return seen

@@ -13,7 +13,7 @@ import signal
 import socket
 
 from harness import Skipped, Suite, check, check_ended, check_equal, in_threads, read_exactly
-from web import Backend, Client, content_of
+from web import Backend, Client, content_of, ten_go_away
 
 suite = Suite("lighttpd", needs=["lighttpd"])
 
@@ -164,14 +164,7 @@ def proxied(run):
         client.reader.readline()
         client.conn.sendall(content_of(9000))
         seen.append(client.answer() == (200, content_of(9000)))
-        for going in range(10):
-            other = server.client()
-            other.send("GET", "/proxied/bytes/2000000")
-            read_exactly(other.conn, 1000)
-            other.go()
-            other = server.client()
-            other.conn.sendall(other.pack("POST", "/proxied/echo", b"x" * 100000) + b"x" * (going * 5000))
-            other.go()
+        ten_go_away(server)
         check_equal(client.ask("GET", "/100"), (200, content_of(100)), "the answer to one that stayed")
         server.end()
     return seen

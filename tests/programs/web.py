@@ -5,7 +5,7 @@ import random
 import socketserver
 import threading
 
-from harness import check, check_equal
+from harness import check, check_equal, read_exactly
 
 
 def content_of(size):
@@ -104,3 +104,15 @@ class Client:
     def ask(self, *words, **more):
         self.send(*words, **more)
         return self.answer(head=words[0] == "HEAD")
+
+
+def ten_go_away(server):
+    """In the middle of an answer that is proxied, and behind a request that is."""
+    for going in range(10):
+        other = server.client()
+        other.send("GET", "/proxied/bytes/2000000")
+        read_exactly(other.conn, 1000)
+        other.go()
+        other = server.client()
+        other.conn.sendall(other.pack("POST", "/proxied/echo", b"x" * 100000) + b"x" * (going * 5000))
+        other.go()
