@@ -203,8 +203,10 @@ tally_tree() {
         if [ "$f" -gt 0 ]; then
             printf '\n---- failed: %s (%s)\n' "${log#"$top"/}" "${result:-no result}"
             grep -E '^\[  FAILED  \] [^0-9]|^NOT OK|^not ok' "$log" | sort -u | head -n 40
+            echo "---- what it said of them:"
+            awk '/: Failure$/ { left = 14 } left > 0 { print; left-- }' "$log" | head -n 80
             echo "---- the end of its log:"
-            tail -n 60 "$log"
+            tail -n 40 "$log"
             local names
             mapfile -t names < <(sed -nE 's/^\[  FAILED  \] ([^ 0-9][^ ,]*).*/\1/p; s/^(NOT OK|not ok)[ :-]*/ /p' "$log" | sort -u)
             failures+=("${log#"$top"/}: ${names[*]}")

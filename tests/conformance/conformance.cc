@@ -156,9 +156,11 @@ int Conformance::listener(struct sockaddr_in *ret_address, int backlog)
 {
     int fd = e().socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC);
     EXPECT_GE(fd, 0);
+    /* An address of this process's own, where nobody else's connection takes a port that it
+     * gave up and binds again. */
     struct sockaddr_in address = {};
     address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_addr.s_addr = htonl(0x7f800000u | ((uint32_t)getpid() & 0x3fffffu) << 1 | 1u);
     EXPECT_EQ(::bind(fd, (struct sockaddr *)&address, sizeof address), 0);
     EXPECT_EQ(e().listen(fd, backlog), 0);
     socklen_t length = sizeof address;
