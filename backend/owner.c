@@ -63,17 +63,21 @@ uint64_t rp_self_new_id(void)
  * When a ring's file goes, the kernel sends the thread that used it a work item
  * 13 to 20 ms later (io_tctx_exit_cb), and whatever the thread waits in then
  * returns EINTR without a signal: epoll_wait, io_uring_enter, a recv with a
- * timeout. So a ring that is empty is kept for the thread's next set, as a
- * registered ring without an fd of its own, and ends with the thread. */
+ * timeout. So a ring that is empty is kept for the thread's next set, and ends with
+ * the thread. As a registered ring without an fd of its own, while the thread has
+ * slots for that, which are 16; then with the fd that it had. A thread never keeps
+ * more than it once had sets at a time. */
 
-#define KEPT_RINGS 16
-#define KEPT_RINGS_A_THREAD 2
+#define KEPT_RINGS_A_THREAD 64u
 
-static struct {
-    uint64_t owner;
+struct kept {
+    struct kept *next; /* never unlinked */
+    uint64_t owner;    /* 0: free */
     struct rp_ring ring;
     struct rp_ring_options options;
-} kept[KEPT_RINGS];
+};
+
+static struct kept *kept;
 static struct rp_lock kept_lock; /* leaf */
 
 static bool same_options(const struct rp_ring_options *a, const struct rp_ring_options *b)
@@ -90,62 +94,73 @@ static bool has_old_credentials(const struct rp_ring_options *options)
     return options->sqpoll && options->credentials != RP_READ_ONCE(rp_process_credentials);
 }
 
+/* One to keep a ring of this thread in; locked. */
+static struct kept *place_to_keep(void)
+{
+    struct kept *place = NULL;
+    unsigned mine = 0;
+    for (struct kept *one = kept; one; one = one->next) {
+        mine += one->owner == rp_self.id;
+        if (one->owner == 0)
+            place = one;
+    }
+    if (mine >= KEPT_RINGS_A_THREAD)
+        return NULL;
+    if (!place && (place = rp_sys_pages(sizeof *place)) != NULL) {
+        place->next = kept;
+        kept = place;
+    }
+    return place;
+}
+
 bool rp_set_keep_ring(struct rp_ring *ring, const struct rp_ring_options *options, bool with_fd)
 {
     if (rp_ring_queued(ring) > 0 || RP_READ_ONCE(rp_process_no_rings) || !thread_key_made ||
         has_old_credentials(options))
         return false;
-    if (ring->fd != RP_RING_NO_FD && !with_fd) {
-        if (ring->enter_fd == ring->fd)
-            rp_ring_register_fd(ring);
-        if (ring->enter_fd == ring->fd)
-            return false;
-    }
-    bool done = false;
-    int mine = 0;
+    if (ring->fd != RP_RING_NO_FD && !with_fd && ring->enter_fd == ring->fd)
+        rp_ring_register_fd(ring);
+    if (ring->enter_fd == ring->fd) /* no slot is left */
+        with_fd = true;
     rp_lock(&kept_lock);
-    for (unsigned i = 0; i < KEPT_RINGS; i++)
-        mine += kept[i].owner == rp_self.id;
-    for (unsigned i = 0; i < KEPT_RINGS && !done && mine < KEPT_RINGS_A_THREAD; i++) {
-        if (kept[i].owner)
-            continue;
-        kept[i].owner = rp_self.id;
-        kept[i].options = *options;
-        kept[i].ring = *ring;
+    struct kept *place = place_to_keep();
+    if (place) {
+        place->options = *options;
+        place->ring = *ring;
         if (ring->fd != RP_RING_NO_FD && with_fd) {
             rp_fd_internal(ring->fd, true);
         } else if (ring->fd != RP_RING_NO_FD) {
             rp_fd_internal(ring->fd, false);
             rp_sys_close(ring->fd);
-            kept[i].ring.fd = RP_RING_NO_FD;
+            place->ring.fd = RP_RING_NO_FD;
         }
-        kept[i].ring.enters = kept[i].ring.sqes_submitted = kept[i].ring.cqes_reaped = kept[i].ring.overflows = 0;
-        done = true;
+        place->ring.enters = place->ring.sqes_submitted = place->ring.cqes_reaped = place->ring.overflows = 0;
+        RP_WRITE_ONCE(place->owner, rp_self.id);
     }
     rp_unlock(&kept_lock);
-    return done;
+    return place != NULL;
 }
 
-static void end_kept_ring(unsigned i)
+static void end_kept_ring(struct kept *one)
 {
-    if (kept[i].ring.fd != RP_RING_NO_FD)
-        rp_fd_internal(kept[i].ring.fd, false);
-    rp_ring_fini(&kept[i].ring);
-    kept[i].owner = 0;
+    if (one->ring.fd != RP_RING_NO_FD)
+        rp_fd_internal(one->ring.fd, false);
+    rp_ring_fini(&one->ring);
+    one->owner = 0;
 }
 
 static bool take_kept_ring(struct rp_set *set)
 {
     bool found = false;
     rp_lock(&kept_lock);
-    for (unsigned i = 0; i < KEPT_RINGS; i++) {
-        if (kept[i].owner != rp_self_id())
+    for (struct kept *one = kept; one; one = one->next) {
+        if (one->owner != rp_self_id())
             continue;
-        if (has_old_credentials(&kept[i].options)) {
-            end_kept_ring(i);
-        } else if (!found && same_options(&kept[i].options, &set->ring_options)) {
-            set->ring = kept[i].ring;
-            kept[i].owner = 0;
+        if (has_old_credentials(&one->options)) {
+            end_kept_ring(one);
+        } else if (!found && same_options(&one->options, &set->ring_options)) {
+            set->ring = one->ring;
+            one->owner = 0;
             found = true;
         }
     }
@@ -156,9 +171,9 @@ static bool take_kept_ring(struct rp_set *set)
 static void end_kept_rings(void)
 {
     rp_lock(&kept_lock);
-    for (unsigned i = 0; i < KEPT_RINGS; i++)
-        if (kept[i].owner == rp_self.id)
-            end_kept_ring(i);
+    for (struct kept *one = kept; one; one = one->next)
+        if (one->owner == rp_self.id)
+            end_kept_ring(one);
     rp_unlock(&kept_lock);
 }
 
@@ -166,10 +181,11 @@ static void end_kept_rings(void)
 void rp_set_forget_kept_rings(void)
 {
     kept_lock.word = rp_wake_lock.word = rp_retired_lock.word = 0;
-    for (unsigned i = 0; i < KEPT_RINGS; i++)
-        if (kept[i].owner && kept[i].ring.fd != RP_RING_NO_FD)
-            rp_sys_close(kept[i].ring.fd);
-    memset(kept, 0, sizeof kept);
+    for (struct kept *one = kept; one; one = one->next) {
+        if (one->owner && one->ring.fd != RP_RING_NO_FD)
+            rp_sys_close(one->ring.fd);
+        one->owner = 0;
+    }
 }
 
 /* ----------------------------------------------------------- waking the owner */

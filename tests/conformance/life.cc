@@ -963,6 +963,24 @@ TEST_P(SetLife, ManySetsAtOnce)
     EXPECT_TRUE(settle(p.b, POLLRDHUP, 5));
 }
 
+/* The kernel interrupts what a thread waits in 13 to 20 ms after a ring of its own has ended. */
+TEST_P(SetLife, TheEndOfManySetsInterruptsNoLaterWait)
+{
+    Pair p = tcp();
+    std::vector<int> sets;
+    for (int i = 0; i < 40; i++) {
+        sets.push_back(new_set());
+        ASSERT_EQ(add(sets.back(), p.a, in_), 0);
+        EXPECT_EQ(ready(sets.back()), Events());
+    }
+    for (int set : sets)
+        ASSERT_EQ(e().close(set), 0);
+    int kernels = (int)syscall(SYS_epoll_create1, EPOLL_CLOEXEC);
+    struct epoll_event event;
+    EXPECT_EQ(syscall(SYS_epoll_pwait, kernels, &event, 1, 100, nullptr, 8), 0) << strerrorname_np(errno);
+    ::close(kernels);
+}
+
 TEST_P(SetLife, ItSeesReadsThatNobodyReports)
 {
     /* By the raw system call, and by a thread that knows nothing of the set. */

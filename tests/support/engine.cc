@@ -581,9 +581,10 @@ pid_t Engine::fork()
 
 /* --------------------------------------------------------------- processes */
 
-std::map<int, std::string> open_fds()
+std::map<int, std::string> open_fds(size_t *ret_rings)
 {
     std::map<int, std::string> fds;
+    size_t rings = 0;
     int directory = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (directory < 0)
         return fds;
@@ -610,11 +611,17 @@ std::map<int, std::string> open_fds()
             char path[64], target[256];
             snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
             ssize_t length = readlink(path, target, sizeof target - 1);
-            fds[fd] = length > 0 ? std::string(target, (size_t)length) : "?";
+            std::string file = length > 0 ? std::string(target, (size_t)length) : "?";
+            if (file == "anon_inode:[io_uring]")
+                rings++;
+            else
+                fds[fd] = file;
         }
     }
     /* Not close(): this number was never reported to anybody. */
     syscall(SYS_close, directory);
+    if (ret_rings)
+        *ret_rings = rings;
     return fds;
 }
 

@@ -145,7 +145,7 @@ bool shim_is_loaded();
 
 /* Number → what /proc says it is ("socket:[123]"), of every fd of the process.
  * Read with plain system calls, so that a shim cannot hide anything. */
-std::map<int, std::string> open_fds();
+std::map<int, std::string> open_fds(size_t *ret_rings = nullptr);
 
 pid_t this_thread();
 /* Returns when `tid` of this process sleeps in a wait for events (epoll_wait in
