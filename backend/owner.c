@@ -100,7 +100,7 @@ static struct kept *place_to_keep(void)
     struct kept *place = NULL;
     unsigned mine = 0;
     for (struct kept *one = kept; one; one = one->next) {
-        mine += one->owner == rp_self.id;
+        mine += one->owner == rp_self_id();
         if (one->owner == 0)
             place = one;
     }
@@ -135,7 +135,7 @@ bool rp_set_keep_ring(struct rp_ring *ring, const struct rp_ring_options *option
             place->ring.fd = RP_RING_NO_FD;
         }
         place->ring.enters = place->ring.sqes_submitted = place->ring.cqes_reaped = place->ring.overflows = 0;
-        RP_WRITE_ONCE(place->owner, rp_self.id);
+        RP_WRITE_ONCE(place->owner, rp_self_id());
     }
     rp_unlock(&kept_lock);
     return place != NULL;
