@@ -220,8 +220,6 @@ static int ask(struct ringpoll_uv_tree_inbox *inbox, int fd, struct mmsghdr *mes
         inbox->in_vain = got > 0 ? 0 : inbox->in_vain + (inbox->in_vain < VAIN_ENOUGH);
     if (got > 0) {
         inbox->drained = (unsigned)got < count;
-        if (!inbox->drained && inbox->batch < AT_MOST)
-            inbox->batch *= 2;
         return got;
     }
     if (got == 0)
@@ -238,6 +236,8 @@ static bool fetch(struct ringpoll_uv_tree_inbox *inbox, int fd)
     int got = ask(inbox, fd, tray_offer(inbox->tray), count);
     if (got < 0)
         return false;
+    if (!inbox->drained && inbox->batch < AT_MOST)
+        inbox->batch *= 2;
     tray_took(inbox->tray, (unsigned)got);
     inbox->left -= (unsigned)got;
     return true;
