@@ -223,6 +223,8 @@ static const struct edit libuv_edits[] = {
      "  if (ringpoll_uv_tree_received(*uv__udp_inbox(handle)) &&\n"
      "      uv__io_active(w, POLLIN))\n"
      "    uv__io_feed(loop, w);\n"
+     "  if (!QUEUE_EMPTY(&handle->write_queue) && !uv__is_closing(handle))\n"
+     "    revents |= POLLOUT; /* what was answered goes now, by one call */\n"
      "#endif\n"},
     {"src/unix/udp.c", BEHIND, "  count = 32;\n",
      "#ifdef HAVE_RINGPOLL\n"

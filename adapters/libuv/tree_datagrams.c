@@ -244,8 +244,7 @@ static bool fetch(struct ringpoll_uv_tree_inbox *inbox, int fd)
 }
 
 /* libuv's name is a sockaddr_storage. */
-static inline long addressed(struct msghdr *message, const union peer *peer, socklen_t peer_length, size_t fits,
-                             bool cut)
+static inline void address(struct msghdr *message, const union peer *peer, socklen_t peer_length, bool cut)
 {
     if (LIKELY(peer_length == sizeof peer->ip4)) /* one load and one store */
         memcpy(message->msg_name, peer, sizeof peer->ip4);
@@ -254,7 +253,6 @@ static inline long addressed(struct msghdr *message, const union peer *peer, soc
     message->msg_namelen = peer_length;
     message->msg_controllen = 0;
     message->msg_flags = cut ? MSG_TRUNC : 0;
-    return (long)fits;
 }
 
 static long hand_out_letter(struct ringpoll_uv_tree_inbox *inbox, struct msghdr *message)
@@ -262,20 +260,28 @@ static long hand_out_letter(struct ringpoll_uv_tree_inbox *inbox, struct msghdr 
     struct letter *letter = inbox->first;
     size_t room = message->msg_iov->iov_len, fits = letter->length < room ? letter->length : room;
     memcpy(message->msg_iov->iov_base, letter->bytes, fits);
-    long result = addressed(message, &letter->peer, letter->peer_length, fits, fits < letter->length);
+    address(message, &letter->peer, letter->peer_length, fits < letter->length);
     inbox->first = letter->next;
     if (inbox->first == NULL)
         inbox->last = &inbox->first;
     free(letter);
-    return result;
+    return (long)fits;
 }
 
-long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, struct msghdr *message)
+static long hand_out(const struct tray *tray, unsigned slot, struct msghdr *message)
+{
+    const struct mmsghdr *from = &tray->messages[slot];
+    address(message, &tray->peers[slot], from->msg_hdr.msg_namelen, message->msg_iov->iov_len < from->msg_len);
+    return (long)tray_copy(tray, slot, message->msg_iov->iov_base, message->msg_iov->iov_len);
+}
+
+static __attribute__((noinline)) long receive_at_length(struct ringpoll_uv_tree_inbox *inbox, int fd,
+                                                        struct msghdr *message)
 {
     if (inbox == NULL)
         return recvmsg(fd, message, 0);
     know_fork(inbox);
-    if (UNLIKELY(inbox->first != NULL))
+    if (inbox->first != NULL)
         return hand_out_letter(inbox, message);
     struct tray *tray = inbox->tray;
     if (tray == NULL)
@@ -283,11 +289,18 @@ long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, stru
     if (tray->begin == tray->end && !fetch(inbox, fd))
         return inbox->plain ? recvmsg(fd, message, 0) : -1;
     unsigned i = tray->begin++;
-    const struct mmsghdr *from = &tray->messages[i];
-    if (UNLIKELY(from->msg_len > TRAY_DENSE)) /* large ones gain nothing, and touch much memory */
+    if (tray->messages[i].msg_len > TRAY_DENSE) /* large ones gain nothing, and touch much memory */
         inbox->batch = FIRST_BATCH;
-    size_t fits = tray_copy(tray, i, message->msg_iov->iov_base, message->msg_iov->iov_len);
-    return addressed(message, &tray->peers[i], from->msg_hdr.msg_namelen, fits, fits < from->msg_len);
+    return hand_out(tray, i, message);
+}
+
+long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, struct msghdr *message)
+{
+    struct tray *tray = inbox ? inbox->tray : NULL;
+    if (UNLIKELY(!tray || tray->begin == tray->end || inbox->first || inbox->forks != forks ||
+                 tray->messages[tray->begin].msg_len > TRAY_DENSE))
+        return receive_at_length(inbox, fd, message);
+    return hand_out(tray, tray->begin++, message);
 }
 
 unsigned ringpoll_uv_tree_slots(struct ringpoll_uv_tree_inbox **inbox, int fd, unsigned loop_flags, unsigned most)
