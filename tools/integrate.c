@@ -275,6 +275,11 @@ static const struct edit libuv_edits[] = {
      "#ifdef HAVE_RINGPOLL\n"
      "    pkts = 1; /* the error is that of the first */\n"
      "#endif\n"},
+    {"src/unix/udp.c", BEFORE, "  } else {\n    uv__io_start(handle->loop, &handle->io_watcher, POLLOUT);\n",
+     "#ifdef HAVE_RINGPOLL\n"
+     "  } else if (handle->io_watcher.pevents & POLLOUT) {\n"
+     "    /* started by the one before it */\n"
+     "#endif\n"},
     {"src/unix/udp.c", BEHIND, "  uv__io_init(&handle->io_watcher, uv__udp_io, fd);\n",
      "#ifdef HAVE_RINGPOLL\n"
      "  *uv__udp_inbox(handle) = NULL;\n"

@@ -268,13 +268,6 @@ static long hand_out_letter(struct ringpoll_uv_tree_inbox *inbox, struct msghdr 
     return (long)fits;
 }
 
-static long hand_out(const struct tray *tray, unsigned slot, struct msghdr *message)
-{
-    const struct mmsghdr *from = &tray->messages[slot];
-    address(message, &tray->peers[slot], from->msg_hdr.msg_namelen, message->msg_iov->iov_len < from->msg_len);
-    return (long)tray_copy(tray, slot, message->msg_iov->iov_base, message->msg_iov->iov_len);
-}
-
 static __attribute__((noinline)) long receive_at_length(struct ringpoll_uv_tree_inbox *inbox, int fd,
                                                         struct msghdr *message)
 {
@@ -291,16 +284,25 @@ static __attribute__((noinline)) long receive_at_length(struct ringpoll_uv_tree_
     unsigned i = tray->begin++;
     if (tray->messages[i].msg_len > TRAY_DENSE) /* large ones gain nothing, and touch much memory */
         inbox->batch = FIRST_BATCH;
-    return hand_out(tray, i, message);
+    const struct mmsghdr *from = &tray->messages[i];
+    address(message, &tray->peers[i], from->msg_hdr.msg_namelen, message->msg_iov->iov_len < from->msg_len);
+    return (long)tray_copy(tray, i, message->msg_iov->iov_base, message->msg_iov->iov_len);
 }
 
 long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, struct msghdr *message)
 {
     struct tray *tray = inbox ? inbox->tray : NULL;
-    if (UNLIKELY(!tray || tray->begin == tray->end || inbox->first || inbox->forks != forks ||
-                 tray->messages[tray->begin].msg_len > TRAY_DENSE))
+    if (UNLIKELY(!tray || tray->begin == tray->end || inbox->first || inbox->forks != forks))
         return receive_at_length(inbox, fd, message);
-    return hand_out(tray, tray->begin++, message);
+    unsigned i = tray->begin;
+    const struct mmsghdr *from = &tray->messages[i];
+    size_t length = from->msg_len, room = message->msg_iov->iov_len, fits = length < room ? length : room;
+    if (UNLIKELY(length > TRAY_DENSE))
+        return receive_at_length(inbox, fd, message);
+    tray->begin = i + 1;
+    address(message, &tray->peers[i], from->msg_hdr.msg_namelen, fits < length);
+    memcpy(message->msg_iov->iov_base, tray->dense[i], fits);
+    return (long)fits;
 }
 
 unsigned ringpoll_uv_tree_slots(struct ringpoll_uv_tree_inbox **inbox, int fd, unsigned loop_flags, unsigned most)

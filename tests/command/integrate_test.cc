@@ -289,6 +289,7 @@ const Tree libuv_lines = {
      "    npkts = uv__sendmmsg(handle->io_watcher.fd, h, pkts);\nbetween\n"
      "    for (i = 0, q = QUEUE_HEAD(&handle->write_queue);\n"
      "         i < pkts && q != &handle->write_queue;\nbetween\n"
+     "  } else {\n    uv__io_start(handle->loop, &handle->io_watcher, POLLOUT);\nbetween\n"
      "  uv__io_init(&handle->io_watcher, uv__udp_io, fd);\nbetween\n"
      "  uv__io_start(handle->loop, &handle->io_watcher, POLLIN);\nbehind\n"},
     {"src/unix/fs.c", "#define POST  \\\nbetween\n      uv__work_submit(loop,    \\\nbetween\nint uv_fs_access(uv_loop_t* loop,\nbehind\n"},
