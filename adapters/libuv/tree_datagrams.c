@@ -244,7 +244,8 @@ static bool fetch(struct ringpoll_uv_tree_inbox *inbox, int fd)
 }
 
 /* libuv's name is a sockaddr_storage. */
-static inline void address(struct msghdr *message, const union peer *peer, socklen_t peer_length, bool cut)
+static inline long addressed(struct msghdr *message, const union peer *peer, socklen_t peer_length, size_t fits,
+                             bool cut)
 {
     if (LIKELY(peer_length == sizeof peer->ip4)) /* one load and one store */
         memcpy(message->msg_name, peer, sizeof peer->ip4);
@@ -253,6 +254,7 @@ static inline void address(struct msghdr *message, const union peer *peer, sockl
     message->msg_namelen = peer_length;
     message->msg_controllen = 0;
     message->msg_flags = cut ? MSG_TRUNC : 0;
+    return (long)fits;
 }
 
 static long hand_out_letter(struct ringpoll_uv_tree_inbox *inbox, struct msghdr *message)
@@ -260,21 +262,20 @@ static long hand_out_letter(struct ringpoll_uv_tree_inbox *inbox, struct msghdr 
     struct letter *letter = inbox->first;
     size_t room = message->msg_iov->iov_len, fits = letter->length < room ? letter->length : room;
     memcpy(message->msg_iov->iov_base, letter->bytes, fits);
-    address(message, &letter->peer, letter->peer_length, fits < letter->length);
+    long result = addressed(message, &letter->peer, letter->peer_length, fits, fits < letter->length);
     inbox->first = letter->next;
     if (inbox->first == NULL)
         inbox->last = &inbox->first;
     free(letter);
-    return (long)fits;
+    return result;
 }
 
-static __attribute__((noinline)) long receive_at_length(struct ringpoll_uv_tree_inbox *inbox, int fd,
-                                                        struct msghdr *message)
+long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, struct msghdr *message)
 {
     if (inbox == NULL)
         return recvmsg(fd, message, 0);
     know_fork(inbox);
-    if (inbox->first != NULL)
+    if (UNLIKELY(inbox->first != NULL))
         return hand_out_letter(inbox, message);
     struct tray *tray = inbox->tray;
     if (tray == NULL)
@@ -282,27 +283,11 @@ static __attribute__((noinline)) long receive_at_length(struct ringpoll_uv_tree_
     if (tray->begin == tray->end && !fetch(inbox, fd))
         return inbox->plain ? recvmsg(fd, message, 0) : -1;
     unsigned i = tray->begin++;
-    if (tray->messages[i].msg_len > TRAY_DENSE) /* large ones gain nothing, and touch much memory */
+    const struct mmsghdr *from = &tray->messages[i];
+    if (UNLIKELY(from->msg_len > TRAY_DENSE)) /* large ones gain nothing, and touch much memory */
         inbox->batch = FIRST_BATCH;
-    const struct mmsghdr *from = &tray->messages[i];
-    address(message, &tray->peers[i], from->msg_hdr.msg_namelen, message->msg_iov->iov_len < from->msg_len);
-    return (long)tray_copy(tray, i, message->msg_iov->iov_base, message->msg_iov->iov_len);
-}
-
-long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, struct msghdr *message)
-{
-    struct tray *tray = inbox ? inbox->tray : NULL;
-    if (UNLIKELY(!tray || tray->begin == tray->end || inbox->first || inbox->forks != forks))
-        return receive_at_length(inbox, fd, message);
-    unsigned i = tray->begin;
-    const struct mmsghdr *from = &tray->messages[i];
-    size_t length = from->msg_len, room = message->msg_iov->iov_len, fits = length < room ? length : room;
-    if (UNLIKELY(length > TRAY_DENSE))
-        return receive_at_length(inbox, fd, message);
-    tray->begin = i + 1;
-    address(message, &tray->peers[i], from->msg_hdr.msg_namelen, fits < length);
-    memcpy(message->msg_iov->iov_base, tray->dense[i], fits);
-    return (long)fits;
+    size_t fits = tray_copy(tray, i, message->msg_iov->iov_base, message->msg_iov->iov_len);
+    return addressed(message, &tray->peers[i], from->msg_hdr.msg_namelen, fits, fits < from->msg_len);
 }
 
 unsigned ringpoll_uv_tree_slots(struct ringpoll_uv_tree_inbox **inbox, int fd, unsigned loop_flags, unsigned most)
