@@ -66,6 +66,24 @@ void rp_stats_add(struct ringpoll_stats *sum, const struct rp_set *set)
     sum->polls_armed += set->ops.count[RP_OP_QUEUED] + set->ops.count[RP_OP_INFLIGHT];
 }
 
+int ringpoll_count_plain(int epfd, unsigned waits, unsigned events, unsigned ctls, int added)
+{
+    struct rp_set *set = rp_set_of(epfd);
+    if (!set || !(set->flags & RINGPOLL_DECLARED))
+        return !set && rp_sys_fcntl(epfd, 1 /* F_GETFD */, 0) < 0 ? -EBADF : -EINVAL;
+    if (rp_self.locks_held)
+        return -EBUSY;
+    rp_set_lock(set);
+    RP_COUNT(set->stats.waits, waits);
+    RP_COUNT(set->stats.kernel_waits, waits);
+    RP_COUNT(set->stats.events, events);
+    RP_COUNT(set->stats.kernel_ctls, ctls);
+    uint32_t plain = RP_READ_ONCE(set->plain);
+    RP_WRITE_ONCE(set->plain, added < 0 && plain < -(uint32_t)added ? 0 : plain + (uint32_t)added);
+    rp_set_unlock(set);
+    return 0;
+}
+
 int ringpoll_get_stats(int epfd, struct ringpoll_stats *stats)
 {
     _Static_assert(RINGPOLL_REASON_SHARED < RINGPOLL_REASON_SLOTS, "each reason has its slot");

@@ -16,6 +16,17 @@
  * comes first, and that is where the poll on the ring ends: when del returns, the ring
  * holds the file no more.
  *
+ * As long as no object of ours was made in the process, and no set of a base given away,
+ * there is nothing that a ring could complete, and each set is the kernel epoll instance
+ * that its number names. It is used *directly* then, by epoll_wait(2) and epoll_ctl(2), which
+ * is what libevent's own backend does, with less around it. From the first object on every
+ * base asks the library, for good, since another's fds may have to be known; a loop that
+ * sleeps directly on the base of that object is waked. What was added directly is *plain*
+ * to the library (backend/ctl.c), as it would have been. The library is told now and then
+ * how much there was, for `ringpoll stat`.
+ *
+ *   DIRECT --an object, a set given away, a fork--> ASKING
+ *
  * Forks: event_reinit() calls dealloc, then init, then add for every fd, with no
  * interest for many of them. A child that goes on without event_reinit() has a copy of
  * the set on kernel epoll, as any child of ringpoll has.
@@ -38,9 +49,14 @@
 
 struct event_state {
     int set;
+    bool direct; /* DIRECT, unless the process has left that */
+    unsigned waits, happened, ctls; /* direct ones that the library does not know of yet */
+    unsigned tell_at; /* so many waits */
+    int registrations;
     unsigned forks; /* of the process, when it was made */
     void *lock; /* of the base, which has it from its first turn on at the latest; or NULL */
     bool in_use; /* there was a turn */
+    bool precise;
     struct event_outputs *outputs; /* of objects of ours, or NULL */
     uint8_t *registered;           /* by fd: what its events want, whoever's they are */
     unsigned registered_room;
@@ -56,6 +72,7 @@ struct event_state {
 
 __thread struct event_swap *event_swap;
 __thread bool event_del_keeps;
+static bool declares; /* atomic; something in this process may be declared */
 unsigned event_forks;
 
 /* event_reinit() calls dealloc and init at once; event_base_free() dealloc alone. */
@@ -72,6 +89,7 @@ int event_state_new(struct event_state **ret_state)
         return -ENOMEM;
     state->room = FIRST_ROOM;
     state->forks = event_forks;
+    state->direct = true;
     state->events = calloc(FIRST_ROOM, sizeof *state->events);
     state->set = state->events ? ringpoll_create(&options) : -ENOMEM;
     if (state->set < 0) {
@@ -84,10 +102,45 @@ int event_state_new(struct event_state **ret_state)
     return 0;
 }
 
+/* --------------------------------------------------------------------- direct */
+
+#define TOLD_EACH 1024u
+
+static __attribute__((noinline)) void tell(struct event_state *state)
+{
+    (void)ringpoll_count_plain(state->set, state->waits, state->happened, state->ctls, state->registrations);
+    state->waits = state->happened = state->ctls = 0;
+    state->tell_at = TOLD_EACH;
+    state->registrations = 0;
+}
+
+static __attribute__((noinline)) void end_direct(struct event_state *state)
+{
+    tell(state);
+    __atomic_store_n(&state->direct, false, __ATOMIC_RELAXED);
+}
+
+static inline bool is_direct(struct event_state *state)
+{
+    if (LIKELY(state->direct && !__atomic_load_n(&declares, __ATOMIC_RELAXED) && state->forks == event_forks))
+        return true;
+    if (state->direct)
+        end_direct(state);
+    return false;
+}
+
+/* Another thread can wake a loop, or need not. */
+static bool can_be_waked(const void *lock)
+{
+    return !lock || event_inside.loop_continue;
+}
+
 void event_state_free(struct event_state *state)
 {
     if (!state)
         return;
+    if (state->direct && state->forks == event_forks)
+        tell(state);
     ringpoll_close(state->set);
     free(state->constants);
     free(state->registered);
@@ -95,8 +148,13 @@ void event_state_free(struct event_state *state)
     free(state);
 }
 
-int event_state_set(const struct event_state *state)
+int event_state_set(struct event_state *state, struct event_base *base)
 {
+    if (!__atomic_load_n(&declares, __ATOMIC_RELAXED))
+        __atomic_store_n(&declares, true, __ATOMIC_RELAXED);
+    /* Its loop, if another thread's, has asked before it slept, or is waked: this locks. */
+    if (__atomic_load_n(&state->direct, __ATOMIC_RELAXED) && event_inside.loop_continue)
+        (void)event_inside.loop_continue(base);
     return state->set;
 }
 
@@ -196,29 +254,51 @@ static bool del_constant(struct event_state *state, int fd, short left)
 
 /* -------------------------------------------------------------------- changes */
 
-static uint32_t bits_of(short events)
+_Static_assert(EV_READ >> 1 == EPOLLIN && EV_WRITE == EPOLLOUT && EV_CLOSED << 6 == EPOLLRDHUP && (uint32_t)EV_ET << 26 == EPOLLET,
+               "the same bits elsewhere");
+static inline uint32_t bits_of(short events)
 {
-    return (events & EV_READ ? EPOLLIN : 0u) | (events & EV_WRITE ? EPOLLOUT : 0u) |
-           (events & EV_CLOSED ? EPOLLRDHUP : 0u) | (events & EV_ET ? EPOLLET : 0u);
+    uint32_t bits = (uint16_t)events;
+    return (bits & EV_READ) >> 1 | (bits & EV_WRITE) | (bits & EV_CLOSED) << 6 | (bits & EV_ET) << 26;
 }
 
-static int ctl(struct event_state *state, int op, int fd, short events)
+/* epoll_ctl(2), 0 or -errno. */
+static inline int ctl_directly(struct event_state *state, int op, int fd, struct epoll_event *event)
+{
+    int error = epoll_ctl(state->set, op, fd, event);
+    if (UNLIKELY(error < 0))
+        error = -errno;
+    if (op == EPOLL_CTL_ADD)
+        state->registrations += error == 0;
+    else if (op == EPOLL_CTL_DEL)
+        state->registrations -= error == 0 || error == -EBADF;
+    if (UNLIKELY(++state->ctls >= TOLD_EACH))
+        tell(state);
+    return error;
+}
+
+static inline int ctl(struct event_state *state, int op, int fd, short events)
 {
     struct epoll_event event = {.events = bits_of(events), .data.fd = fd};
-    return ringpoll_ctl(state->set, op, fd, &event);
+    return LIKELY(is_direct(state)) ? ctl_directly(state, op, fd, &event) : ringpoll_ctl(state->set, op, fd, &event);
 }
 
-static bool note(struct event_state *state, int fd, short events)
+static __attribute__((noinline)) bool make_room_for(struct event_state *state, int fd)
 {
-    if ((unsigned)fd >= state->registered_room) {
-        unsigned room = fd < 512 ? 1024 : (unsigned)fd * 2;
-        uint8_t *more = events ? realloc(state->registered, room) : NULL;
-        if (!more)
-            return events == 0;
-        memset(more + state->registered_room, 0, room - state->registered_room);
-        state->registered = more;
-        state->registered_room = room;
-    }
+    unsigned room = fd < 512 ? 1024 : (unsigned)fd * 2;
+    uint8_t *more = realloc(state->registered, room);
+    if (!more)
+        return false;
+    memset(more + state->registered_room, 0, room - state->registered_room);
+    state->registered = more;
+    state->registered_room = room;
+    return true;
+}
+
+static inline bool note(struct event_state *state, int fd, short events)
+{
+    if (UNLIKELY((unsigned)fd >= state->registered_room) && (events == 0 || !make_room_for(state, fd)))
+        return events == 0;
     state->registered[fd] = (uint8_t)events;
     return true;
 }
@@ -293,8 +373,9 @@ static int backend_del(struct event_base *base, int fd, short old, short events,
             error = ctl(state, EPOLL_CTL_ADD, fd, left);
         return error < 0 ? fail(error) : 0;
     }
-    int error = ringpoll_ctl(state->set, EPOLL_CTL_DEL, fd, NULL);
-    if (!event_del_keeps)
+    bool direct = is_direct(state);
+    int error = direct ? ctl_directly(state, EPOLL_CTL_DEL, fd, NULL) : ringpoll_ctl(state->set, EPOLL_CTL_DEL, fd, NULL);
+    if (!direct && !event_del_keeps)
         ringpoll_fd_forget(fd); /* it may be closed next, and nobody will tell us */
     /* Closed before it was deleted: that is over, too. */
     return error < 0 && error != -ENOENT && error != -EBADF && error != -EPERM ? fail(error) : 0;
@@ -333,35 +414,66 @@ static bool is_precise(const struct event_base *base)
     return (flags & EVENT_BASE_FLAG_PRECISE_TIMER) != 0;
 }
 
-static struct timespec whole_milliseconds(const struct timeval *time)
+#define LONGEST_SECONDS (35 * 60) /* epoll's milliseconds, in libevent */
+
+/* As libevent's epoll: whole milliseconds. */
+static inline int milliseconds_of(const struct timeval *timeout)
 {
-    long milliseconds = (time->tv_usec + 999) / 1000;
-    return (struct timespec){time->tv_sec + milliseconds / 1000, milliseconds % 1000 * 1000000};
+    return timeout->tv_sec > LONGEST_SECONDS ? LONGEST_SECONDS * 1000
+                                             : (int)(timeout->tv_sec * 1000 + (timeout->tv_usec + 999) / 1000);
+}
+
+static __attribute__((noinline)) void begin_use(struct event_base *base, struct event_state *state)
+{
+    state->lock = lock_of(base);
+    state->precise = is_precise(base);
+    state->in_use = true;
+    if (state->direct && !can_be_waked(state->lock))
+        end_direct(state);
+}
+
+/* epoll_wait(2), or -errno. */
+static int wait_directly(struct event_state *state, const struct timeval *timeout)
+{
+    (void)ringpoll_flush(); /* of sets that the program has beside libevent */
+    int count = epoll_wait(state->set, state->events, state->room,
+                           state->constant_count > 0 ? 0 : timeout ? milliseconds_of(timeout) : -1);
+    if (count < 0)
+        return -errno;
+    state->happened += (unsigned)count;
+    return count;
+}
+
+static __attribute__((noinline)) int wait_by_library(struct event_state *state, const struct timeval *timeout)
+{
+    struct timespec time = {0, 0};
+    if (timeout && state->constant_count == 0) {
+        time = (struct timespec){timeout->tv_sec, timeout->tv_usec * 1000};
+        /* As epoll's, which is also the cheaper call, unless asked for more. */
+        if (timeout->tv_usec && !state->precise) {
+            long milliseconds = (timeout->tv_usec + 999) / 1000;
+            time = (struct timespec){timeout->tv_sec + milliseconds / 1000, milliseconds % 1000 * 1000000};
+        }
+    }
+    return ringpoll_wait(state->set, state->events, state->room, timeout || state->constant_count > 0 ? &time : NULL, NULL);
 }
 
 static int backend_dispatch(struct event_base *base, struct timeval *timeout)
 {
     struct event_state *state = event_head(base)->state;
-    struct timespec time = {0, 0};
-    if (timeout && state->constant_count == 0) {
-        time = (struct timespec){timeout->tv_sec, timeout->tv_usec * 1000};
-        /* As epoll's, which is also the cheaper call: whole milliseconds, unless asked for more. */
-        if (timeout->tv_usec && !is_precise(base))
-            time = whole_milliseconds(timeout);
-    }
-    const struct timespec *wait = timeout || state->constant_count > 0 ? &time : NULL;
     struct epoll_event *events = state->events;
 
-    if (!state->in_use) {
-        state->lock = lock_of(base);
-        state->in_use = true;
-    }
+    if (!state->in_use)
+        begin_use(base, state);
+    bool direct = is_direct(state) && !(state->precise && timeout && timeout->tv_usec);
     void *lock = state->lock;
     if (lock)
         event_inside.locks->unlock(0, lock);
-    int count = ringpoll_wait(state->set, events, state->room, wait, NULL);
+    int count = direct ? wait_directly(state, timeout) : wait_by_library(state, timeout);
     if (lock)
         event_inside.locks->lock(0, lock);
+    if (direct && ++state->waits >= state->tell_at) /* the first one is told at once */
+        tell(state);
     if (count < 0 && count != -EINTR)
         return fail(count);
     for (int i = 0; i < count; i++) {

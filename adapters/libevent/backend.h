@@ -10,6 +10,9 @@
 
 #include "layout.h"
 
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+
 /* libevent's own, by dlsym: programs link libevent or libevent_core. */
 struct event_inside {
     uint32_t (*version)(void);
@@ -17,6 +20,7 @@ struct event_inside {
     int (*features)(const struct event_base *base);
     int (*reinit)(struct event_base *base);
     int (*loop)(struct event_base *base, int flags);
+    int (*loop_continue)(struct event_base *base); /* NULL: not to be had */
     int (*count)(struct event_base *base, unsigned what);
     int (*priorities)(struct event_base *base);
     int (*priority_init)(struct event_base *base, int count);
@@ -66,7 +70,8 @@ static inline struct event_base_head *event_head(struct event_base *base)
 struct event_state;
 int event_state_new(struct event_state **ret_state);
 void event_state_free(struct event_state *state);
-int event_state_set(const struct event_state *state);
+/* Its set, in which something may be declared from now on. */
+int event_state_set(struct event_state *state, struct event_base *base);
 /* Made when asked for; NULL: no memory. */
 struct event_outputs;
 struct event_outputs *event_state_outputs(struct event_state *state, struct event_base *base);

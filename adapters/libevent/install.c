@@ -52,6 +52,7 @@ static bool find_symbols(void)
         {"event_base_get_features", &event_inside.features},
         {"event_reinit", &event_inside.reinit},
         {"event_base_loop", &event_inside.loop},
+        {"event_base_loopcontinue", &event_inside.loop_continue},
         {"event_base_get_num_events", &event_inside.count},
         {"event_base_get_npriorities", &event_inside.priorities},
         {"event_base_priority_init", &event_inside.priority_init},
@@ -191,6 +192,7 @@ int event_know_tree(const struct ringpoll_event_tree *tree)
             .flags = tree->flags,
         };
         event_inside.io_active = tree->io_active;
+        event_inside.loop_continue = tree->loop_continue;
         event_inside.signals_init = tree->signals_init;
         event_inside.signals_dealloc = tree->signals_dealloc;
         event_inside.locks = tree->locks;
@@ -274,5 +276,5 @@ int ringpoll_event_set(struct event_base *base)
 {
     if (!event_layout || !event_is_ours(base))
         return -EINVAL;
-    return event_state_set(event_head(base)->state);
+    return event_state_set(event_head(base)->state, base);
 }

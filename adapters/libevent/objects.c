@@ -322,6 +322,7 @@ int objects_fit(struct event_base *base, struct event_outputs **ret_outputs)
     struct event_state *state = event_head(base)->state;
     if (event_state_is_inherited(state))
         return -ECHILD;
+    (void)event_state_set(state, base);
     error = objects_know();
     if (error == 0 && ret_outputs && !(*ret_outputs = event_state_outputs(state, base)))
         error = -ENOMEM;

@@ -159,6 +159,13 @@ RINGPOLL_API int ringpoll_wait(int epfd, struct epoll_event *events, int maxeven
  * -EBADF: not open; -EINVAL: not a set. */
 RINGPOLL_API int ringpoll_sleep_fd(int epfd, int woken);
 
+/* A RINGPOLL_DECLARED set in a process that has declared no fd is the kernel epoll instance
+ * that `epfd` names: its user may call epoll_wait(2) and epoll_ctl(2) on it directly until the
+ * first is declared, and the ones above from then on. Here it tells how often it did, for the
+ * statistics, and how many fds were added less those removed. Any thread. -EBADF: not open;
+ * -EINVAL: no such set; -EBUSY: inside a signal handler that has interrupted the library. */
+RINGPOLL_API int ringpoll_count_plain(int epfd, unsigned waits, unsigned events, unsigned ctls, int added);
+
 /* Moves a set to kernel epoll for good, losing no event: from then on the
  * identity fd can be nested in, or polled by, anything. -EBADF: not open;
  * -EINVAL: not a set. */

@@ -118,6 +118,7 @@ struct ringpoll_event_tree {
     uint16_t count, running, priorities, flags, lock;
     uint16_t reserved;
     void (*io_active)(struct event_base *base, int fd, short events);
+    int (*loop_continue)(struct event_base *base);
     int (*signals_init)(struct event_base *base);
     void (*signals_dealloc)(struct event_base *base);
     const void *locks; /* NULL: built without threads */

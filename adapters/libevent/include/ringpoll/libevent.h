@@ -26,6 +26,7 @@ static void *ringpoll_tree_init(struct event_base *base)
         .priorities = offsetof(struct event_base, nactivequeues),
         .flags = offsetof(struct event_base, flags),
         .io_active = evmap_io_active_,
+        .loop_continue = event_base_loopcontinue,
         .signals_init = evsig_init_,
         .signals_dealloc = evsig_dealloc_,
     };
