@@ -101,7 +101,7 @@ check_tree() {
 
 export RINGPOLL_DIFFERENTIAL_OPS=30000
 if wanted plain; then
-    check_tree plain check --enable-werror
+    check_tree plain check --enable-werror 'CXXFLAGS=-O1 -g1'
     why_skipped "$work/plain"
 
     # The long differential runs go where everything is in play; the other engines
