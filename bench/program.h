@@ -47,6 +47,9 @@ struct program {
 /* What a program asks read() for, as many do, and the most that one asks for. */
 #define READ_SIZE 4096
 #define READ_SIZE_MAX 65536
+/* Where a program reads to. What the kernel copies to costs some 3 % more where it does not begin
+ * a cache line, and where a heap or a stack begins differs between processes. */
+#define READ_ALIGNMENT 64
 
 extern const struct program_ops program_raw;
 extern const struct program_ops program_floor;

@@ -87,7 +87,7 @@ static long reply(int fd, const void *buffer, size_t size)
 
 static void serve(struct program *program, int fd)
 {
-    char buffer[READ_SIZE_MAX];
+    _Alignas(READ_ALIGNMENT) char buffer[READ_SIZE_MAX];
     long got = receive(fd, buffer, program->read_size);
     if (got <= 0) {
         if (got == -EAGAIN) {

@@ -68,7 +68,7 @@ static int accept_all(struct program *program)
 
 static int serve(struct program *program, int fd)
 {
-    char buffer[READ_SIZE_MAX];
+    _Alignas(READ_ALIGNMENT) char buffer[READ_SIZE_MAX];
     ssize_t got = read(fd, buffer, program->read_size);
     if (got <= 0)
         return got < 0 && errno == EAGAIN ? 0 : -EIO; /* no connection of this program ends */

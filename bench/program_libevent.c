@@ -48,7 +48,7 @@ static void on_readable(evutil_socket_t fd, short what, void *argument)
 {
     struct connection *connection = argument;
     struct program *program = connection->program;
-    char buffer[READ_SIZE_MAX];
+    _Alignas(READ_ALIGNMENT) char buffer[READ_SIZE_MAX];
     ssize_t got = read(fd, buffer, program->read_size);
     (void)what;
     if (got <= 0) {

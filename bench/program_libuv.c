@@ -34,7 +34,7 @@ struct connection {
     struct connection *next, **link;
     bool lent; /* `buffer` is a write's */
     bool ending;
-    char buffer[READ_SIZE_MAX];
+    _Alignas(READ_ALIGNMENT) char buffer[READ_SIZE_MAX];
 };
 
 struct request {
@@ -148,7 +148,7 @@ static void on_connection(uv_stream_t *listener, int status)
 {
     struct program *program = listener->data;
     struct state *state = program->state;
-    struct connection *connection = status == 0 ? malloc(sizeof *connection) : NULL;
+    struct connection *connection = status == 0 ? aligned_alloc(READ_ALIGNMENT, sizeof *connection) : NULL;
     if (connection == NULL) {
         state->error = status != 0 ? status : -ENOMEM;
         return;
