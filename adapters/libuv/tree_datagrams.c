@@ -284,7 +284,7 @@ long ringpoll_uv_tree_receive(struct ringpoll_uv_tree_inbox *inbox, int fd, stru
         return inbox->plain ? recvmsg(fd, message, 0) : -1;
     unsigned i = tray->begin++;
     const struct mmsghdr *from = &tray->messages[i];
-    if (UNLIKELY(from->msg_len > TRAY_DENSE)) /* large ones gain nothing, and touch much memory */
+    if (UNLIKELY(from->msg_len > TRAY_SMALL)) /* large ones gain nothing, and touch much memory */
         inbox->batch = FIRST_BATCH;
     size_t fits = tray_copy(tray, i, message->msg_iov->iov_base, message->msg_iov->iov_len);
     return addressed(message, &tray->peers[i], from->msg_hdr.msg_namelen, fits, fits < from->msg_len);
