@@ -129,12 +129,6 @@ static inline bool is_direct(struct event_state *state)
     return false;
 }
 
-/* Another thread can wake a loop, or need not. */
-static bool can_be_waked(const void *lock)
-{
-    return !lock || event_inside.loop_continue;
-}
-
 void event_state_free(struct event_state *state)
 {
     if (!state)
@@ -373,9 +367,8 @@ static int backend_del(struct event_base *base, int fd, short old, short events,
             error = ctl(state, EPOLL_CTL_ADD, fd, left);
         return error < 0 ? fail(error) : 0;
     }
-    bool direct = is_direct(state);
-    int error = direct ? ctl_directly(state, EPOLL_CTL_DEL, fd, NULL) : ringpoll_ctl(state->set, EPOLL_CTL_DEL, fd, NULL);
-    if (!direct && !event_del_keeps)
+    int error = ctl(state, EPOLL_CTL_DEL, fd, 0);
+    if (!state->direct && !event_del_keeps)
         ringpoll_fd_forget(fd); /* it may be closed next, and nobody will tell us */
     /* Closed before it was deleted: that is over, too. */
     return error < 0 && error != -ENOENT && error != -EBADF && error != -EPERM ? fail(error) : 0;
@@ -428,7 +421,7 @@ static __attribute__((noinline)) void begin_use(struct event_base *base, struct 
     state->lock = lock_of(base);
     state->precise = is_precise(base);
     state->in_use = true;
-    if (state->direct && !can_be_waked(state->lock))
+    if (state->direct && state->lock && !event_inside.loop_continue) /* another thread could not wake it */
         end_direct(state);
 }
 
@@ -450,9 +443,9 @@ static __attribute__((noinline)) int wait_by_library(struct event_state *state, 
     if (timeout && state->constant_count == 0) {
         time = (struct timespec){timeout->tv_sec, timeout->tv_usec * 1000};
         /* As epoll's, which is also the cheaper call, unless asked for more. */
-        if (timeout->tv_usec && !state->precise) {
-            long milliseconds = (timeout->tv_usec + 999) / 1000;
-            time = (struct timespec){timeout->tv_sec + milliseconds / 1000, milliseconds % 1000 * 1000000};
+        if (!state->precise) {
+            int milliseconds = milliseconds_of(timeout);
+            time = (struct timespec){milliseconds / 1000, milliseconds % 1000 * 1000000L};
         }
     }
     return ringpoll_wait(state->set, state->events, state->room, timeout || state->constant_count > 0 ? &time : NULL, NULL);

@@ -10,20 +10,25 @@
 #include <event2/thread.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <functional>
 #include <string>
 #include <thread>
 
 #include <ringpoll/event.h>
 #include <ringpoll/ringpoll.h>
+
+#include "tests/support/asleep.h"
 
 namespace {
 
@@ -61,7 +66,7 @@ std::string in_a_process(const Body &body)
 
 struct Pair {
     int fds[2];
-    int seen = 0;
+    std::atomic<int> seen{0};
     struct event *event = nullptr;
     Pair() { EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0); }
     static void call(evutil_socket_t fd, short, void *argument)
@@ -183,9 +188,14 @@ TEST(Direct, ALoopThatSleepsIsWakedForAnotherThreadsFirstObject)
         struct event_base *base = ring_base();
         Pair before, objects;
         SAY_UNLESS(base && before.watch(base));
-        std::thread loop([&] { event_base_loop(base, EVLOOP_NO_EXIT_ON_EMPTY); });
+        std::atomic<int> tid{0};
+        std::thread loop([&] {
+            tid = (int)syscall(SYS_gettid);
+            event_base_loop(base, EVLOOP_NO_EXIT_ON_EMPTY);
+        });
         SAY_UNLESS(before.poke());
-        usleep(50000); /* it sleeps, most likely */
+        while (tid == 0 || before.seen == 0 || !is_asleep("/proc/self/task/" + std::to_string(tid.load())))
+            sched_yield();
         struct bufferevent *bev = ringpoll_bufferevent_socket_new(base, objects.fds[0],
                                                                   BEV_OPT_THREADSAFE | BEV_OPT_CLOSE_ON_FREE);
         SAY_UNLESS(bev);

@@ -4,6 +4,7 @@
  * other ways to wait for a set.
  */
 #include "scenario.h"
+#include "tests/support/asleep.h"
 
 #include <atomic>
 #include <dlfcn.h>
@@ -51,20 +52,9 @@ static void wait_until_asleep(const Waiter &waiter)
 {
     while (waiter.tid == 0)
         sched_yield();
-    char path[64], text[512];
-    snprintf(path, sizeof path, "/proc/self/task/%d/stat", waiter.tid.load());
-    for (;;) {
-        FILE *file = fopen(path, "r");
-        if (!file)
-            return;
-        size_t length = fread(text, 1, sizeof text - 1, file);
-        fclose(file);
-        text[length] = '\0';
-        const char *state = strrchr(text, ')');
-        if (state && state[2] == 'S')
-            return;
+    std::string directory = "/proc/self/task/" + std::to_string(waiter.tid.load());
+    while (access(directory.c_str(), F_OK) == 0 && !is_asleep(directory))
         sched_yield();
-    }
 }
 
 static void quiet_set(int fds[2], int *epfd)

@@ -5,6 +5,7 @@
  * of a poll in flight, and forgets the fd before both, because another thread
  * may be given the same number the moment it is free.
  */
+#include "asleep.h"
 #include "engine.h"
 
 #include <dirent.h>
@@ -641,14 +642,7 @@ static bool waits(const std::string &directory)
 #ifdef SYS_epoll_wait
     waiting = waiting || number == SYS_epoll_wait;
 #endif
-    if (!waiting)
-        return false;
-    /* "pid (comm) S …": asleep, not merely on the way in or out. */
-    std::ifstream stat(directory + "/stat");
-    std::string line;
-    std::getline(stat, line);
-    size_t end = line.rfind(')');
-    return end != std::string::npos && end + 2 < line.size() && line[end + 2] == 'S';
+    return waiting && is_asleep(directory);
 }
 
 static bool until_it_waits_in(const std::string &directory)
